@@ -1,0 +1,194 @@
+"""Request bodies: received within limits of size and time, decompressed, and parsed into a task's input."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+from pydantic import ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field as FormField
+from python_multipart.multipart import File, FormParser, parse_options_header
+
+from service.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMedia, ValidationFailed
+from service.tasks import AnyTask
+from service.tasks.base import MediaInput, TaskInput, Upload
+
+INLINE_BYTES = 64 * 1024
+"""Larger bodies are parsed in a thread: the event loop answers probes meanwhile (bytes)."""
+
+_ENCODINGS = ("gzip", "deflate", "identity")
+
+
+async def receive_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body, decompressed.
+
+    Args:
+        request: whose body has not been read.
+        max_bytes: most bytes taken, compressed or not.
+        timeout_s: time to receive it.
+
+    Raises:
+        TooLarge: more than `max_bytes`; when `Content-Length` says so, nothing is read.
+        BodyTimeout: it did not arrive in time.
+        UnsupportedMedia: its `Content-Encoding` is not gzip or deflate.
+        BadRequest: it cannot be decompressed, or the header is no number.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower() or "identity"
+    if encoding not in _ENCODINGS:
+        raise UnsupportedMedia("Content-Encoding", encoding, ("gzip", "deflate"))
+    declared = request.headers.get("content-length")
+    if declared and declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes, int(declared))
+    try:
+        async with asyncio.timeout(timeout_s):
+            body = await _receive(request, max_bytes)
+    except TimeoutError:
+        raise BodyTimeout(timeout_s) from None
+    if encoding == "identity":
+        return body
+    return await asyncio.to_thread(_inflate, body, max_bytes)
+
+
+async def _receive(request: Request, max_bytes: int) -> bytes:
+    """Read straight from the connection: Starlette's stream would add a generator to every request."""
+    chunks, size = [], 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequest("The connection closed before the body was complete.")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes, None)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(limit: int, actual: int | None) -> TooLarge:
+    return TooLarge("The request body", limit=limit, unit="bytes", setting="GRIDLOOP_MAX_BODY_BYTES", actual=actual)
+
+
+def _inflate(body: bytes, max_bytes: int) -> bytes:
+    """Decompress gzip or zlib data, never producing more than `max_bytes`."""
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either kind of header
+    try:
+        data = inflater.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise BadRequest(f"The body is not what its Content-Encoding says: {error}.") from None
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes, None)
+    if not inflater.eof:
+        raise BadRequest("The compressed body is cut short. Send it whole.")
+    return data
+
+
+async def parse_input(task: type[AnyTask], request: Request, body: bytes) -> TaskInput:
+    """A request's body and query as the task's input.
+
+    Raises:
+        UnsupportedMedia: the task does not take this content type.
+        ValidationFailed: fields are missing, unknown or out of bounds.
+        BadRequest: the multipart framing is broken.
+    """
+    content_type = request.headers.get("content-type")
+    query = [*request.query_params.multi_items()]
+    if len(body) <= INLINE_BYTES:
+        return _parse(task, content_type, query, body)
+    return await asyncio.to_thread(_parse, task, content_type, query, body)
+
+
+def _parse(task: type[AnyTask], content_type: str | None, query: list[tuple[str, str]], body: bytes) -> TaskInput:
+    try:
+        if issubclass(task.Input, MediaInput):
+            return _parse_media(task, content_type, query, body)
+        if query:
+            raise ValidationFailed(
+                [
+                    {"loc": ["query", name], "msg": "this endpoint takes its fields in the JSON body"}
+                    for name, _ in query
+                ]
+            )
+        kind = (content_type or "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedMedia("Content-Type", kind, ("application/json",))
+        return task.Input.model_validate_json(body)
+    except ValidationError as error:
+        place = "query" if issubclass(task.Input, MediaInput) else "body"
+        raise ValidationFailed(
+            [{"loc": [place, *e["loc"]], "msg": e["msg"]} for e in error.errors(include_url=False, include_input=False)]
+        ) from None
+
+
+def _parse_media(
+    task: type[AnyTask], content_type: str | None, query: list[tuple[str, str]], body: bytes
+) -> MediaInput:
+    kind, options = parse_options_header(content_type or "application/octet-stream")
+    media = kind.decode("latin-1").lower()
+    fields = _unique(query)
+    if media == "multipart/form-data":
+        form, files = _multipart(body, options, task)
+        fields |= form
+    elif media in task.media:
+        files = [Upload(body, content_type=media)] if body else []
+    else:
+        raise UnsupportedMedia("Content-Type", media, ("multipart/form-data", *task.media))
+    if "files" in fields:
+        raise ValidationFailed([{"loc": ["query", "files"], "msg": "Extra inputs are not permitted"}])
+    parsed = task.Input.model_validate({**fields, "files": tuple(files)})
+    assert isinstance(parsed, MediaInput)  # noqa: S101  checked by the caller
+    return parsed
+
+
+def _unique(query: list[tuple[str, str]]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for name, value in query:
+        if name in fields:
+            raise ValidationFailed([{"loc": ["query", name], "msg": "is given more than once"}])
+        fields[name] = value
+    return fields
+
+
+def _multipart(body: bytes, options: Mapping[bytes, bytes], task: type[AnyTask]) -> tuple[dict[str, str], list[Upload]]:
+    """Parts named `file` become uploads; other parts are fields, as if they stood in the query."""
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise BadRequest("multipart/form-data needs a boundary parameter in Content-Type (curl -F sets it by itself).")
+    fields: list[tuple[str, str]] = []
+    files: list[Upload] = []
+
+    def add_field(field: FormField) -> None:
+        name, value = (field.field_name or b"").decode("utf-8", "replace"), field.value or b""
+        if name == "file":
+            files.append(Upload(value))
+        else:
+            fields.append((name, value.decode("utf-8", "replace")))
+
+    def add_file(file: File) -> None:
+        name = (file.field_name or b"").decode("utf-8", "replace")
+        if name != "file":
+            raise ValidationFailed([{"loc": ["body", name], "msg": "files are sent as parts named 'file'"}])
+        file.file_object.seek(0)
+        filename = (file.file_name or b"").decode("utf-8", "replace") or None
+        files.append(Upload(file.file_object.read(), filename))
+
+    config: Any = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # never to disk: the body is in memory anyway
+    finished = False
+
+    def finish() -> None:
+        nonlocal finished
+        finished = True
+
+    try:
+        parser = FormParser("multipart/form-data", add_field, add_file, finish, boundary=boundary, config=config)
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise BadRequest(f"The multipart body is malformed: {error}.") from None
+    if not finished:
+        raise BadRequest("The multipart body is cut short: its closing boundary is missing.")
+    return _unique(fields), files

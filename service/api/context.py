@@ -1,0 +1,48 @@
+"""What is known of a request while it is answered: its id, its deadline, and where its time went."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.runtime.batcher import Timings
+
+_KEY = "gridloop.context"
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One request's own facts; kept in the ASGI scope.
+
+    Attributes:
+        request_id: the caller's own `X-Request-ID`, or a new one.
+        timeout_s: the deadline, counted from `started`.
+        started: `time.perf_counter()` when the request's head had arrived.
+        timings: seconds spent per stage.
+        model: `name@version` that answered.
+        trace: `traceparent` to hand on: the caller's trace with a span of ours.
+    """
+
+    request_id: str
+    timeout_s: float
+    started: float = field(default_factory=time.perf_counter)
+    timings: Timings = field(default_factory=Timings)
+    model: str | None = None
+    trace: str | None = None
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left until the deadline; not below 0."""
+        return max(0.0, self.started + self.timeout_s - time.perf_counter())
+
+
+def set_context(scope: Any, context: RequestContext) -> None:
+    """Attach the context to the ASGI scope."""
+    scope[_KEY] = context
+
+
+def context_of(scope: Any) -> RequestContext:
+    """The context of a request that came through the edge."""
+    context: RequestContext = scope[_KEY]
+    return context

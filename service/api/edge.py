@@ -1,0 +1,206 @@
+"""Edge: what every request passes first and every answer last.
+
+Pure ASGI, because each of Starlette's `BaseHTTPMiddleware` costs more than a whole small inference. It gives the
+request its id and deadline, refuses who may not ask, turns a crash into a problem, and writes the headers, the metrics
+and the log line.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+import re
+import secrets
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+
+from service import telemetry
+from service.api.context import RequestContext, set_context
+from service.api.problems import MEDIA_TYPE, problem_of
+from service.errors import BadRequest, Draining, NotAuthorised, RateLimited, ServiceError
+
+log = structlog.get_logger(__name__)
+
+MAX_TIMEOUT_S = 3600.0
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+_OPEN_PATHS = ("/livez", "/readyz")
+_GUARDED = ("/v1", "/v2", "/metrics")
+
+
+@dataclass(slots=True)
+class Gate:
+    """Whether requests are let in: keys, rate limit, draining.
+
+    Attributes:
+        api_keys: keys of which one must be sent; empty lets everybody in.
+        rate_limit: requests per second and client in this process; 0 for no limit.
+        draining: the server is stopping.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    rate_limit: float = 0.0
+    draining: bool = False
+    _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
+
+    def check(self, path: str, headers: dict[bytes, bytes], client: str) -> None:
+        """Let a request in or raise.
+
+        Raises:
+            NotAuthorised: keys are configured and none of them was sent.
+            RateLimited: this client asks too often.
+            Draining: the server is stopping.
+        """
+        if path in _OPEN_PATHS or not path.startswith(_GUARDED):
+            return
+        if self.api_keys:
+            client = self._authorise(headers.get(b"authorization", b""))
+        if self.draining:
+            raise Draining
+        if self.rate_limit:
+            self._take_token(client)
+
+    def _authorise(self, header: bytes) -> str:
+        scheme, _, sent = header.partition(b" ")
+        # Compared with every key, in constant time, so that the time taken tells nothing about them.
+        matches = [hmac.compare_digest(sent.strip(), key.encode()) for key in self.api_keys]
+        if scheme.lower() != b"bearer" or not any(matches):
+            raise NotAuthorised
+        return f"key {matches.index(True)}"
+
+    def _take_token(self, client: str) -> None:
+        """Token bucket of one second's size per client; the longest unseen client is forgotten first."""
+        now = time.monotonic()
+        size = max(1.0, self.rate_limit)
+        tokens, seen = self._buckets.pop(client, (size, now))
+        tokens = min(size, tokens + (now - seen) * self.rate_limit)
+        self._buckets[client] = (tokens - 1 if tokens >= 1 else tokens, now)
+        while len(self._buckets) > 10_000:
+            self._buckets.popitem(last=False)
+        if tokens < 1:
+            raise RateLimited(self.rate_limit)
+
+
+class Edge:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: what answers.
+        gate: who is let in.
+        default_timeout_s: the deadline of requests that set none.
+        access_log: called with the facts of each answer; None for no log lines.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        gate: Gate,
+        default_timeout_s: float,
+        access_log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._app, self._gate, self._default_timeout_s, self._access_log = app, gate, default_timeout_s, access_log
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        context = RequestContext(_request_id(headers), self._default_timeout_s)
+        set_context(scope, context)
+        answered: dict[str, Any] = {}
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                answered["status"] = message["status"]
+                message["headers"] = [*message["headers"], *_headers(context)]
+            await send(message)
+
+        telemetry.IN_FLIGHT.inc()
+        try:
+            context.trace = _trace(headers)
+            context.timeout_s = _timeout_s(headers, self._default_timeout_s)
+            self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:
+            if not isinstance(error, ServiceError):
+                log.exception("request crashed", request_id=context.request_id, path=scope["path"])
+            if answered:  # too late for another status: let the server cut the connection
+                raise
+            await _send_problem(error, scope["path"], context, send_with_headers)
+        finally:
+            telemetry.IN_FLIGHT.dec()
+            self._record(scope, context, answered.get("status", 499))
+
+    def _record(self, scope: Any, context: RequestContext, status: int) -> None:
+        seconds = time.perf_counter() - context.started
+        route = getattr(scope.get("route"), "path", "none")  # the template: a caller's own text would never end
+        telemetry.REQUESTS.labels(route, scope["method"], status).inc()
+        telemetry.REQUEST_SECONDS.labels(route).observe(seconds)
+        if self._access_log:
+            self._access_log(
+                {
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "ms": round(seconds * 1e3, 2),
+                    "model": context.model,
+                    "request_id": context.request_id,
+                    "trace_id": context.trace[3:35] if context.trace else None,
+                }
+            )
+
+
+async def _send_problem(error: Exception, path: str, context: RequestContext, send: Any) -> None:
+    status, problem, headers = problem_of(error, instance=path, request_id=context.request_id)
+    body = orjson.dumps(problem)
+    fields = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **headers}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    """The caller's own id where it is 1 to 128 visible ASCII characters, else a new one."""
+    sent = headers.get(b"x-request-id", b"")
+    return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _timeout_s(headers: dict[bytes, bytes], default: float) -> float:
+    sent = headers.get(b"x-request-timeout")
+    if sent is None:
+        return default
+    try:
+        seconds = float(sent)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise BadRequest(f"X-Request-Timeout must be a number of seconds above 0 and at most {MAX_TIMEOUT_S:g}.")
+    return seconds
+
+
+def _trace(headers: dict[bytes, bytes]) -> str | None:
+    """W3C Trace Context: the caller's trace id with a new span id; None without a valid `traceparent`."""
+    match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    if not match or match[1] == b"ff" or not match[2].strip(b"0") or not match[3].strip(b"0"):
+        return None
+    return f"00-{match[2].decode()}-{secrets.token_hex(8)}-{match[4].decode()}"
+
+
+def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
+    t = context.timings
+    timing = (
+        f"decode;dur={t.decode * 1e3:.2f}, queue;dur={t.queue * 1e3:.2f}, "
+        f"infer;dur={t.infer * 1e3:.2f}, encode;dur={t.encode * 1e3:.2f}"
+    )
+    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing.encode())]
+    if context.trace:
+        headers.append((b"traceparent", context.trace.encode()))
+    return headers

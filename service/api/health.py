@@ -1,0 +1,68 @@
+"""`/livez`, `/readyz` and `/metrics`: what an orchestrator and a monitor ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service import telemetry
+from service.api.deps import GateDep, RegistryDep
+
+router = APIRouter(tags=["operations"])
+
+
+@dataclass(slots=True)
+class Workers:
+    """Which workers of this server have loaded their models.
+
+    Attributes:
+        loaded: one flag per worker, in memory that all workers share.
+        own: index of this process's flag.
+    """
+
+    loaded: MutableSequence[int]
+    own: int = 0
+
+
+@router.get("/livez", summary="Is the process alive?")
+async def livez() -> dict[str, str]:
+    """200 as long as the process can answer, whatever its models do."""
+    return {"status": "alive"}
+
+
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {
+        "description": "Not ready: `reasons` says why, by model.",
+        "content": {
+            "application/json": {
+                "example": {"status": "not ready", "reasons": {"cifar10-cnn": "is still loading"}},
+            }
+        },
+    }
+}
+
+
+@router.get("/readyz", summary="Can every model that must be there answer?", responses=_NOT_READY)
+async def readyz(request: Request, registry: RegistryDep, gate: GateDep) -> JSONResponse:
+    """503 with the reasons while a required model is missing, and while the server drains."""
+    workers: Workers = request.app.state.workers
+    reasons = registry.unready()
+    if not reasons and not all(workers.loaded):
+        reasons = {"workers": f"{list(workers.loaded).count(0)} of {len(workers.loaded)} are still loading"}
+    if gate.draining:
+        reasons = {"server": "is shutting down"}
+    if reasons:
+        return JSONResponse({"status": "not ready", "reasons": reasons}, 503, {"Retry-After": "1"})
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
+async def metrics() -> Response:
+    """Counts and times of requests, queues, batches and runs."""
+    return Response(await asyncio.to_thread(telemetry.exposition), media_type=CONTENT_TYPE_LATEST)

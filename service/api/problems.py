@@ -1,0 +1,180 @@
+"""Errors → `application/problem+json` (RFC 9457): the only table of error status codes, with their OpenAPI examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from service import errors
+from service.api.context import context_of
+from service.schemas.problem import Problem
+
+MEDIA_TYPE = "application/problem+json"
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem: its status, the last part of its `type`, its title and an example of the exception."""
+
+    status: int
+    slug: str
+    title: str
+    example: errors.ServiceError
+
+
+PROBLEMS: dict[type[errors.ServiceError], Kind] = {
+    errors.BadRequest: Kind(
+        400, "bad-request", "Bad request", errors.BadRequest("X-Request-Timeout must be a number of seconds above 0.")
+    ),
+    errors.NotAuthorised: Kind(401, "not-authorised", "API key needed", errors.NotAuthorised()),
+    errors.ModelNotFound: Kind(
+        404, "model-not-found", "Model not found", errors.ModelNotFound("cifar", available=["cifar10-cnn"])
+    ),
+    errors.BodyTimeout: Kind(408, "body-timeout", "Request body too slow", errors.BodyTimeout(20)),
+    errors.TooLarge: Kind(
+        413,
+        "too-large",
+        "Too large",
+        errors.TooLarge("The request body", limit=16_777_216, unit="bytes", setting="GRIDLOOP_MAX_BODY_BYTES"),
+    ),
+    errors.UnsupportedMedia: Kind(
+        415,
+        "unsupported-media-type",
+        "Content type not supported",
+        errors.UnsupportedMedia("Content-Type", "text/html", ["application/json"]),
+    ),
+    errors.InvalidState: Kind(
+        422, "invalid-state", "State not usable", errors.InvalidState("is damaged: its checksum does not match")
+    ),
+    errors.ValidationFailed: Kind(
+        422,
+        "validation-failed",
+        "Request does not fit the schema",
+        errors.ValidationFailed([{"loc": ["body", "top_k"], "msg": "Input should be less than or equal to 1000"}]),
+    ),
+    errors.InvalidInput: Kind(
+        422, "invalid-input", "Input not usable", errors.InvalidInput("Image 1 is damaged or cut short.")
+    ),
+    errors.RateLimited: Kind(429, "rate-limited", "Too many requests", errors.RateLimited(10)),
+    errors.InferenceFailed: Kind(500, "inference-failed", "Inference failed", errors.InferenceFailed("cifar10-cnn")),
+    errors.ModelNotReady: Kind(
+        503, "model-not-ready", "Model not ready", errors.ModelNotReady("cifar10-cnn", "loading", None)
+    ),
+    errors.Overloaded: Kind(
+        503,
+        "overloaded",
+        "Too many requests waiting",
+        errors.Overloaded("cifar10-cnn", waiting=1024, limit=1024),
+    ),
+    errors.Draining: Kind(503, "draining", "Server is shutting down", errors.Draining()),
+    errors.DeadlineExceeded: Kind(504, "deadline-exceeded", "Deadline passed", errors.DeadlineExceeded(0.5)),
+}
+
+_INTERNAL = "Something went wrong in the server. Quote the request_id to its operator: the log has the cause."
+
+_PLAIN = {
+    404: "There is no such route. GET /docs lists the endpoints, GET /v1/models the models.",
+    414: "The URL is longer than 16 KiB. Send parameters in the body, or fewer of them.",
+    417: "Only `Expect: 100-continue` is known. Leave the Expect header out.",
+    431: "The headers are larger than 64 KiB. Send fewer or shorter ones.",
+}
+
+
+def kind_of(error: errors.ServiceError) -> Kind | None:
+    """The table's row for an error: its own class, or the nearest base class that has one."""
+    return next((PROBLEMS[c] for c in type(error).__mro__ if c in PROBLEMS), None)
+
+
+def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Any exception as status, problem and extra headers."""
+    headers: dict[str, str] = {}
+    fields: list[dict[str, Any]] = []
+    if isinstance(error, errors.ServiceError) and (kind := kind_of(error)):
+        status, slug, title, detail = kind.status, kind.slug, kind.title, str(error)
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(error.retry_after_s)
+        if isinstance(error, errors.ValidationFailed):
+            fields = error.errors
+        if isinstance(error, errors.UnsupportedMedia):
+            headers["Accept-Encoding"] = "gzip, deflate"
+        if isinstance(error, errors.NotAuthorised):
+            headers["WWW-Authenticate"] = "Bearer"
+        if isinstance(error, errors.TooLarge | errors.BodyTimeout):
+            headers["Connection"] = "close"  # the rest of the body is not worth waiting for
+    elif isinstance(error, HTTPException):
+        status, title = error.status_code, HTTPStatus(error.status_code).phrase
+        slug, headers = title.lower().replace(" ", "-"), dict(error.headers or {})
+        detail = _PLAIN.get(status) or (str(error.detail) if error.detail != title else f"{title}.")
+        if status == 405:
+            detail = f"This route does not take that method; it takes: {headers.get('Allow', 'another')}."
+    else:
+        status, slug, title, detail = 500, "internal-error", "Internal error", _INTERNAL
+    body = {
+        "type": f"/problems/{slug}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": instance,
+        "request_id": request_id,
+        "errors": fields,
+    }
+    return status, body, headers
+
+
+def respond(request: Request, error: Exception) -> Response:
+    """The answer to a request that failed."""
+    context = context_of(request.scope)
+    status, body, headers = problem_of(error, instance=request.url.path, request_id=context.request_id)
+    return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Send every error of the application through the same door."""
+
+    async def service_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, errors.InferenceFailed):
+            log.error("inference failed", exc_info=error.__cause__)
+        return respond(request, error)
+
+    async def validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101  registered for nothing else
+        found = [{"loc": list(e["loc"]), "msg": e["msg"]} for e in error.errors()]
+        return respond(request, errors.ValidationFailed(found))
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        return respond(request, error)
+
+    app.add_exception_handler(errors.ServiceError, service_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(HTTPException, http_error)
+
+
+def openapi_responses(kinds: Iterable[type[errors.ServiceError]], instance: str) -> dict[int | str, dict[str, Any]]:
+    """What FastAPI should document for a route that can fail in these ways: one body with an example per kind."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for error in kinds:
+        kind = PROBLEMS[error]
+        _, body, _ = problem_of(kind.example, instance=instance, request_id="4f1c3c9be7a84a6d")
+        entry = documented.setdefault(
+            kind.status,
+            {"description": kind.title, "content": {MEDIA_TYPE: {"schema": _schema(), "examples": {}}}},
+        )
+        if kind.title not in entry["description"]:
+            entry["description"] += f" · {kind.title}"
+        entry["content"][MEDIA_TYPE]["examples"][kind.slug] = {"summary": kind.title, "value": body}
+    return documented
+
+
+def _schema() -> Mapping[str, str]:
+    return {"$ref": f"#/components/schemas/{Problem.__name__}"}

@@ -1,0 +1,111 @@
+"""The HTTP/1.1 connection: uvicorn's, with limits that it leaves to a proxy.
+
+A client that sends its headers a byte at a time, or headers without end, must not hold a connection for ever; and
+what is refused here gets the same body as every other error.
+"""
+
+from __future__ import annotations
+
+import uuid
+from asyncio import TimerHandle
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.api.problems import MEDIA_TYPE, problem_of
+from service.errors import BadRequest, BodyTimeout
+
+MAX_URL_BYTES = 16 * 1024
+MAX_HEADER_BYTES = 64 * 1024
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """Refuses long URLs (414), long headers (431), unknown expectations (417) and slow headers (408).
+
+    Attributes:
+        header_timeout_s: time from a request's first byte to the end of its headers; set by `server`.
+    """
+
+    header_timeout_s: float = 20.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._header_bytes = 0
+        self._refusal: Exception | None = None
+        self._header_timer: TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+        if self._header_timer is None:
+            self._start_timer()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_URL_BYTES:
+            self._refuse(HTTPException(414))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(HTTPException(431))
+        if name.lower() == b"expect" and value.lower() != b"100-continue":
+            self._refuse(HTTPException(417))
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what could not be parsed, or was refused above, and close."""
+        self._stop_timer()
+        error = self._refusal or BadRequest(
+            "This is not HTTP/1.1 as it can be read here. Check the request line and headers."
+        )
+        request_id = uuid.uuid4().hex
+        path = self.url.partition(b"?")[0][:200].decode("latin-1") if getattr(self, "url", b"") else "/"
+        status, problem, headers = problem_of(error, instance=path, request_id=request_id)
+        body = orjson.dumps(problem)
+        fields = {
+            "content-type": MEDIA_TYPE,
+            "content-length": str(len(body)),
+            "x-request-id": request_id,
+            "connection": "close",
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in (headers | fields).items() if name != "Connection")
+        self.transport.write(b"".join([STATUS_LINE[status], head.encode("latin-1"), b"\r\n", body]))
+        self.transport.close()
+
+    def _refuse(self, error: Exception) -> None:
+        """Stop the parser, which reports any exception of a callback to `send_400_response`."""
+        self._refusal = error
+        raise error
+
+    def _start_timer(self) -> None:
+        self._header_timer = self.loop.call_later(self.header_timeout_s, self._too_slow)
+
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _too_slow(self) -> None:
+        self._header_timer = None
+        if self.transport.is_closing():
+            return
+        if self.headers is None:  # nothing was sent at all: nobody waits for an answer
+            self.transport.close()
+            return
+        self._refusal = BodyTimeout(self.header_timeout_s)
+        self.send_400_response("")

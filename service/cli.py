@@ -1,0 +1,257 @@
+"""Command line: parse, call, print.
+
+Exit codes: 0 when it did what was asked, 1 when the thing checked is wrong, 2 for wrong usage. `--json` prints one JSON
+document on stdout and nothing else there; progress and hints go to stderr.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import orjson
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from service import __version__
+from service.errors import ServiceError
+
+if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for them
+    from service.registry.registry import Model, Registry
+
+out = Console()
+err = Console(stderr=True)
+
+MODELS = click.option(
+    "--models",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("models"),
+    envvar="GRIDLOOP_MODELS",
+    show_default=True,
+    help="The model repository: one folder per model.",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else there.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gridloop")
+def main() -> None:
+    """Gridloop: typed REST inference for CNNs and RNNs exported to ONNX."""
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option per setting, so that neither can be forgotten."""
+    from service.settings import Settings
+
+    for name, field in reversed(Settings.model_fields.items()):
+        choices = getattr(field.annotation, "__args__", ())
+        kind = click.Choice(choices) if choices and all(isinstance(c, str) for c in choices) else None
+        default = "" if field.default == () else field.default
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=kind,
+            default=None,
+            help=f"{field.description} [env: GRIDLOOP_{name.upper()}; default: {default}]",
+        )(command)
+    return command
+
+
+@main.command(name="serve")
+@_with_settings
+def serve_command(**options: Any) -> None:
+    """Serve the models over HTTP until SIGTERM or Ctrl-C.
+
+    Every option is a setting of the same name: an option wins over the environment.
+    """
+    from service.server import serve
+    from service.settings import Settings
+
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"GRIDLOOP_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise click.UsageError(problems) from None
+    try:
+        sys.exit(serve(settings))
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command()
+@MODELS
+@AS_JSON
+def models(models: Path, as_json: bool) -> None:
+    """List the models of a repository, loading each. Exit code 1 when one cannot be served."""
+    registry = _load(models)
+    if as_json:
+        from service.api.models import describe
+
+        click.echo(orjson.dumps([describe(model, registry).model_dump() for model in registry]))
+    else:
+        table = Table("model", "version", "task", "state", "size", "metrics", box=None)
+        for model in registry:
+            _add_rows(table, model)
+        out.print(table)
+    sys.exit(0 if all(model.is_ready for model in registry) else 1)
+
+
+def _add_rows(table: Table, model: Model) -> None:
+    task = model.manifest.task if model.manifest else "?"
+    metrics = model.manifest.metrics if model.manifest else {}
+    figures = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+    for version in model.versions.values():
+        colour = "green" if version.state == "ready" else "red"
+        size = f"{version.handle.size_bytes / 1e6:.1f} MB" if version.handle else "-"
+        state = f"[{colour}]{version.state}[/]" + (f": {version.reason}" if version.reason else "")
+        table.add_row(model.name, version.name, task, state, size, figures)
+    if not model.versions:
+        table.add_row(model.name, "-", task, f"[red]failed[/]: {model.problem}", "-", figures)
+
+
+@main.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--text", help="Text to continue.")
+@click.option(
+    "--series",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="CSV file; its last column is judged.",
+)
+@click.option("--model", help="`name` or `name@version`; left out: the default model.")
+@click.option("--top-k", type=click.IntRange(1, 1000), help="Answers for each input.")
+@click.option("--sensitivity", type=click.FloatRange(0, 1), help="For series: 0 nothing is an anomaly, 1 everything.")
+@MODELS
+@AS_JSON
+def predict(
+    files: tuple[Path, ...],
+    text: str | None,
+    series: Path | None,
+    model: str | None,
+    top_k: int | None,
+    sensitivity: float | None,
+    models: Path,
+    as_json: bool,
+) -> None:
+    """Ask a model in this process, without a server: image FILES, a --text, or a --series."""
+    if (bool(files) + (text is not None) + (series is not None)) != 1:
+        raise click.UsageError("give image files, or --text, or --series (one of the three).")
+    fields: dict[str, Any]
+    if text is not None:
+        task, fields = "next-word-prediction", {"text": text, "top_k": top_k}
+    elif series is not None:
+        task, fields = "anomaly-detection", {"values": read_series(series), "sensitivity": sensitivity}
+    else:
+        task, fields = "image-classification", {"top_k": top_k}
+    try:
+        answers = _predict(_load(models, task), task, model, fields, files)
+    except (ServiceError, ValidationError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(orjson.dumps(answers if len(answers) > 1 else answers[0]))
+        return
+    for answer in answers:
+        _print_answer(answer, fields)
+
+
+def _predict(
+    registry: Registry, task: str, model: str | None, fields: dict[str, Any], files: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """One answer per file, or one for a request without files; a progress bar for many."""
+    from rich.progress import track
+
+    from service.tasks.base import Upload
+
+    handle = registry.resolve(task, model)
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not files:
+        return [orjson.loads(handle.predict_now(handle.task.Input.model_validate(given)).to_json())]
+    answers = []
+    for file in track(files, "predicting", console=err, disable=len(files) < 10, transient=True):
+        upload = Upload(file.read_bytes(), filename=file.name)
+        request = handle.task.Input.model_validate({**given, "files": (upload,)})
+        answers.append(orjson.loads(handle.predict_now(request).to_json()))
+    return answers
+
+
+def _print_answer(answer: dict[str, Any], fields: dict[str, Any]) -> None:
+    err.print(f"[dim]{answer['model']['name']}@{answer['model']['version']}[/]")
+    if "results" in answer:
+        for result in answer["results"]:
+            table = Table("label", "score", box=None, title=result["filename"], title_justify="left")
+            for prediction in result["predictions"]:
+                table.add_row(prediction["label"], f"{prediction['score']:.3f}")
+            out.print(table)
+    elif "anomalies" in answer:
+        table = Table("point", "value", "expected", "score", box=None)
+        for index in answer["anomalies"]:
+            row = (fields["values"][index], answer["expected"][index], answer["scores"][index])
+            table.add_row(str(index), *(f"{number:.6g}" for number in row))
+        out.print(table)
+        out.print(f"{len(answer['anomalies'])} of {len(fields['values'])} points are anomalous")
+    else:
+        table = Table("continuation", "score", box=None)
+        for prediction in answer["predictions"]:
+            table.add_row(prediction["text"], f"{prediction['score']:.3f}")
+        out.print(table)
+
+
+def read_series(path: Path) -> list[float | None]:
+    """The last column of a CSV file; a first line without a number is a header, an empty cell a missing point."""
+    values: list[float | None] = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if not row:
+                continue
+            try:
+                values.append(float(row[-1]) if row[-1].strip() else None)
+            except ValueError:
+                if number > 1:
+                    raise click.ClickException(f"{path.name}, line {number}: {row[-1]!r} is not a number.") from None
+    return values
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@AS_JSON
+def check(folder: Path, as_json: bool) -> None:
+    """Check a model FOLDER: manifest, graph, golden samples, card. Exit code 1 when something is wrong."""
+    from service.registry.check import check_folder
+
+    if not folder.is_dir():
+        raise click.UsageError(f"{folder} is not a folder.")
+    findings = check_folder(folder)
+    good = all(finding.ok for finding in findings)
+    if as_json:
+        click.echo(orjson.dumps({"folder": folder.name, "ok": good, "findings": findings}))
+    else:
+        for finding in findings:
+            out.print(f"{'[green]ok[/]   ' if finding.ok else '[red]wrong[/]'} {finding.what}", highlight=False)
+            if finding.detail:
+                out.print(f"      {finding.detail}", highlight=False, style="dim" if finding.ok else "")
+    sys.exit(0 if good else 1)
+
+
+def _load(models: Path, task: str | None = None) -> Registry:
+    """All models, or only those of one task, loaded with the whole CPU budget."""
+    import logging
+
+    from service.cpu import cpu_budget
+    from service.registry.handle import LoadOptions
+    from service.registry.registry import Registry
+    from service.telemetry import configure_logging
+
+    configure_logging("console", "error")
+    logging.disable(logging.CRITICAL)  # what is wrong is printed from the registry
+    try:
+        registry = Registry(models, LoadOptions(threads=cpu_budget().cores))
+    except ServiceError as error:
+        raise click.UsageError(str(error)) from None
+    with err.status("loading models"):
+        registry.load(task)
+    return registry

@@ -1,0 +1,97 @@
+"""The words that tasks and the runtime share: what a graph takes and gives, and what a task asks it to run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+SEQUENCE_LENS = "sequence_lens"
+"""Name of the graph input, int32 (batch,), that makes the axis after the batch ragged."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A graph input or output.
+
+    Attributes:
+        name: as in the graph.
+        dtype: NumPy's name of the element type (`float32`, `int64`; `object` for strings).
+        shape: one entry per axis: a number where it is fixed, a symbol's name (or None) where it is free.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} ({', '.join('?' if d is None else str(d) for d in self.shape)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a graph takes and gives, read from the ONNX file itself."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+    @property
+    def states(self) -> Mapping[str, str]:
+        """Recurrent state: input name -> output name, for every input `x` with an output `next_x`."""
+        return {name: f"next_{name}" for name in self.inputs if f"next_{name}" in self.outputs}
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """Rows of every run, when the graph's batch axis is a number; None when it is free."""
+        sizes = {spec.shape[0] for spec in self.inputs.values() if spec.shape}
+        fixed = {size for size in sizes if isinstance(size, int)}
+        return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
+
+    @property
+    def ragged_axis(self) -> str | None:
+        """Symbol of the axis along which rows may differ in length, for graphs with a `sequence_lens` input."""
+        if SEQUENCE_LENS not in self.inputs:
+            return None
+        symbols = [s.shape[1] for s in self.inputs.values() if len(s.shape) > 1 and isinstance(s.shape[1], str)]
+        return symbols[0] if symbols else None
+
+    @property
+    def free_shape(self) -> bool:
+        """Whether any axis but the batch is free, so that runs differ in shape."""
+        return any(not isinstance(d, int) for spec in self.inputs.values() for d in spec.shape[1:])
+
+    def fresh_state(self, rows: int = 1) -> dict[str, Array]:
+        """The state of a stream that has just begun: zeros (rows, ...) for every recurrent state."""
+        return {
+            name: np.zeros((rows, *(d if isinstance(d, int) else 1 for d in self.inputs[name].shape[1:])), dtype)
+            for name, dtype in ((name, self.inputs[name].dtype) for name in self.states)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of the graph that a task asks for.
+
+    Attributes:
+        tensors: every graph input by name; axis 0 of each is the batch, of equal length in all.
+        outputs: names of the outputs wanted; empty means all.
+    """
+
+    tensors: Mapping[str, Array]
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch axis."""
+        return len(next(iter(self.tensors.values())))
+
+
+ResultT = TypeVar("ResultT")
+
+Steps = Generator[Run, Mapping[str, Array], ResultT]
+"""Yields runs, is sent the outputs of each (name -> array), returns the result."""

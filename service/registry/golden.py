@@ -1,0 +1,102 @@
+"""Golden samples: real inputs with their expected answers, kept beside every graph.
+
+They prove at load time that pre-processing, graph and post-processing still belong together, and they warm the graph
+up with inputs of the right shape.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.errors import ManifestInvalid, ServiceError
+from service.graph import Steps
+from service.runtime.batcher import Runnable, drive
+from service.tasks import AnyTask
+from service.tasks.base import MediaInput, TaskInput, TaskOutput, Upload
+
+FILENAME = "golden.json"
+
+
+class GoldenSample(BaseModel):
+    """One input and the fields of its answer that are checked.
+
+    In the input of a task that takes files, the key of the file is replaced by its path beside `golden.json`:
+    `{"image": "golden/cat.png", "top_k": 3}`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: dict[str, Any]
+    output: dict[str, Any]
+    tolerance: float = 1e-3
+    """Largest allowed difference of a number."""
+
+
+def read_golden(folder: Path, where: str) -> list[GoldenSample]:
+    """The samples of a version folder.
+
+    Raises:
+        ManifestInvalid: the file is missing, empty or malformed.
+    """
+    try:
+        samples = [GoldenSample.model_validate(entry) for entry in json.loads((folder / FILENAME).read_bytes())]
+    except FileNotFoundError:
+        raise ManifestInvalid(where, "is missing; add a real input and its expected output.") from None
+    except (ValueError, TypeError, ValidationError) as error:
+        raise ManifestInvalid(where, f"cannot be read: {error}") from None
+    if not samples:
+        raise ManifestInvalid(where, "is empty; add a real input and its expected output.")
+    return samples
+
+
+def golden_request(task: AnyTask, sample: GoldenSample, folder: Path) -> TaskInput:
+    """The sample's input as the task's request type."""
+    if not issubclass(task.Input, MediaInput):
+        return task.Input.model_validate(sample.input)
+    files = [Path(value) for value in sample.input.values() if isinstance(value, str) and (folder / value).is_file()]
+    fields = {k: v for k, v in sample.input.items() if not (isinstance(v, str) and Path(v) in files)}
+    uploads = tuple(Upload((folder / file).read_bytes(), filename=file.name) for file in files)
+    return task.Input.model_validate({**fields, "files": uploads})
+
+
+def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], folder: Path, where: str) -> None:
+    """Run every sample and compare.
+
+    Raises:
+        ManifestInvalid: an answer differs, or a sample cannot be run; the message says where it differs.
+    """
+    for number, sample in enumerate(samples, start=1):
+        try:
+            steps: Steps[TaskOutput] = task.steps(golden_request(task, sample, folder))
+            answer = orjson.loads(drive(session, steps).to_json())
+        except (ServiceError, ValidationError) as error:
+            raise ManifestInvalid(where, f"sample {number} is refused: {error}") from None
+        except Exception as error:  # the graph or the task's own code, on the model's own sample
+            raise ManifestInvalid(where, f"sample {number} fails: {type(error).__name__}: {error}") from error
+        if difference := _difference(sample.output, answer, sample.tolerance, ""):
+            raise ManifestInvalid(where, f"sample {number} differs from its expected answer {difference}.")
+
+
+def _difference(expected: Any, got: Any, tolerance: float, place: str) -> str | None:
+    """The first place where the answer is not what was expected; fields that are not expected do not count."""
+    if isinstance(expected, Mapping):
+        if not isinstance(got, Mapping):
+            return f"at {place or 'the top'}: expected an object, got {got!r}"
+        pairs = [(value, got.get(key), f"{place}.{key}".lstrip(".")) for key, value in expected.items()]
+    elif isinstance(expected, list):
+        if not isinstance(got, list) or len(got) != len(expected):
+            return f"at {place}: expected {len(expected)} entries, got {got!r:.80}"
+        pairs = [(e, g, f"{place}[{i}]") for i, (e, g) in enumerate(zip(expected, got, strict=True))]
+    elif isinstance(expected, float | int) and not isinstance(expected, bool):
+        same = isinstance(got, float | int) and math.isclose(expected, got, rel_tol=0, abs_tol=tolerance)
+        return None if same else f"at {place}: expected {expected}, got {got!r}"
+    else:
+        return None if expected == got else f"at {place}: expected {expected!r}, got {got!r}"
+    return next(filter(None, (_difference(e, g, tolerance, p) for e, g, p in pairs)), None)

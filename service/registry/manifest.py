@@ -1,0 +1,80 @@
+"""What a model folder declares in its `manifest.toml`.
+
+Only what the ONNX graph cannot say itself: shapes, dtypes and the batch axis are read from the graph.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import ManifestInvalid
+
+FILENAME = "manifest.toml"
+
+
+class Batching(BaseModel):
+    """How many rows may share a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Most rows in one run (count). Larger batches cost memory; the best speed is often reached early."""
+
+
+class Manifest(BaseModel):
+    """A model folder's declaration."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str
+    """Name of the endpoint that serves it, such as `image-classification`."""
+    architecture: Literal["cnn", "rnn", "transformer", "other"] = "other"
+    description: str = ""
+    """One sentence for the list of models."""
+    licence: str = ""
+    """Of the weights and, where it matters, of the data they were trained on."""
+    required: bool = False
+    """Whether `/readyz` waits for this model."""
+    default: bool = False
+    """Whether it answers requests of its task that name no model."""
+    default_version: str | None = None
+    """The version that answers when a request names none; left out: the highest that is ready."""
+    batching: Batching = Batching()
+    preprocessing: dict[str, Any] = {}
+    """Options of the task, such as how pictures are resized; the task checks them."""
+    metrics: dict[str, float] = {}
+    """Figures that the model card claims, by name."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check a folder's manifest.
+
+    Raises:
+        ManifestInvalid: it is missing, is no TOML, or breaks the schema; the message says which line or field.
+    """
+    where = f"{folder.name}/{FILENAME}"
+    try:
+        with (folder / FILENAME).open("rb") as file:
+            declared = tomllib.load(file)
+    except FileNotFoundError:
+        raise ManifestInvalid(where, "is missing; models/README.md shows a minimal one.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestInvalid(where, f"is not valid TOML: {error}.") from None
+    try:
+        return Manifest.model_validate(declared)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
+        raise ManifestInvalid(where, f"{problems}.") from None
+
+
+def declares_required(folder: Path) -> bool:
+    """Whether a manifest says `required = true`, however broken it is otherwise."""
+    try:
+        return re.search(r"^\s*required\s*=\s*true\b", (folder / FILENAME).read_text(), re.MULTILINE) is not None
+    except (OSError, UnicodeDecodeError):
+        return False

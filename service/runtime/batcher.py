@@ -1,0 +1,341 @@
+"""Batcher: many callers in, one run out, in one worker thread per model.
+
+The loop reads as its specification: *wait for somebody; begin the work of all who wait until a batch is full; run the
+oldest and everybody who fits beside it; send each its own rows; hand out what is finished; never die.*
+
+There is no gather delay. While the graph is busy, requests gather; what waits when it becomes free is the next batch
+(continuous batching, as in Orca, Yu et al., OSDI 2022). A request that needs several runs (a beam search, a long
+series) goes back to the line after each one, so it never keeps a short one waiting for longer than a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import structlog
+
+from service import telemetry
+from service.errors import DeadlineExceeded, Draining, InferenceFailed, Overloaded
+from service.graph import Array, Run, Signature, Steps
+from service.runtime.tensors import batch_key, split, stack
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class Runnable(Protocol):
+    """What the batcher needs of a session."""
+
+    signature: Signature
+
+    def run(self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
+        """Compute the outputs of one batch."""
+
+
+@dataclass(slots=True)
+class Timings:
+    """Where the time of one request went, in seconds."""
+
+    queue: float = 0.0
+    decode: float = 0.0
+    infer: float = 0.0
+    encode: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """A finished request: what its steps returned, and how long each stage took."""
+
+    value: T
+    timings: Timings
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One request on its way through the batcher."""
+
+    steps: Steps[Any]
+    rows: int
+    timeout_s: float
+    deadline: float
+    future: asyncio.Future[Done[Any]]
+    since: float  # when it last began to wait
+    timings: Timings = field(default_factory=Timings)
+    run: Run | None = None
+    key: Hashable = None
+    outcome: Done[Any] | BaseException | None = None
+
+    def advance(self, outputs: Mapping[str, Array] | None, signature: Signature) -> None:
+        """Continue the request's own code until it asks for a run, returns, or raises."""
+        begun = time.perf_counter()
+        self.timings.queue += begun - self.since
+        try:
+            self.run = self.steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+            self.key = batch_key(self.run, signature)
+        except StopIteration as stop:
+            self.timings.encode += time.perf_counter() - begun
+            self.outcome = Done(stop.value, self.timings)
+        except Exception as error:  # one caller's bad input, or a bug in a task: the others go on
+            self.outcome = error  # whoever awaits it logs what is not a ServiceError
+        else:
+            self.since = time.perf_counter()
+            self.timings.decode += self.since - begun
+
+
+class Batcher:
+    """Runs the steps of many callers on one session, batching the runs that fit together.
+
+    Args:
+        session: the graph.
+        model: name for metrics and messages.
+        max_batch_size: most rows in one run.
+        max_queue: rows that may wait before new requests are refused.
+    """
+
+    def __init__(self, session: Runnable, *, model: str, max_batch_size: int = 32, max_queue: int = 1024) -> None:
+        self._session = session
+        self._model = model
+        self._max_batch_size = session.signature.fixed_batch or max_batch_size
+        self._max_queue = max_queue
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._closing = False  # guarded by the lock: no new requests
+        self._stopping = False  # of the worker thread: the last request has been taken
+        self._ready: list[_Job] = []
+        self._finished: list[_Job] = []
+        self._batch_rows = telemetry.BATCH_ROWS.labels(model)
+        self._run_seconds = telemetry.RUN_SECONDS.labels(model)
+        self._queue_seconds = telemetry.QUEUE_SECONDS.labels(model)
+        self._waiting_rows = telemetry.WAITING_ROWS.labels(model)
+        self._thread = threading.Thread(target=self._serve, name=f"batcher-{model}", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue now."""
+        return self._waiting
+
+    async def submit(self, steps: Steps[T], *, rows: int = 1, timeout_s: float = 30.0) -> Done[T]:
+        """Have a request worked on, together with others, and wait for its result.
+
+        Cancelling the caller drops the request before its next run.
+
+        Args:
+            steps: generator of runs; all of its code is executed in the worker thread.
+            rows: rows it will need at once, counted against the queue's limit.
+            timeout_s: work that has not ended by then is dropped.
+
+        Raises:
+            Overloaded: the queue is full.
+            Draining: the batcher is closing.
+            DeadlineExceeded: the time was not enough.
+            InferenceFailed: the runtime refused the run.
+        """
+        loop = asyncio.get_running_loop()
+        now = time.perf_counter()
+        job = _Job(steps, rows, timeout_s, now + timeout_s, loop.create_future(), now)
+        self._enqueue(job)
+        timer = loop.call_later(timeout_s, self._expire, job)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            telemetry.DROPPED.labels(self._model, "cancelled").inc()
+            raise
+        finally:
+            timer.cancel()
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Refuse new requests, finish what was accepted, stop the thread.
+
+        Returns:
+            Whether everything was finished within `timeout_s`.
+        """
+        with self._lock:
+            if not self._closing:
+                self._closing = True
+                self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    # --- on the event loop
+
+    def _enqueue(self, job: _Job) -> None:
+        with self._lock:
+            if self._closing:
+                telemetry.DROPPED.labels(self._model, "draining").inc()
+                raise Draining
+            # A request larger than the whole queue is taken when nobody waits; else it could never be served.
+            if self._waiting and self._waiting + job.rows > self._max_queue:
+                telemetry.DROPPED.labels(self._model, "overloaded").inc()
+                raise Overloaded(self._model, waiting=self._waiting, limit=self._max_queue)
+            self._waiting += job.rows
+            self._queue.put(job)
+
+    def _expire(self, job: _Job) -> None:
+        if not job.future.done():
+            telemetry.DROPPED.labels(self._model, "deadline").inc()
+            job.future.set_exception(DeadlineExceeded(job.timeout_s))
+
+    @staticmethod
+    def _deliver(jobs: Sequence[_Job]) -> None:
+        for job in jobs:
+            if job.future.done():
+                continue  # cancelled or expired meanwhile
+            if isinstance(job.outcome, Done):
+                job.future.set_result(job.outcome)
+            elif job.outcome is not None:
+                job.future.set_exception(job.outcome)
+
+    # --- in the worker thread
+
+    def _serve(self) -> None:
+        while self._gather():
+            if batch := self._next_batch():
+                self._execute(batch)
+            self._hand_out()
+
+    def _gather(self) -> bool:
+        """Begin the work of those who wait, until a batch is full or nobody waits; block only with nothing to do.
+
+        Returns:
+            False when the batcher is closing and all is done.
+        """
+        while not self._is_full():
+            idle = not self._ready and not self._finished
+            if idle and self._stopping:
+                return False
+            try:
+                job = self._queue.get(block=idle)
+            except queue.Empty:
+                return True
+            if job is None:  # the last entry: nothing is enqueued after it
+                self._stopping = True
+            else:
+                self._admit(job)
+        return True
+
+    def _admit(self, job: _Job) -> None:
+        with self._lock:
+            self._waiting -= job.rows
+        now = time.perf_counter()
+        self._queue_seconds.observe(now - job.since)
+        if not self._is_dead(job, now):
+            self._advance(job, None)
+
+    def _advance(self, job: _Job, outputs: Mapping[str, Array] | None) -> None:
+        job.advance(outputs, self._session.signature)
+        (self._ready if job.outcome is None else self._finished).append(job)
+
+    @staticmethod
+    def _is_dead(job: _Job, now: float) -> bool:
+        """Whether nobody waits for the job any more: its caller left, or its deadline passed."""
+        if job.future.done() or now >= job.deadline:  # an expired job is answered by the timer on the event loop
+            job.steps.close()
+            return True
+        return False
+
+    def _is_full(self) -> bool:
+        """Whether the next batch can grow no more, or so much is decoded ahead that more would only cost memory."""
+        total = head = 0
+        for job in self._ready:
+            rows = job.run.rows if job.run else 0
+            total += rows
+            head += rows if job.key == self._ready[0].key else 0
+        return head >= self._max_batch_size or total >= 4 * self._max_batch_size
+
+    def _next_batch(self) -> list[_Job]:
+        """The job that has been ready longest, and those that fit beside it; the departed are dropped."""
+        now = time.perf_counter()
+        self._ready = [job for job in self._ready if not self._is_dead(job, now)]
+        batch: list[_Job] = []
+        left: list[_Job] = []
+        rows = 0
+        for job in self._ready:
+            more = job.run.rows if job.run else 0
+            if not batch or (job.key == batch[0].key and rows + more <= self._max_batch_size):
+                batch.append(job)
+                rows += more
+            else:
+                left.append(job)
+        self._ready = left
+        self._waiting_rows.set(self._waiting)
+        return batch
+
+    def _execute(self, batch: list[_Job]) -> None:
+        runs = [job.run for job in batch if job.run]
+        begun = time.perf_counter()
+        for job in batch:
+            job.timings.queue += begun - job.since
+        try:
+            outputs = self._run(stack(runs, self._session.signature), runs[0].outputs)
+            shares = split(outputs, runs, self._session.signature)
+        except Exception as error:  # the batch fails, the batcher lives
+            self._after_failure(batch, error)
+            return
+        ended = time.perf_counter()
+        for job, share in zip(batch, shares, strict=True):
+            job.timings.infer += ended - begun
+            job.since = time.perf_counter()
+            self._advance(job, share)
+
+    def _run(self, feeds: dict[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
+        """Run the graph, in slices when one request alone has more rows than a batch may."""
+        rows, most = len(next(iter(feeds.values()))), self._max_batch_size
+        parts = []
+        for start in range(0, rows, most):
+            slice_ = {name: array[start : start + most] for name, array in feeds.items()} if rows > most else feeds
+            begun = time.perf_counter()
+            part = self._session.run(slice_, outputs)
+            self._run_seconds.observe(time.perf_counter() - begun)
+            expected = min(most, rows - start)
+            self._batch_rows.observe(expected)
+            if any(len(array) != expected for array in part.values()):
+                raise ValueError(f"{expected} rows in, {[len(a) for a in part.values()]} rows out")
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+
+    def _after_failure(self, batch: list[_Job], error: Exception) -> None:
+        """Run each job of a failed batch alone, so that one caller's values cannot fail another's request."""
+        telemetry.FAILED_RUNS.labels(self._model).inc()
+        if len(batch) > 1:
+            for job in batch:
+                job.since = time.perf_counter()
+                self._execute([job])
+            return
+        log.error("a run failed", model=self._model, exc_info=error)
+        (job,) = batch
+        job.steps.close()
+        failure = InferenceFailed(self._model)
+        failure.__cause__ = error
+        job.outcome = failure
+        self._finished.append(job)
+
+    def _hand_out(self) -> None:
+        """Wake the callers whose requests are finished: one wake-up for all of them."""
+        finished, self._finished = self._finished, []
+        for loop in {job.future.get_loop() for job in finished}:
+            mine = [job for job in finished if job.future.get_loop() is loop]
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to answer
+                loop.call_soon_threadsafe(self._deliver, mine)
+
+
+def drive(session: Runnable, steps: Steps[T]) -> T:
+    """Work on one request in the calling thread, with no queue: for the command line, warm-up and checks."""
+    outputs: Mapping[str, Array] | None = None
+    while True:
+        try:
+            run = steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        outputs = session.run(run.tensors, run.outputs)

@@ -1,0 +1,1 @@
+"""Public types that belong to no single task."""

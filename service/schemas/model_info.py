@@ -1,0 +1,60 @@
+"""What `GET /v1/models` tells about a model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class TensorInfo(BaseModel):
+    """A graph input or output."""
+
+    name: str = Field(examples=["values"])
+    dtype: str = Field(description="NumPy's name of the element type.", examples=["float64"])
+    shape: list[int | str | None] = Field(description="A number where the axis is fixed.", examples=[["batch", "time"]])
+
+
+class VersionInfo(BaseModel):
+    """One version of a model."""
+
+    version: str = Field(examples=["1"])
+    state: Literal["ready", "loading", "failed"]
+    reason: str | None = Field(default=None, description="Why it is not ready.")
+    size_bytes: int | None = Field(default=None, description="Size of the graph file.", examples=[1_234_567])
+    digest: str | None = Field(default=None, description="SHA-256 of the graph file: equal on equal replicas.")
+    inputs: list[TensorInfo] = Field(default=[], description="The graph's inputs, read from the file.")
+    outputs: list[TensorInfo] = Field(default=[], description="The graph's outputs.")
+
+
+class ModelInfo(BaseModel):
+    """A model folder, as it is served."""
+
+    name: str = Field(description="Name of the folder.", examples=["cifar10-cnn"])
+    task: str | None = Field(
+        description="The endpoint that serves it: `POST /v1/<task>`.", examples=["image-classification"]
+    )
+    architecture: str | None = Field(examples=["cnn"])
+    description: str = ""
+    licence: str = ""
+    is_default: bool = Field(description="Whether it answers requests of its task that name no model.")
+    default_version: str | None = Field(examples=["1"])
+    versions: list[VersionInfo]
+    inputs: list[TensorInfo] = Field(description="Of the default version.")
+    outputs: list[TensorInfo] = Field(description="Of the default version.")
+    size_bytes: int | None = Field(description="Of the default version's graph file.")
+    metrics: dict[str, float] = Field(description="Figures that the model card claims.")
+    reason: str | None = Field(default=None, description="Why the folder cannot be served, when it cannot.")
+    curl: str = Field(description="A line to paste into a terminal.")
+
+
+class ModelCard(ModelInfo):
+    """A model with its card."""
+
+    card: str = Field(description="The model card, markdown.")
+
+
+class ModelList(BaseModel):
+    """Every model folder, those that cannot be served included."""
+
+    models: list[ModelInfo]

@@ -1,0 +1,88 @@
+"""Settings: every knob of the service, each an environment variable `GRIDLOOP_<NAME>` and an option of `serve`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.cpu import CpuBudget, cpu_budget
+
+MAX_WORKERS = 8
+"""Most server processes that are started without being asked for: each holds its own copy of every model."""
+
+
+class Settings(BaseSettings):
+    """How one server behaves. Frozen; built once by the command line and passed down."""
+
+    model_config = SettingsConfigDict(env_prefix="GRIDLOOP_", frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        default=0, ge=0, le=128, description="Server processes; 0 chooses by the CPU budget (affinity and cgroup)."
+    )
+    models: Path = Field(default=Path("models"), description="The model repository: one folder per model.")
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="`console` for people, `json` for machines; `auto`: console on a terminal."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least important records that are written; `info` includes one line per request."
+    )
+    max_body_bytes: int = Field(
+        default=16 * 1024 * 1024, gt=0, description="Largest request body after decompression (bytes)."
+    )
+    max_image_pixels: int = Field(
+        default=50_000_000, gt=0, description="Largest image (width × height), checked before it is decoded (pixels)."
+    )
+    max_series_points: int = Field(default=100_000, gt=0, description="Longest series in one request (points).")
+    max_text_chars: int = Field(default=100_000, gt=0, description="Longest text in one request (characters).")
+    max_queue: int = Field(
+        default=1024, gt=0, description="Rows that may wait per model and worker before 503 (count)."
+    )
+    request_timeout_s: float = Field(
+        default=30.0, gt=0, le=3600, description="Deadline of requests without `X-Request-Timeout` (seconds)."
+    )
+    body_timeout_s: float = Field(
+        default=20.0, gt=0, description="Time to receive a request's headers and body before 408 (seconds)."
+    )
+    drain_timeout_s: float = Field(
+        default=20.0, ge=0, description="Time for requests in flight after SIGTERM (seconds)."
+    )
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated keys for `Authorization: Bearer …`; empty: open. Probes stay open.",
+        repr=False,
+    )
+    rate_limit: float = Field(
+        default=0.0, ge=0, description="Requests per second and client before 429, over all workers; 0: no limit."
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
+
+    def plan(self, budget: CpuBudget | None = None) -> Plan:
+        """Divide the CPU budget into processes and ONNX Runtime threads."""
+        budget = budget or cpu_budget()
+        workers = self.workers or min(budget.cores, MAX_WORKERS)
+        return Plan(workers, max(1, budget.cores // workers), budget)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the cores are divided.
+
+    Attributes:
+        workers: server processes.
+        threads: ONNX Runtime threads of each model in each process.
+        budget: what was divided.
+    """
+
+    workers: int
+    threads: int
+    budget: CpuBudget

@@ -1,0 +1,128 @@
+"""State tokens: a recurrent model's memory as an opaque string that travels with the client.
+
+No replica keeps anything between two requests, so any replica continues any stream and a crash loses nothing.
+
+Layout, before base64url without padding: 8 bytes BLAKE2b over the rest · deflated (4 bytes length of the header ·
+header as JSON · the arrays' bytes one after another). The header holds the model's name and version, each array's
+name, dtype and shape, and a small `extra` dict of the task. The digest notices every changed byte; it is no
+signature, so a token must still be treated as untrusted input: sizes are bounded and numbers must be finite.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import InvalidState
+
+MAX_TOKEN_CHARS = 64 * 1024
+"""A longer token is refused unread (characters)."""
+
+_MAX_UNPACKED_BYTES = 256 * 1024
+_DIGEST_BYTES = 8
+_DTYPES = {"<f4", "<f8", "<i8", "<i4"}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a stream remembers: named arrays without a batch axis, and a small JSON-able dict."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def pack(model: str, version: str, state: State) -> str:
+    """Turn a stream's memory into a token.
+
+    Args:
+        model: name of the model that made the state.
+        version: its version.
+        state: arrays of float32, float64, int32 or int64, all finite; at most 256 KiB together.
+
+    Returns:
+        URL-safe ASCII text.
+    """
+    arrays = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
+    header = json.dumps(
+        {
+            "model": [model, version],
+            "arrays": [[name, a.dtype.newbyteorder("<").str, list(a.shape)] for name, a in arrays.items()],
+            "extra": dict(state.extra),
+        },
+        separators=(",", ":"),
+    ).encode()
+    raw = b"".join([len(header).to_bytes(4, "little"), header, *(a.tobytes() for a in arrays.values())])
+    # Level 1: recurrent state is nearly incompressible, but the zeros of a young stream are not.
+    body = zlib.compress(raw, level=1)
+    return base64.urlsafe_b64encode(_digest(body) + body).rstrip(b"=").decode()
+
+
+def unpack(model: str, version: str, token: str) -> State:
+    """Read a token made by `pack` for the same model and version.
+
+    Raises:
+        InvalidState: the token is too long, truncated, changed, not finite, or another model's.
+    """
+    if len(token) > MAX_TOKEN_CHARS:
+        raise InvalidState(f"is longer than {MAX_TOKEN_CHARS:,} characters")
+    try:
+        data = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError, ValueError):
+        raise InvalidState("is not a state token of this service") from None
+    digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    # Base64's last character has bits that decode to nothing: compare the text too, so that they count.
+    canonical = base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    if digest != _digest(body) or canonical != token:
+        raise InvalidState("is damaged: its checksum does not match")
+    try:
+        header, payload = _inflate(body)
+        name, made_by = header["model"]
+    except (ValueError, KeyError, TypeError, zlib.error):
+        raise InvalidState("is not a state token of this service") from None
+    if (name, made_by) != (model, version):
+        raise InvalidState(f"was made by model {name}@{made_by}, not by {model}@{version}")
+    try:
+        return State(_arrays(header["arrays"], payload), dict(header["extra"]))
+    except (ValueError, KeyError, TypeError):
+        raise InvalidState("is not a state token of this service") from None
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES, person=b"gridloop-state").digest()
+
+
+def _inflate(body: bytes) -> tuple[dict[str, Any], bytes]:
+    inflater = zlib.decompressobj()
+    raw = inflater.decompress(body, _MAX_UNPACKED_BYTES)
+    if not inflater.eof:
+        raise ValueError("too long when inflated")
+    length = int.from_bytes(raw[:4], "little")
+    header = json.loads(raw[4 : 4 + length])
+    if not isinstance(header, dict):
+        raise TypeError("header is not an object")
+    return header, raw[4 + length :]
+
+
+def _arrays(described: Any, payload: bytes) -> dict[str, NDArray[Any]]:
+    arrays, offset = {}, 0
+    for name, dtype, shape in described:
+        if dtype not in _DTYPES:
+            raise ValueError(dtype)
+        end = offset + math.prod(shape) * np.dtype(dtype).itemsize
+        array = np.frombuffer(payload[offset:end], dtype=dtype).reshape(shape)
+        if not np.isfinite(array).all():
+            raise ValueError("not finite")
+        arrays[str(name)], offset = array, end
+    if offset != len(payload):
+        raise ValueError("bytes left over")
+    return arrays

@@ -1,0 +1,191 @@
+"""Anomaly detection: a series in, anomalies, expectations and a band out; one model for series of any scale.
+
+A model is a graph that forecasts each point from the points before it and says how far off a normal point may be:
+
+- inputs `values` float64 (batch, time), NaN where a point is missing, `sequence_lens` int32 (batch,), and state;
+- outputs `expected` and `spread`, float64 (batch, time), and the next state. `spread` is the half-width of the band at
+  sensitivity 0.5, and depends only on earlier points.
+
+From them, with u = |value − expected| / spread: score = u / (1 + u), and a point is anomalous when its score reaches
+1 − sensitivity, which is when it leaves the band expected ± spread · (1 − sensitivity) / sensitivity. Forecasting one
+step ahead and judging the error is the method of Malhotra et al., "Long Short Term Memory Networks for Anomaly
+Detection in Time Series" (ESANN 2015).
+
+Long series are cut into runs of a few thousand points that hand the state on, which changes no answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, NaiveDatetime, StrictFloat, StrictInt, model_validator
+
+from service import state as state_token
+from service.errors import InvalidInput, InvalidState, TooLarge
+from service.graph import SEQUENCE_LENS
+from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
+
+CHUNK = 4096
+"""Points in one run (count): between two runs the requests of other callers have their turn."""
+
+_LARGEST = 1e300
+"""Larger numbers could overflow while differences are computed."""
+
+_EXAMPLE: list[JsonValue] = [10.1, 10.3, 9.9, 10.2, None, 10.0, 9.8, 10.1, 10.2, 9.9, 10.0, 10.1, 25.0, 10.0]
+
+
+class AnomalyDetectionInput(TaskInput):
+    """A series, or the next piece of one."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"values": _EXAMPLE, "sensitivity": 0.5}]},
+    )
+
+    values: list[Annotated[float, Field(strict=True, allow_inf_nan=False)] | None] = Field(
+        min_length=1,
+        description="The points in order of time; null for a missing one.",
+        examples=[_EXAMPLE],
+    )
+    timestamps: list[StrictInt | StrictFloat | AwareDatetime | NaiveDatetime] | None = Field(
+        default=None,
+        description="ISO 8601 texts or Unix seconds, one for each value, strictly increasing. Texts without an offset "
+        "are UTC.",
+        examples=[None],
+    )
+    sensitivity: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="0: nothing is an anomaly; 1: everything is. The band narrows as it grows.",
+        examples=[0.5],
+    )
+    state: str | None = Field(
+        default=None,
+        description="The `state` of the answer to the points before these; left out: the stream begins here.",
+        examples=[None],
+    )
+
+    @model_validator(mode="after")
+    def _timestamps_fit(self) -> AnomalyDetectionInput:
+        if self.timestamps is None:
+            return self
+        if len(self.timestamps) != len(self.values):
+            raise ValueError(f"timestamps has {len(self.timestamps)} entries, values has {len(self.values)}")
+        seconds = [_unix_seconds(stamp) for stamp in self.timestamps]
+        for i, (before, after) in enumerate(pairwise(seconds), start=1):
+            if not after > before:
+                raise ValueError(f"timestamps[{i}] is not later than the one before it")
+        return self
+
+
+class AnomalyDetectionOutput(TaskOutput):
+    """Every list is as long as `values`."""
+
+    anomalies: list[int] = Field(description="Indices of the anomalous points in `values`.", examples=[[12]])
+    expected: list[float] = Field(description="What the model expected at each point, from the points before it.")
+    lower: list[float | None] = Field(description="Lower edge of the band; null where it is unbounded (sensitivity 0).")
+    upper: list[float | None] = Field(description="Upper edge of the band; null where it is unbounded (sensitivity 0).")
+    scores: list[float] = Field(description="0 as expected, 1 utterly unexpected; comparable across series.")
+    is_anomaly: list[bool] = Field(description="Whether the score reaches the threshold that `sensitivity` sets.")
+    state: str = Field(description="The stream's memory: send it with the points that follow.")
+
+
+class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
+    """Anomalies in series of any scale, point by point or in one piece."""
+
+    name = "anomaly-detection"
+    summary = "Which points of this series are unexpected?"
+    Input = AnomalyDetectionInput
+    Output = AnomalyDetectionOutput
+
+    def __init__(self, folder: ModelFolder) -> None:
+        super().__init__(folder)
+        folder.input("values", dtype=("float64", "float32"), rank=2)
+        folder.input(SEQUENCE_LENS, dtype="int32", rank=1)
+        folder.output("expected", dtype=("float64", "float32"), rank=2)
+        folder.output("spread", dtype=("float64", "float32"), rank=2)
+        self._dtype = folder.signature.inputs["values"].dtype
+
+    def steps(self, request: AnomalyDetectionInput) -> Steps[AnomalyDetectionOutput]:
+        values, state = self.decode(request)
+        expected, spread = np.empty_like(values), np.empty_like(values)
+        for start in range(0, len(values), CHUNK):
+            chunk = values[start : start + CHUNK]
+            outputs = yield Run(
+                {
+                    "values": chunk[None].astype(self._dtype, copy=False),
+                    SEQUENCE_LENS: np.array([len(chunk)], np.int32),
+                    **state,
+                }
+            )
+            expected[start : start + CHUNK] = outputs["expected"][0]
+            spread[start : start + CHUNK] = outputs["spread"][0]
+            state = {name: outputs[following] for name, following in self.folder.signature.states.items()}
+        return self.encode(values, expected, spread, request.sensitivity, state)
+
+    def decode(self, request: AnomalyDetectionInput) -> tuple[Array, dict[str, Array]]:
+        """The points as float64 (time,), NaN where missing, and the stream's state, each (1, ...).
+
+        Raises:
+            TooLarge: more points than the limit.
+            InvalidInput: a number is too large to compute with.
+            InvalidState: the state is not one of this model.
+        """
+        limit = self.folder.limits.max_series_points
+        if len(request.values) > limit:
+            setting = "GRIDLOOP_MAX_SERIES_POINTS"
+            raise TooLarge("The series", limit=limit, unit="points", setting=setting, actual=len(request.values))
+        values = np.array(request.values, dtype=np.float64)
+        if np.any(np.abs(values) > _LARGEST):  # NaN compares false
+            raise InvalidInput(f"values holds a number beyond ±{_LARGEST:g}. Scale the series down.")
+        return values, self._read_state(request.state)
+
+    def _read_state(self, token: str | None) -> dict[str, Array]:
+        fresh = self.folder.signature.fresh_state()
+        if token is None:
+            return fresh
+        arrays = state_token.unpack(self.folder.name, self.folder.version, token).arrays
+        if {n: (a.shape, a.dtype) for n, a in arrays.items()} != {n: (a.shape[1:], a.dtype) for n, a in fresh.items()}:
+            raise InvalidState("does not fit this model")
+        return {name: array[None] for name, array in arrays.items()}
+
+    def encode(
+        self, values: Array, expected: Array, spread: Array, sensitivity: float, state: Mapping[str, Array]
+    ) -> AnomalyDetectionOutput:
+        """Judge each point against its forecast.
+
+        Args:
+            values: float64 (time,), NaN where missing.
+            expected: float64 (time,), forecasts.
+            spread: float64 (time,), half-widths of the band at sensitivity 0.5; above 0.
+            sensitivity: 0..1.
+            state: what to hand on, each (1, ...).
+        """
+        missing = np.isnan(values)
+        unusual = np.abs(values - expected) / spread
+        scores = np.where(missing, 0.0, unusual / (1 + unusual))
+        is_anomaly = (scores >= 1 - sensitivity) & ~missing
+        half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else np.full_like(spread, math.inf)
+        packed = state_token.State({name: array[0] for name, array in state.items()})
+        return AnomalyDetectionOutput.model_construct(
+            model=self.folder.ref,
+            anomalies=np.flatnonzero(is_anomaly),
+            expected=expected,
+            lower=expected - half_width,
+            upper=expected + half_width,
+            scores=scores,
+            is_anomaly=is_anomaly,
+            state=state_token.pack(self.folder.name, self.folder.version, packed),
+        )
+
+
+def _unix_seconds(stamp: float | datetime) -> float:
+    """A time stamp as seconds; a text without an offset is UTC."""
+    if isinstance(stamp, datetime):
+        return (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
+    return float(stamp)

@@ -1,0 +1,356 @@
+"""Image classification: pictures in, labels with probabilities out.
+
+A model is any graph with one picture input, either `uint8 (batch, height, width, 3)`, whose graph normalises by itself,
+or `float32 (batch, 3, height, width)`, normalised here with the manifest's mean and std; and an output `logits`
+`float32 (batch, classes)`. With `explain` it also needs `activation_map` `float32 (batch, classes, rows, columns)`, the
+class activation map of Zhou et al., "Learning Deep Features for Discriminative Localization" (CVPR 2016).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import Resampling
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import InvalidInput, ManifestInvalid, TooLarge
+from service.tasks.base import Array, MediaInput, ModelFolder, Run, Steps, Task, TaskOutput, Upload
+
+Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, before anything is decoded
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+HEATMAP_CELLS = 16
+"""Cells along the longer side of a heatmap."""
+
+
+class ImageClassificationInput(MediaInput):
+    """Which model, how many labels, and whether to show where it looked."""
+
+    top_k: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=5,
+        description="Labels to return for each image; more than there are classes: all of them.",
+        examples=[3],
+    )
+    explain: bool = Field(
+        default=False, description="Add a heatmap: which parts of the image speak for the best label."
+    )
+
+
+class Prediction(BaseModel):
+    """A label and how probable it is."""
+
+    label: str = Field(description="Class name.", examples=["cat"])
+    score: float = Field(description="Probability of the label.", ge=0, le=1, examples=[0.93])
+    index: int = Field(description="Row of the label in the model's labels.", ge=0, examples=[3])
+
+
+class Heatmap(BaseModel):
+    """Class activation map over the image that was sent."""
+
+    label: str = Field(description="The label that the map explains: the best one.", examples=["cat"])
+    values: list[list[float]] = Field(
+        description="Rows from top to bottom, each from left to right; 1 is the part that speaks most for the label.",
+        examples=[[[0.0, 0.4], [1.0, 0.2]]],
+    )
+
+
+class ImageResult(BaseModel):
+    """What one image shows."""
+
+    filename: str | None = Field(description="As sent with the part; null for a raw body.", examples=["cat.jpg"])
+    width: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[640])
+    height: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[480])
+    predictions: list[Prediction] = Field(description="Best first.")
+    heatmap: Heatmap | None = Field(default=None, description="Only with `explain=true`.")
+
+
+class ImageClassificationOutput(TaskOutput):
+    """One result per image, in the order sent."""
+
+    results: list[ImageResult]
+
+
+class Preprocessing(BaseModel):
+    """How a picture becomes the graph's input; the manifest's `[preprocessing]` table."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    resize: Literal["stretch", "crop"] = "stretch"
+    """`stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre."""
+    resize_to: int | None = None
+    """With `crop`: length of the shorter side before the centre is taken (pixels); left out: the graph's size."""
+    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    """Pillow's resampling filter."""
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Subtracted from each colour, on a scale of 0..1; float graphs only."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Each colour is divided by it afterwards; float graphs only."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An image's size, and the part of it that the model sees.
+
+    Attributes:
+        width: pixels, upright.
+        height: pixels, upright.
+        box: left, top, right, bottom of the part seen, as fractions of width and height.
+    """
+
+    width: int
+    height: int
+    box: tuple[float, float, float, float]
+
+
+class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutput]):
+    """Labels for pictures of any size."""
+
+    name = "image-classification"
+    summary = "What does this picture show?"
+    Input = ImageClassificationInput
+    Output = ImageClassificationOutput
+    media: ClassVar[tuple[str, ...]] = (
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+        "image/gif",
+        "image/bmp",
+        "image/tiff",
+        "application/octet-stream",
+    )
+    sample_file = "photo.jpg"
+
+    def __init__(self, folder: ModelFolder) -> None:
+        super().__init__(folder)
+        where = f"{folder.name}/{folder.version}"
+        try:
+            self._options = Preprocessing.model_validate(folder.options)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ManifestInvalid(f"{folder.name}/manifest.toml", f"[preprocessing] {problems}.") from None
+        if len(folder.signature.inputs) != 1:
+            raise ManifestInvalid(f"{where}/model.onnx", "an image classifier takes one input: the picture.")
+        (self._input,) = folder.signature.inputs.values()
+        folder.input(self._input.name, dtype=("uint8", "float32"), rank=4)
+        self._channels_last = self._input.shape[3] == 3
+        size = self._input.shape[1:3] if self._channels_last else self._input.shape[2:4]
+        if self._channels_last == (self._input.shape[1] == 3) or not all(isinstance(side, int) for side in size):
+            raise ManifestInvalid(
+                f"{where}/model.onnx",
+                f"input {self._input} should be (batch, height, width, 3) or (batch, 3, height, width).",
+            )
+        self._height, self._width = (int(side or 0) for side in size)
+        logits = folder.output("logits", dtype="float32", rank=2)
+        self.labels = folder.lines("labels.txt")
+        if isinstance(logits.shape[1], int) and logits.shape[1] != len(self.labels):
+            raise ManifestInvalid(
+                f"{where}/labels.txt", f"has {len(self.labels)} labels, but the graph has {logits.shape[1]} classes."
+            )
+        self._scale = (1 / (255 * np.array(self._options.std))).astype(np.float32)
+        self._shift = (-np.array(self._options.mean) / np.array(self._options.std)).astype(np.float32)
+
+    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
+        if request.explain and "activation_map" not in self.folder.signature.outputs:
+            raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
+        pixels, views = self.decode(request.files)
+        wanted = ("logits", "activation_map") if request.explain else ("logits",)
+        outputs = yield Run({self._input.name: pixels}, wanted)
+        return self.encode(request, views, outputs)
+
+    def decode(self, files: Sequence[Upload]) -> tuple[Array, list[View]]:
+        """Turn encoded pictures into the graph's input.
+
+        Returns:
+            Pixels (images, ...) as the graph wants them, and what part of each picture they show.
+
+        Raises:
+            InvalidInput: there is no file, or one is no picture that can be read.
+            TooLarge: one has more pixels than the limit.
+        """
+        if not files:
+            raise InvalidInput("No image was sent. Send one as the body, or parts named 'file' as multipart/form-data.")
+        pixels, views = [], []
+        for number, file in enumerate(files, start=1):
+            picture, width, height = self._open(
+                file, f"Image {file.filename!r}" if file.filename else f"Image {number}"
+            )
+            view = View(width, height, self._box(width, height))
+            pixels.append(self._tensor(picture, view.box))
+            views.append(view)
+        return np.stack(pixels), views
+
+    def _open(self, file: Upload, what: str) -> tuple[Image.Image, int, int]:
+        """An upright RGB image: first frame, EXIF orientation applied, transparency composed on white.
+
+        Returns:
+            The image, perhaps decoded at a fraction of its size, and its full width and height in pixels.
+        """
+        if not file.data:
+            raise InvalidInput(f"{what} has no bytes. Send the content of the file (curl: --data-binary @photo.jpg).")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of odd metadata in readable files
+                picture: Image.Image = Image.open(io.BytesIO(file.data), formats=FORMATS)
+                width, height = picture.size
+                limit = self.folder.limits.max_image_pixels
+                if width * height > limit:
+                    setting = "GRIDLOOP_MAX_IMAGE_PIXELS"
+                    raise TooLarge(what, limit=limit, unit="pixels", setting=setting, actual=width * height)
+                # A JPEG can be decoded at a half, quarter or eighth: as small as still leaves 4 pixels for each one.
+                picture.draft("RGB", (4 * self._width, 4 * self._height))
+                upright = ImageOps.exif_transpose(picture)
+                if (upright.width > upright.height) != (picture.width > picture.height):
+                    width, height = height, width
+                return _on_white(upright), width, height
+        except UnidentifiedImageError:
+            known = ", ".join(FORMATS)
+            raise InvalidInput(f"{what} is not an image that can be read here. Send one of: {known}.") from None
+        except _DAMAGED as error:
+            raise InvalidInput(f"{what} is damaged or cut short ({error}). Send the whole file again.") from None
+
+    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture that is shown to the model, as fractions."""
+        if self._options.resize == "stretch":
+            return 0.0, 0.0, 1.0, 1.0
+        scale = (self._options.resize_to or max(self._width, self._height)) / min(width, height)
+        resized_w, resized_h = max(round(width * scale), self._width), max(round(height * scale), self._height)
+        left, top = (resized_w - self._width) // 2, (resized_h - self._height) // 2
+        return (
+            left / resized_w,
+            top / resized_h,
+            (left + self._width) / resized_w,
+            (top + self._height) / resized_h,
+        )
+
+    def _tensor(self, picture: Image.Image, box: tuple[float, float, float, float]) -> Array:
+        """Resize and crop in one pass, and lay the colours out as the graph wants them."""
+        if picture.size != (self._width, self._height) or box != (0.0, 0.0, 1.0, 1.0):
+            w, h = picture.size
+            corners = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
+            picture = picture.resize((self._width, self._height), Resampling[self._options.filter.upper()], box=corners)
+        pixels = np.asarray(picture)  # (H, W, C) uint8
+        if self._input.dtype == "uint8":
+            return pixels if self._channels_last else pixels.transpose(2, 0, 1)
+        if self._channels_last:
+            return np.asarray(pixels * self._scale + self._shift)
+        planes = np.empty((3, self._height, self._width), np.float32)
+        for colour in range(3):  # one pass per plane beats a transposed copy
+            np.multiply(pixels[:, :, colour], self._scale[colour], out=planes[colour])
+            planes[colour] += self._shift[colour]
+        return planes
+
+    def encode(
+        self, request: ImageClassificationInput, views: Sequence[View], outputs: Mapping[str, Array]
+    ) -> ImageClassificationOutput:
+        """Turn logits (images, classes) into labels, best first, and activation maps into heatmaps."""
+        scores = softmax(outputs["logits"])  # (N, classes)
+        best = top_k(scores, request.top_k)  # (N, k)
+        results = []
+        for row, (file, view) in enumerate(zip(request.files, views, strict=True)):
+            indices = best[row].tolist()
+            probabilities = scores[row, best[row]].tolist()
+            found: dict[str, Any] = {
+                "filename": file.filename,
+                "width": view.width,
+                "height": view.height,
+                "predictions": [
+                    {"label": self.labels[index], "score": score, "index": index}
+                    for index, score in zip(indices, probabilities, strict=True)
+                ],
+            }
+            if request.explain:
+                values = heatmap(outputs["activation_map"][row, indices[0]], view)
+                found["heatmap"] = {"label": self.labels[indices[0]], "values": values}
+            results.append(found)
+        return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
+
+
+# What Pillow's decoders raise on damaged files.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, struct.error)
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Any mode as RGB; transparent parts become white."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def softmax(logits: Array) -> Array:
+    """Turn scores into probabilities, subtracting the maximum first so that large logits do not overflow.
+
+    Args:
+        logits: float32 (batch, classes).
+
+    Returns:
+        float32 (batch, classes); each row sums to 1.
+    """
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def top_k(scores: Array, k: int) -> Array:
+    """Indices of the k largest scores of each row, largest first; all of them where there are fewer.
+
+    Args:
+        scores: (batch, classes).
+        k: at least 1.
+
+    Returns:
+        int64 (batch, min(k, classes)).
+    """
+    k = min(k, scores.shape[1])
+    best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(best, order, axis=1)
+
+
+def heatmap(activations: Array, view: View) -> Array:
+    """Spread a class activation map over the whole image that was sent.
+
+    Args:
+        activations: float32 (rows, columns) over the part of the image that the model saw.
+        view: the image's size and that part.
+
+    Returns:
+        float32 grid in the image's aspect ratio, `HEATMAP_CELLS` along the longer side, scaled to 0..1 and rounded to
+        3 digits; parts that the model did not see are 0.
+    """
+    longer = max(view.width, view.height)
+    rows, columns = (max(1, round(HEATMAP_CELLS * side / longer)) for side in (view.height, view.width))
+    left, top, right, bottom = view.box
+    y = ((np.arange(rows) + 0.5) / rows - top) / (bottom - top)
+    x = ((np.arange(columns) + 0.5) / columns - left) / (right - left)
+    values = _bilinear(activations, y, x)
+    low, high = values.min(), values.max()
+    values = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    inside = ((y >= 0) & (y <= 1))[:, None] & ((x >= 0) & (x <= 1))[None, :]
+    return np.round(np.where(inside, values, 0.0), 3).astype(np.float32)
+
+
+def _bilinear(grid: Array, y: Array, x: Array) -> Array:
+    """Values of a grid at fractional positions 0..1 of its height and width; edges are repeated."""
+
+    def along(positions: Array, cells: int) -> tuple[Array, Array, Array]:
+        centre = np.clip(positions * cells - 0.5, 0, cells - 1)
+        low = np.floor(centre).astype(int)
+        return low, np.minimum(low + 1, cells - 1), centre - low
+
+    (y0, y1, dy), (x0, x1, dx) = along(y, grid.shape[0]), along(x, grid.shape[1])
+    upper = grid[y0][:, x0] * (1 - dx) + grid[y0][:, x1] * dx
+    lower = grid[y1][:, x0] * (1 - dx) + grid[y1][:, x1] * dx
+    return np.asarray(upper * (1 - dy)[:, None] + lower * dy[:, None])

@@ -1,0 +1,128 @@
+"""Metrics and structured logs: every metric of the service is declared here, once.
+
+With several workers each process writes its numbers to files in `PROMETHEUS_MULTIPROC_DIR`, which the `serve` command
+sets before the workers start, and any worker answers `/metrics` for all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import structlog
+from prometheus_client import REGISTRY as DEFAULT_REGISTRY
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+_LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+REQUESTS = Counter("gridloop_requests", "HTTP requests answered.", ["route", "method", "status"])
+REQUEST_SECONDS = Histogram(
+    "gridloop_request_seconds", "Time from the request's head to its answer.", ["route"], buckets=_LATENCY_BUCKETS_S
+)
+IN_FLIGHT = Gauge("gridloop_requests_in_flight", "HTTP requests being answered now.", multiprocess_mode="livesum")
+
+BATCH_ROWS = Histogram(
+    "gridloop_batch_rows", "Rows in each run of a model.", ["model"], buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+)
+RUN_SECONDS = Histogram("gridloop_run_seconds", "Time of each run of a model.", ["model"], buckets=_LATENCY_BUCKETS_S)
+QUEUE_SECONDS = Histogram(
+    "gridloop_queue_seconds", "Time a request waited before work on it began.", ["model"], buckets=_LATENCY_BUCKETS_S
+)
+WAITING_ROWS = Gauge("gridloop_waiting_rows", "Rows in a model's queue.", ["model"], multiprocess_mode="livesum")
+DROPPED = Counter(
+    "gridloop_dropped_requests",
+    "Requests that were not run, by reason: overloaded, deadline, cancelled, draining.",
+    ["model", "reason"],
+)
+FAILED_RUNS = Counter("gridloop_failed_runs", "Runs that the runtime refused.", ["model"])
+MODEL_READY = Gauge(
+    "gridloop_model_ready", "1 while a model version is loaded.", ["model", "version"], multiprocess_mode="livemin"
+)
+
+
+def exposition() -> bytes:
+    """All metrics of all workers, in Prometheus' text format."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(DEFAULT_REGISTRY)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def configure_logging(log_format: str, level: str) -> None:
+    """Send every log record, ours and the libraries', to stderr.
+
+    Args:
+        log_format: "json", "console", or "auto" for console on a terminal and JSON elsewhere.
+        level: "debug", "info", "warning" or "error".
+    """
+    as_json = _as_json(log_format)
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if as_json:
+        shared.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    logging.getLogger("uvicorn.error").setLevel("WARNING")  # our own lines say what uvicorn's start-up lines do
+
+
+def access_log(log_format: str) -> Callable[[dict[str, Any]], None]:
+    """A function that writes one line per answer to stderr.
+
+    It bypasses the logging machinery, which costs more than a small inference: a line is one formatted write.
+
+    Args:
+        log_format: as in `configure_logging`.
+    """
+    write = sys.stderr.write
+    if _as_json(log_format):
+
+        def write_json(facts: dict[str, Any]) -> None:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            write(orjson.dumps({"timestamp": now, "level": "info", "event": "request", **facts}).decode() + "\n")
+
+        return write_json
+
+    def write_text(facts: dict[str, Any]) -> None:
+        model = f"  {facts['model']}" if facts["model"] else ""
+        write(
+            f"{facts['method']} {facts['path']} {facts['status']}  {facts['ms']:.1f} ms{model}  {facts['request_id']}\n"
+        )
+
+    return write_text
+
+
+def _as_json(log_format: str) -> bool:
+    return log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())

@@ -1,0 +1,47 @@
+"""Fixtures: a model repository of tiny graphs, and the real application around it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.settings import Settings
+from tests import graphs
+
+MakeClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A repository with a classifier of colours and a detector of steps."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    graphs.colour_model(folder, required=True, description="Tells colours apart.")
+    graphs.detector_model(folder)
+    return folder
+
+
+@asynccontextmanager
+async def running(models: Path, *, tasks: Any = None, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """The application over its ASGI transport, models loaded."""
+    app = create_app(
+        Settings(models=models, workers=1, log_level="error", **settings), tasks=tasks, load_first=True
+    )
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            client.app = app  # type: ignore[attr-defined]
+            yield client
+
+
+@pytest.fixture
+async def client(models: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application with the tiny models."""
+    async with running(models) as client:
+        yield client

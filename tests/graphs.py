@@ -1,0 +1,185 @@
+"""Tiny ONNX graphs whose answers are mental arithmetic, and model folders around them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto as T
+from onnx import helper, numpy_helper
+from PIL import Image
+
+
+def save(path: Path, nodes: Sequence[Any], inputs: Any, outputs: Any, constants: dict[str, Any] | None = None) -> Path:
+    """Write a graph; inputs and outputs are `(name, element type, shape)`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph = helper.make_graph(
+        list(nodes),
+        "tiny",
+        [helper.make_tensor_value_info(*spec) for spec in inputs],
+        [helper.make_tensor_value_info(*spec) for spec in outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in (constants or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return path
+
+
+def affine(path: Path, batch: int | str = "batch") -> Path:
+    """y = 2x + 1, for x float32 (batch, width)."""
+    return save(
+        path,
+        [helper.make_node("Mul", ["x", "two"], ["double"]), helper.make_node("Add", ["double", "one"], ["y"])],
+        [("x", T.FLOAT, [batch, "width"])],
+        [("y", T.FLOAT, [batch, "width"])],
+        {"two": np.float32(2), "one": np.float32(1)},
+    )
+
+
+def reciprocal_index(path: Path) -> Path:
+    """y = table[x] with a table of 4 entries (10, 20, 30, 40): an index of 4 makes the run itself fail."""
+    return save(
+        path,
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        [("x", T.INT64, ["batch"])],
+        [("y", T.FLOAT, ["batch"])],
+        {"table": np.array([10, 20, 30, 40], np.float32)},
+    )
+
+
+def running_sum(path: Path) -> Path:
+    """A recurrent graph: `total[t]` = h + x[0] + ... + x[t] with state `h`; stops at `sequence_lens`.
+
+    An ONNX RNN with identity activation (Affine, alpha 1) and unit weights.
+    """
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "last_axis"], ["x3"]),  # (batch, time, 1)
+        helper.make_node("Transpose", ["x3"], ["xt"], perm=[1, 0, 2]),  # (time, batch, 1)
+        helper.make_node("Unsqueeze", ["h", "first_axis"], ["h3"]),  # (1, batch, 1)
+        helper.make_node(
+            "RNN",
+            ["xt", "w", "r", "", "sequence_lens", "h3"],
+            ["states", "final"],
+            hidden_size=1,
+            activations=["Affine"],
+            activation_alpha=[1.0],
+            activation_beta=[0.0],
+        ),  # (time, 1, batch, 1), (1, batch, 1)
+        helper.make_node("Squeeze", ["states", "inner_axes"], ["tb"]),  # (time, batch)
+        helper.make_node("Transpose", ["tb"], ["total"], perm=[1, 0]),
+        helper.make_node("Squeeze", ["final", "first_axis"], ["next_h"]),
+    ]
+    one = np.ones((1, 1, 1), np.float32)
+    return save(
+        path,
+        nodes,
+        [("x", T.FLOAT, ["batch", "time"]), ("sequence_lens", T.INT32, ["batch"]), ("h", T.FLOAT, ["batch", 1])],
+        [("total", T.FLOAT, ["batch", "time"]), ("next_h", T.FLOAT, ["batch", 1])],
+        {
+            "w": one,
+            "r": one,
+            "last_axis": np.array([2]),
+            "first_axis": np.array([0]),
+            "inner_axes": np.array([1, 3]),
+        },
+    )
+
+
+def colours(path: Path) -> Path:
+    """A classifier of 2x2 pictures: the logits are the mean of red, green and blue, in hundreds."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=T.FLOAT),
+        helper.make_node("Div", ["pixels", "hundred"], ["scaled"]),
+        helper.make_node("ReduceMean", ["scaled"], ["logits"], axes=[1, 2], keepdims=0),
+        helper.make_node("Transpose", ["scaled"], ["activation_map"], perm=[0, 3, 1, 2]),
+    ]
+    return save(
+        path,
+        nodes,
+        [("image", T.UINT8, ["batch", 2, 2, 3])],
+        [("logits", T.FLOAT, ["batch", 3]), ("activation_map", T.FLOAT, ["batch", 3, 2, 2])],
+        {"hundred": np.float32(100)},
+    )
+
+
+def last_value(path: Path) -> Path:
+    """A detector that expects each point to equal the one before it, give or take 1; the state is the last point."""
+    nodes = [
+        helper.make_node("Cast", ["state"], ["before"], to=T.DOUBLE),
+        helper.make_node("Slice", ["values", "zero", "minus_one", "time_axis"], ["head"]),
+        helper.make_node("Concat", ["before", "head"], ["expected"], axis=1),
+        helper.make_node("Mul", ["expected", "nought"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "unit"], ["spread"]),
+        helper.make_node("Sub", ["sequence_lens", "one32"], ["end"]),
+        helper.make_node("Unsqueeze", ["end", "time_axis"], ["ends"]),
+        helper.make_node("GatherElements", ["values", "ends"], ["last"], axis=1),
+        helper.make_node("Cast", ["last"], ["next_state"], to=T.FLOAT),
+    ]
+    return save(
+        path,
+        nodes,
+        [
+            ("values", T.DOUBLE, ["batch", "time"]),
+            ("sequence_lens", T.INT32, ["batch"]),
+            ("state", T.FLOAT, ["batch", 1]),
+        ],
+        [
+            ("expected", T.DOUBLE, ["batch", "time"]),
+            ("spread", T.DOUBLE, ["batch", "time"]),
+            ("next_state", T.FLOAT, ["batch", 1]),
+        ],
+        {
+            "zero": np.array([0]),
+            "minus_one": np.array([-1]),
+            "time_axis": np.array([1]),
+            "nought": np.float64(0),
+            "unit": np.float64(1),
+            "one32": np.int32(1),
+        },
+    )
+
+
+def png(colour: tuple[int, int, int] = (200, 0, 100), size: tuple[int, int] = (2, 2), form: str = "PNG") -> bytes:
+    """An image of one colour, encoded."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, form)
+    return buffer.getvalue()
+
+
+def write_model(folder: Path, *, task: str, graph: Any, golden: Any = None, version: str = "1", **manifest: Any) -> Path:
+    """A model folder: manifest, one version, and whatever golden samples are given."""
+    graph(folder / version / "model.onnx")
+    lines = [f'task = "{task}"', *(f"{key} = {json.dumps(value)}" for key, value in manifest.items())]
+    (folder / "manifest.toml").write_text("\n".join(lines))
+    if golden is not None:
+        (folder / version / "golden.json").write_text(json.dumps(golden))
+    return folder
+
+
+def colour_model(models: Path, name: str = "colours", **manifest: Any) -> Path:
+    """The colour classifier as a complete model folder."""
+    # Red 2, green 0, blue 1: softmax (0.665, 0.090, 0.245).
+    golden = [
+        {
+            "input": {"image": "golden/pink.png", "top_k": 1},
+            "output": {"results": [{"predictions": [{"label": "red", "score": 0.6652, "index": 0}]}]},
+        }
+    ]
+    folder = write_model(models / name, task="image-classification", graph=colours, golden=golden, **manifest)
+    (folder / "1" / "labels.txt").write_text("red\ngreen\nblue\n")
+    (folder / "1" / "golden").mkdir()
+    (folder / "1" / "golden" / "pink.png").write_bytes(png())
+    (folder / "card.md").write_text("# Colours\n\nTells red from green and blue.\n")
+    return folder
+
+
+def detector_model(models: Path, name: str = "steps", **manifest: Any) -> Path:
+    """The last-value detector as a complete model folder."""
+    golden = [{"input": {"values": [0, 0, 5]}, "output": {"anomalies": [2], "scores": [0.0, 0.0, 5 / 6]}}]
+    return write_model(models / name, task="anomaly-detection", graph=last_value, golden=golden, **manifest)
