@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,3 +256,14 @@ def _load(models: Path, task: str | None = None) -> Registry:
     with err.status("loading models"):
         registry.load(task)
     return registry
+
+
+@main.command()
+def openapi() -> None:
+    """Print the OpenAPI document of the service."""
+    from service.app import create_app
+    from service.settings import Settings
+
+    with tempfile.TemporaryDirectory() as empty:  # the document depends on the tasks, not on the models
+        document = create_app(Settings(models=Path(empty), workers=1)).openapi()
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))

@@ -30,9 +30,7 @@ def models(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def running(models: Path, *, tasks: Any = None, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The application over its ASGI transport, models loaded."""
-    app = create_app(
-        Settings(models=models, workers=1, log_level="error", **settings), tasks=tasks, load_first=True
-    )
+    app = create_app(Settings(models=models, workers=1, log_level="error", **settings), tasks=tasks, load_first=True)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -44,4 +42,17 @@ async def running(models: Path, *, tasks: Any = None, **settings: Any) -> AsyncI
 async def client(models: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application with the tiny models."""
     async with running(models) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """The models that ship with the project."""
+    return Path(__file__).parent.parent / "models"
+
+
+@pytest.fixture
+async def real_client(real_models: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application with the models that ship with it."""
+    async with running(real_models) as client:
         yield client

@@ -152,7 +152,9 @@ def png(colour: tuple[int, int, int] = (200, 0, 100), size: tuple[int, int] = (2
     return buffer.getvalue()
 
 
-def write_model(folder: Path, *, task: str, graph: Any, golden: Any = None, version: str = "1", **manifest: Any) -> Path:
+def write_model(
+    folder: Path, *, task: str, graph: Any, golden: Any = None, version: str = "1", **manifest: Any
+) -> Path:
     """A model folder: manifest, one version, and whatever golden samples are given."""
     graph(folder / version / "model.onnx")
     lines = [f'task = "{task}"', *(f"{key} = {json.dumps(value)}" for key, value in manifest.items())]

@@ -6,6 +6,7 @@ same for each.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ class ModelHandle:
         self._session = OnnxSession(graph, threads=options.threads)
         self.signature: Signature = self._session.signature
         self.ref = ModelRef(name=name, version=version)
-        model_folder = ModelFolder(name, version, folder, self.signature, manifest.preprocessing, options.limits)
+        model_folder = ModelFolder(name, version, folder, self.signature, manifest.preprocessing)
         self.task = task(model_folder)
         self.digest = _sha256(graph)
         self.size_bytes = graph.stat().st_size
@@ -80,6 +81,8 @@ class ModelHandle:
             self._warm_up(golden_request(self.task, samples[0], folder), where)
         else:
             log.warning("no golden samples: the model is served unchecked and cold", model=name, version=version)
+        # Only now: a server with tight limits still checks its models with whatever samples they bring.
+        self.task.folder = dataclasses.replace(model_folder, limits=options.limits)
         self._max_queue = options.max_queue
         self._batcher: Batcher | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def _signature(session: Any, where: str) -> Signature:
 def _explain(error: Exception, path: Path) -> str:
     """ONNX Runtime's message as a sentence to act on, without paths of this machine."""
     text = str(error).replace(str(path), path.name).replace(str(path.parent), "")
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text).strip()
     version = ort.__version__
     if "Unsupported model IR version" in text or ("opset" in text.lower() and "support" in text.lower()):
         return (
@@ -114,6 +116,6 @@ def _explain(error: Exception, path: Path) -> str:
         )
     if "external data" in text.lower() or "file_size" in text.lower():
         return f"its weights are in a side file that is not there ({text}). Save it again with the weights inside."
-    if "Protobuf parsing failed" in text or "INVALID_PROTOBUF" in text:
+    if "Protobuf parsing failed" in text or "No graph was found" in text:
         return "is not an ONNX file, or only half of one. Copy or export it again."
     return f"cannot be loaded by onnxruntime {version}: {text}"

@@ -1,0 +1,308 @@
+"""The batcher's laws, on real graphs. Time is held by a gate that the test opens, never slept away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import DeadlineExceeded, Draining, InferenceFailed, InvalidInput, Overloaded
+from service.graph import Run, Steps
+from service.runtime.batcher import Batcher, Done
+from service.runtime.session import OnnxSession
+from tests import graphs
+
+
+class Gated:
+    """A session whose runs wait for a gate, and which remembers how many rows each run had."""
+
+    def __init__(self, session: OnnxSession) -> None:
+        self._session, self.signature = session, session.signature
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.gate.set()
+        self.rows: list[int] = []
+
+    def run(self, tensors: Any, outputs: tuple[str, ...] = ()) -> dict[str, Any]:
+        self.rows.append(len(next(iter(tensors.values()))))
+        self.entered.set()
+        assert self.gate.wait(10)
+        return self._session.run(tensors, outputs)
+
+    async def busy(self, batcher: Batcher) -> asyncio.Task[Any]:
+        """Occupy the graph with one request of its own shape, and close the gate behind it."""
+        self.gate.clear()
+        self.entered.clear()
+        task = asyncio.create_task(batcher.submit(ask(np.zeros((1, 9)))))
+        await asyncio.to_thread(self.entered.wait, 10)
+        self.rows.clear()
+        return task
+
+
+def ask(x: Any) -> Steps[Any]:
+    """One run of y = 2x + 1; the result is y."""
+    outputs = yield Run({"x": np.asarray(x, np.float32)})
+    return outputs["y"]
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Gated:
+    return Gated(OnnxSession(graphs.affine(tmp_path / "affine.onnx")))
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Batcher]]:
+    """Makes batchers and closes them at the end."""
+    made: list[Batcher] = []
+
+    def build(session: Any, **options: Any) -> Batcher:
+        made.append(Batcher(session, model="tiny", **options))
+        return made[-1]
+
+    yield build
+    for batcher in made:
+        assert batcher.close(10)
+
+
+async def settled(batcher: Batcher, rows: int) -> None:
+    """Let the submitted tasks reach the queue."""
+    for _ in range(1000):
+        if batcher.waiting == rows:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"{batcher.waiting} rows wait, not {rows}")
+
+
+async def test_a_lone_request_is_run_at_once(double: Gated, make: Any) -> None:
+    done = await make(double).submit(ask([[1, 2]]))
+    assert done.value.tolist() == [[3, 5]]
+    assert double.rows == [1]
+
+
+async def test_requests_that_gather_while_the_graph_is_busy_share_the_next_run(double: Gated, make: Any) -> None:
+    batcher = make(double)
+    first = await double.busy(batcher)
+    others = [asyncio.create_task(batcher.submit(ask([[n, n]]))) for n in range(5)]
+    await settled(batcher, 5)
+    double.gate.set()
+    answers = [(await task).value.tolist() for task in others]
+    await first
+    assert answers == [[[2 * n + 1, 2 * n + 1]] for n in range(5)]
+    assert double.rows == [5]
+
+
+async def test_unequal_shapes_never_share_a_run(double: Gated, make: Any) -> None:
+    batcher = make(double)
+    first = await double.busy(batcher)
+    others = [asyncio.create_task(batcher.submit(ask([[0.0] * width]))) for width in (1, 2, 1, 2)]
+    await settled(batcher, 4)
+    double.gate.set()
+    assert [(await task).value.shape for task in others] == [(1, 1), (1, 2), (1, 1), (1, 2)]
+    await first
+    assert double.rows == [2, 2]
+
+
+async def test_rows_are_counted_not_requests(double: Gated, make: Any) -> None:
+    batcher = make(double, max_batch_size=4)
+    first = await double.busy(batcher)
+    others = [asyncio.create_task(batcher.submit(ask([[n]] * 2), rows=2)) for n in range(3)]
+    await settled(batcher, 6)
+    double.gate.set()
+    await asyncio.gather(first, *others)
+    assert double.rows == [4, 2]
+
+
+async def test_a_request_larger_than_a_batch_is_run_in_slices(double: Gated, make: Any) -> None:
+    done = await make(double, max_batch_size=4).submit(ask([[n] for n in range(10)]), rows=10)
+    assert done.value.ravel().tolist() == [2 * n + 1 for n in range(10)]
+    assert double.rows == [4, 4, 2]
+
+
+async def test_a_graph_with_a_fixed_batch_is_padded_and_trimmed(tmp_path: Path, make: Any) -> None:
+    session = OnnxSession(graphs.affine(tmp_path / "fixed.onnx", batch=4))
+    done = await make(session).submit(ask([[1], [2]]), rows=2)
+    assert done.value.tolist() == [[3], [5]]
+
+
+async def test_a_caller_cancelled_in_the_queue_is_not_run(double: Gated, make: Any) -> None:
+    batcher = make(double)
+    first = await double.busy(batcher)
+    leaves, stays = (asyncio.create_task(batcher.submit(ask([[n]]))) for n in (1, 2))
+    await settled(batcher, 2)
+    leaves.cancel()
+    await asyncio.sleep(0)
+    double.gate.set()
+    assert (await stays).value.tolist() == [[5]]
+    await first
+    assert leaves.cancelled()
+    assert double.rows == [1]
+
+
+async def test_a_caller_cancelled_mid_run_does_not_disturb_its_batch(double: Gated, make: Any) -> None:
+    batcher = make(double)
+    first = await double.busy(batcher)
+    leaves, stays = (asyncio.create_task(batcher.submit(ask([[n]]))) for n in (1, 2))
+    await settled(batcher, 2)
+    double.entered.clear()
+    double.gate.set()
+    await asyncio.to_thread(double.entered.wait, 10)
+    leaves.cancel()
+    assert (await stays).value.tolist() == [[5]]
+    await first
+    with suppress(asyncio.CancelledError):
+        await leaves
+
+
+async def test_one_bad_row_fails_alone(tmp_path: Path, make: Any) -> None:
+    """An index outside the table makes the whole run fail; the others get their answers all the same."""
+    session = Gated(OnnxSession(graphs.reciprocal_index(tmp_path / "table.onnx")))
+    batcher = make(session)
+
+    def look_up(index: int) -> Steps[float]:
+        outputs = yield Run({"x": np.array([index])})
+        return float(outputs["y"][0])
+
+    session.gate.clear()
+    tasks = [asyncio.create_task(batcher.submit(look_up(index))) for index in (0, 1, 4, 3)]
+    await asyncio.sleep(0.01)
+    session.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [a.value if isinstance(a, Done) else type(a) for a in answers] == [10, 20, InferenceFailed, 40]
+    assert (await batcher.submit(look_up(2))).value == 30
+
+
+async def test_a_task_that_refuses_its_input_fails_alone(double: Gated, make: Any) -> None:
+    def refuse() -> Steps[Any]:
+        raise InvalidInput("no")
+        yield Run({})
+
+    batcher = make(double)
+    bad, good = await asyncio.gather(batcher.submit(refuse()), batcher.submit(ask([[1]])), return_exceptions=True)
+    assert isinstance(bad, InvalidInput)
+    assert good.value.tolist() == [[3]]
+
+
+async def test_a_full_queue_refuses_at_once(double: Gated, make: Any) -> None:
+    batcher = make(double, max_queue=2)
+    first = await double.busy(batcher)
+    waiting = [asyncio.create_task(batcher.submit(ask([[n]]))) for n in range(2)]
+    await settled(batcher, 2)
+    with pytest.raises(Overloaded, match="2 rows already wait for model 'tiny'"):
+        await batcher.submit(ask([[3]]))
+    double.gate.set()
+    await asyncio.gather(first, *waiting)
+
+
+async def test_a_request_larger_than_the_queue_is_taken_when_nobody_waits(double: Gated, make: Any) -> None:
+    done = await make(double, max_queue=2).submit(ask([[0]] * 5), rows=5)
+    assert len(done.value) == 5
+
+
+async def test_work_whose_deadline_passed_in_the_queue_is_not_run(double: Gated, make: Any) -> None:
+    batcher = make(double)
+    first = await double.busy(batcher)
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.01 s"):
+        await batcher.submit(ask([[1]]), timeout_s=0.01)
+    double.gate.set()
+    await first
+    assert double.rows == []
+
+
+async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(double: Gated, make: Any) -> None:
+    batcher = make(double)
+    first = await double.busy(batcher)
+    accepted = asyncio.create_task(batcher.submit(ask([[1]])))
+    await settled(batcher, 1)
+    closing = asyncio.create_task(asyncio.to_thread(batcher.close, 10))
+    while not batcher._closing:
+        await asyncio.sleep(0)
+    with pytest.raises(Draining):
+        await batcher.submit(ask([[2]]))
+    double.gate.set()
+    assert await closing
+    assert (await accepted).value.tolist() == [[3]]
+    await first
+
+
+async def test_a_long_request_lets_a_short_one_pass_between_its_runs(double: Gated, make: Any) -> None:
+    """Twenty runs one after another, of another shape: the short one comes after the first, not after the last."""
+    order: list[str] = []
+
+    def long() -> Steps[None]:
+        for _ in range(20):
+            yield Run({"x": np.zeros((1, 3), np.float32)})
+            order.append("long")
+
+    def short() -> Steps[None]:
+        yield Run({"x": np.zeros((1, 1), np.float32)})
+        order.append("short")
+
+    batcher = make(double)
+    first = await double.busy(batcher)
+    tasks = [asyncio.create_task(batcher.submit(long())), asyncio.create_task(batcher.submit(short()))]
+    await settled(batcher, 2)
+    double.gate.set()
+    await asyncio.gather(first, *tasks)
+    assert order[:3] == ["long", "short", "long"]
+
+
+async def test_timings_say_where_the_time_went(double: Gated, make: Any) -> None:
+    timings = (await make(double).submit(ask([[1]]))).timings
+    assert min(timings.queue, timings.decode, timings.infer, timings.encode) > 0
+
+
+def total(x: list[float], h: float = 0) -> Steps[tuple[list[float], float]]:
+    """The running sum of x, and the state after it."""
+    outputs = yield Run(
+        {
+            "x": np.array([x], np.float32),
+            "sequence_lens": np.array([len(x)], np.int32),
+            "h": np.array([[h]], np.float32),
+        }
+    )
+    return outputs["total"][0].tolist(), float(outputs["next_h"][0, 0])
+
+
+@pytest.fixture(scope="module")
+def summing(tmp_path_factory: pytest.TempPathFactory) -> OnnxSession:
+    return OnnxSession(graphs.running_sum(tmp_path_factory.mktemp("graphs") / "sum.onnx"))
+
+
+async def test_sequences_of_unequal_length_share_a_run(summing: OnnxSession, make: Any) -> None:
+    session = Gated(summing)
+    session.gate.clear()
+    batcher = make(session)
+    series = [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]
+    warm = asyncio.create_task(batcher.submit(total([0.0])))
+    await asyncio.to_thread(session.entered.wait, 10)
+    session.rows.clear()
+    tasks = [asyncio.create_task(batcher.submit(total(x, h=100))) for x in series]
+    await settled(batcher, 3)
+    session.gate.set()
+    answers = [(await task).value for task in tasks]
+    await warm
+    assert answers == [([101, 102, 103], 103), ([102, 104, 106, 108], 108), ([105, 110, 115], 115)]
+    assert session.rows == [3]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(-100, 100), min_size=1, max_size=40), min_size=1, max_size=20), st.integers(1, 8))
+def test_batched_equals_one_by_one(summing: OnnxSession, series: list[list[int]], max_batch_size: int) -> None:
+    """Whatever arrives together, everybody gets exactly their own answer."""
+
+    async def together() -> list[Any]:
+        batcher = Batcher(summing, model="tiny", max_batch_size=max_batch_size)
+        try:
+            return list(await asyncio.gather(*(batcher.submit(total([float(v) for v in x])) for x in series)))
+        finally:
+            assert await asyncio.to_thread(batcher.close, 10)
+
+    for x, done in zip(series, asyncio.run(together()), strict=True):
+        assert done.value == (np.cumsum(x).tolist(), sum(x))

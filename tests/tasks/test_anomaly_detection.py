@@ -1,0 +1,149 @@
+"""Anomaly detection with the detector that expects each point to equal the one before, give or take 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from service.errors import InvalidInput, InvalidState, TooLarge
+from service.runtime.batcher import drive
+from service.runtime.session import OnnxSession
+from service.tasks import anomaly_detection
+from service.tasks.anomaly_detection import AnomalyDetection, AnomalyDetectionInput
+from service.tasks.base import Limits, ModelFolder
+from tests import graphs
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> OnnxSession:
+    return OnnxSession(graphs.last_value(tmp_path_factory.mktemp("graph") / "model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def detect(session: OnnxSession) -> Any:
+    task = AnomalyDetection(
+        ModelFolder("steps", "1", Path("unused"), session.signature, {}, Limits(max_series_points=50_000))
+    )
+
+    def run(values: list[float | None], **fields: Any) -> dict[str, Any]:
+        request = AnomalyDetectionInput(values=values, **fields)
+        return dict(orjson.loads(drive(session, task.steps(request)).to_json()))
+
+    return run
+
+
+def test_a_jump_by_nine_bands_is_an_anomaly_with_score_nine_tenths(detect: Any) -> None:
+    answer = detect([0, 0, 9, 9])
+    assert answer["anomalies"] == [2]
+    assert answer["scores"] == [0, 0, 0.9, 0]
+    assert answer["is_anomaly"] == [False, False, True, False]
+    assert answer["expected"] == [0, 0, 0, 9]
+    assert (answer["lower"], answer["upper"]) == ([-1, -1, -1, 8], [1, 1, 1, 10])
+
+
+def test_a_point_on_the_edge_of_the_band_has_the_score_of_the_threshold(detect: Any) -> None:
+    answer = detect([0, 1])
+    assert answer["scores"][1] == 0.5
+    assert answer["anomalies"] == [1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0.01, 0.99))
+def test_the_band_is_where_points_are_not_anomalous(detect: Any, values: list[float], sensitivity: float) -> None:
+    answer = detect(values, sensitivity=sensitivity)
+    for value, low, high, flagged in zip(values, answer["lower"], answer["upper"], answer["is_anomaly"], strict=True):
+        if abs(value - low) > 1e-6 and abs(value - high) > 1e-6:  # on the edge itself rounding decides
+            assert flagged == (not low < value < high)
+
+
+def test_at_sensitivity_nought_nothing_and_at_one_everything_is_anomalous(detect: Any) -> None:
+    assert detect([0, 1e9], sensitivity=0)["anomalies"] == []
+    assert detect([0, 1e9], sensitivity=0)["upper"] == [None, None]
+    assert detect([0, 0], sensitivity=1)["anomalies"] == [0, 1]
+
+
+def test_more_sensitivity_never_finds_less(detect: Any) -> None:
+    series = [0, 1, 3, 6, 10, 15]
+    found = [set(detect(series, sensitivity=s)["anomalies"]) for s in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    assert all(fewer <= more for fewer, more in zip(found, found[1:], strict=False))
+
+
+def test_a_missing_point_is_never_anomalous(detect: Any) -> None:
+    answer = detect([0, None], sensitivity=1)
+    assert answer["is_anomaly"] == [True, False]
+    assert answer["scores"][1] == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=40), st.data())
+def test_a_series_in_pieces_gives_the_same_as_whole(detect: Any, values: list[int], data: Any) -> None:
+    cut = data.draw(st.integers(1, len(values) - 1))
+    whole, head = detect(values), detect(values[:cut])
+    tail = detect(values[cut:], state=head["state"])
+    for field in ("scores", "expected", "lower", "upper", "is_anomaly"):
+        np.testing.assert_allclose(head[field] + tail[field], whole[field], atol=1e-4)
+    assert tail["state"] == whole["state"]
+
+
+def test_a_long_series_runs_in_chunks_and_gives_the_same(detect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [float(n * n % 17) for n in range(300)]
+    whole = detect(values)
+    monkeypatch.setattr(anomaly_detection, "CHUNK", 7)
+    assert detect(values) == whole
+
+
+def test_a_series_over_the_limit_is_refused(detect: Any) -> None:
+    with pytest.raises(TooLarge, match="50,001 points, more than the 50,000"):
+        detect([0.0] * 50_001)
+
+
+def test_numbers_too_large_to_subtract_are_refused(detect: Any) -> None:
+    with pytest.raises(InvalidInput, match="beyond"):
+        detect([0, 1e301])
+
+
+def test_a_state_of_another_model_is_refused(detect: Any) -> None:
+    from service import state
+
+    foreign = state.pack("other", "1", state.State({"state": np.zeros(1, np.float32)}))
+    with pytest.raises(InvalidState, match="other@1"):
+        detect([1], state=foreign)
+    misshapen = state.pack("steps", "1", state.State({"state": np.zeros(2, np.float32)}))
+    with pytest.raises(InvalidState, match="does not fit"):
+        detect([1], state=misshapen)
+
+
+@pytest.mark.parametrize(
+    "timestamps",
+    [
+        [1, 2, 3.5],
+        ["2026-01-01T00:00:00Z", "2026-01-01T00:05:00Z", "2026-01-01T00:10:00+00:00"],
+        ["2026-01-01T00:00:00", "2026-01-01T00:05:00", "2026-01-01 00:10:00"],
+    ],
+)
+def test_timestamps_may_be_unix_seconds_or_iso_8601(timestamps: list[Any]) -> None:
+    body = orjson.dumps({"values": [1, 2, 3], "timestamps": timestamps})
+    assert AnomalyDetectionInput.model_validate_json(body).timestamps is not None
+
+
+@pytest.mark.parametrize(
+    ("timestamps", "message"),
+    [
+        ([1, 2], "timestamps has 2 entries, values has 3"),
+        ([1, 3, 2], r"timestamps\[2\] is not later"),
+        ([1, 1, 2], r"timestamps\[1\] is not later"),
+        (["2026-01-01T01:00:00+01:00", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"], r"timestamps\[1\]"),
+        (["yesterday", "today", "now"], "valid"),
+        ([True, 2, 3], "valid"),
+    ],
+)
+def test_timestamps_must_fit_and_increase(timestamps: list[Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AnomalyDetectionInput.model_validate_json(orjson.dumps({"values": [1, 2, 3], "timestamps": timestamps}))

@@ -1,0 +1,131 @@
+"""The command line: what it prints, and what it says by its exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from service import __version__
+from service.cli import main, read_series
+from service.settings import Settings
+from tests import graphs
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "pink.png"
+    path.write_bytes(graphs.png())
+    return path
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    path = tmp_path / "series.csv"
+    path.write_text("timestamp,value\n2026-01-01,0\n2026-01-02,\n2026-01-03,5\n")
+    return path
+
+
+def gridloop(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_version_is_the_packages() -> None:
+    assert __version__ in gridloop("--version").output
+
+
+def test_pictures_are_classified_without_a_server(models: Path, picture: Path) -> None:
+    result = gridloop("predict", picture, "--models", models, "--top-k", 2)
+    assert result.exit_code == 0
+    assert "red" in result.stdout
+    assert "0.665" in result.stdout
+    assert "green" not in result.stdout
+
+
+def test_json_is_one_document_on_stdout_and_nothing_else(models: Path, picture: Path) -> None:
+    one = json.loads(gridloop("predict", picture, "--models", models, "--json").stdout)
+    assert one["results"][0]["filename"] == "pink.png"
+    two = json.loads(gridloop("predict", picture, picture, "--models", models, "--json").stdout)
+    assert len(two) == 2
+
+
+def test_a_series_is_judged_by_the_last_column_of_its_file(models: Path, series: Path) -> None:
+    assert read_series(series) == [0, None, 5]
+    result = gridloop("predict", "--series", series, "--models", models, "--json")
+    assert len(json.loads(result.stdout)["scores"]) == 3
+
+
+def test_a_cell_that_is_no_number_is_named(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("value\n1\nmany\n")
+    result = gridloop("predict", "--series", tmp_path / "bad.csv", "--models", models)
+    assert result.exit_code == 1
+    assert "line 3: 'many' is not a number" in result.output
+
+
+@pytest.mark.parametrize("arguments", [[], ["--text", "a", "--series", "FILE"]])
+def test_one_kind_of_input_is_needed(arguments: list[str], series: Path) -> None:
+    result = gridloop("predict", *[str(series) if a == "FILE" else a for a in arguments])
+    assert result.exit_code == 2
+    assert "one of the three" in result.output
+
+
+def test_an_unknown_model_is_an_error_with_a_hint(models: Path, picture: Path) -> None:
+    result = gridloop("predict", picture, "--models", models, "--model", "colors")
+    assert result.exit_code == 1
+    assert "Did you mean 'colours'?" in result.output
+
+
+def test_an_unusable_picture_is_an_error(models: Path, series: Path) -> None:
+    result = gridloop("predict", series, "--models", models)
+    assert result.exit_code == 1
+    assert "is not an image" in result.output
+
+
+def test_models_are_listed_with_their_state(models: Path) -> None:
+    result = gridloop("models", "--models", models)
+    assert result.exit_code == 0
+    assert "colours" in result.stdout
+    assert "ready" in result.stdout
+    listed = json.loads(gridloop("models", "--models", models, "--json").stdout)
+    assert [model["name"] for model in listed] == ["colours", "steps"]
+
+
+def test_a_model_that_cannot_be_served_makes_the_list_fail(models: Path) -> None:
+    (models / "colours" / "1" / "model.onnx").write_bytes(b"broken")
+    result = gridloop("models", "--models", models)
+    assert result.exit_code == 1
+    assert "not an ONNX file" in " ".join(result.stdout.split())
+
+
+def test_checking_a_good_folder_succeeds(models: Path) -> None:
+    result = gridloop("check", models / "colours")
+    assert result.exit_code == 0, result.output
+    assert "1 sample(s) reproduced" in " ".join(result.stdout.split())
+
+
+def test_checking_a_bad_folder_fails_and_says_why(models: Path) -> None:
+    (models / "colours" / "1" / "labels.txt").unlink()
+    assert "labels.txt: is missing" in gridloop("check", models / "colours").output
+    result = gridloop("check", models / "colours", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert document["ok"] is False
+    assert any("labels.txt" in finding["detail"] for finding in document["findings"])
+
+
+def test_checking_what_is_no_folder_is_wrong_usage(tmp_path: Path) -> None:
+    assert gridloop("check", tmp_path / "nothing").exit_code == 2
+
+
+def test_every_setting_is_an_option_of_serve() -> None:
+    text = gridloop("serve", "--help").output
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"GRIDLOOP_{name.upper()}" in " ".join(text.split())
+
+
+def test_the_openapi_document_is_printed(models: Path) -> None:
+    assert json.loads(gridloop("openapi").stdout)["info"]["title"] == "Gridloop"

@@ -1,0 +1,264 @@
+"""The server as a process: start, signals, workers, and clients that misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+GRIDLOOP = [sys.executable, "-m", "service"]
+
+
+class Server:
+    """A running `gridloop serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process, self.port, self.url = process, port, f"http://127.0.0.1:{port}"
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+@contextmanager
+def serving(models: Path, **settings: Any) -> Iterator[Server]:
+    """Start a server on a free port and wait until it is ready; end it whatever happens."""
+    port = free_port()
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command = [*GRIDLOOP, "serve", f"--models={models}", f"--port={port}", "--log-format=json", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until_ready(process, port)
+        yield Server(process, port)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        assert process.stderr
+        process.stderr.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(process: subprocess.Popen[str], port: int) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            assert process.stderr
+            raise AssertionError(f"the server ended: {process.stderr.read()}")
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the server did not become ready")
+
+
+def detect(server: Server, **options: Any) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/anomaly-detection", json={"values": [0, 0, 5]}, **options)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for the tests that leave it running; short patience with slow clients."""
+    from tests import graphs
+
+    models = tmp_path_factory.mktemp("models")
+    graphs.colour_model(models)
+    graphs.detector_model(models)
+    with serving(models, workers=1, body_timeout_s=0.5) as running:
+        yield running
+
+
+def raw(server: Server, *pieces: bytes, pause_s: float = 0.0) -> bytes:
+    """Send bytes as they are and read until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        for piece in pieces:
+            try:
+                connection.sendall(piece)
+            except OSError:
+                break
+            time.sleep(pause_s)
+        received = b""
+        try:
+            while chunk := connection.recv(65536):
+                received += chunk
+        except OSError:
+            pass
+        return received
+
+
+def status_and_problem(answer: bytes) -> tuple[int, dict[str, Any]]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head, answer
+    assert b"x-request-id" in head.lower()
+    problem = json.loads(body)
+    return int(head.split()[1]), problem
+
+
+def test_a_url_without_end_is_414(server: Server) -> None:
+    status, problem = status_and_problem(raw(server, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"))
+    assert (status, problem["status"]) == (414, 414)
+
+
+def test_headers_over_64_kib_are_431(server: Server) -> None:
+    many = b"".join(b"X-%d: %s\r\n" % (n, b"v" * 4000) for n in range(20))
+    status, _ = status_and_problem(raw(server, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n"))
+    assert status == 431
+
+
+def test_an_unknown_expectation_is_417(server: Server) -> None:
+    status, _ = status_and_problem(raw(server, b"POST /livez HTTP/1.1\r\nHost: x\r\nExpect: a miracle\r\n\r\n"))
+    assert status == 417
+
+
+def test_what_is_no_http_is_400(server: Server) -> None:
+    status, _ = status_and_problem(raw(server, b"\x16\x03\x01 hello\r\n\r\n"))
+    assert status == 400
+
+
+def test_headers_that_arrive_too_slowly_are_408(server: Server) -> None:
+    pieces = [b"GET /livez HTTP/1.1\r\n", *[b"X: y\r\n"] * 8]
+    status, problem = status_and_problem(raw(server, *pieces, pause_s=0.1))
+    assert status == 408
+    assert "GRIDLOOP_BODY_TIMEOUT_S" in problem["detail"]
+
+
+def test_a_body_that_arrives_too_slowly_is_408(server: Server) -> None:
+    head = b"POST /v1/anomaly-detection HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    status, problem = status_and_problem(raw(server, head))
+    assert (status, problem["type"]) == (408, "/problems/body-timeout")
+
+
+def test_a_connection_that_says_nothing_is_closed(server: Server) -> None:
+    assert raw(server) == b""
+
+
+def test_a_declared_length_over_the_limit_is_refused_before_the_body_is_read(server: Server) -> None:
+    head = b"POST /v1/image-classification HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n"
+    status, problem = status_and_problem(raw(server, head))
+    assert status == 413
+    assert "99,999,999" in problem["detail"]
+
+
+def test_after_all_that_the_server_answers_and_a_connection_is_kept(server: Server) -> None:
+    with httpx.Client() as client:
+        for _ in range(3):
+            assert client.post(f"{server.url}/v1/anomaly-detection", json={"values": [0, 0, 5]}).json()[
+                "anomalies"
+            ] == [2]
+            time.sleep(0.6)  # longer than the patience with slow headers: an idle connection is not slow
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_with_0(models: Path, workers: int, number: int) -> None:
+    with serving(models, workers=workers) as server:
+        assert detect(server).status_code == 200
+        assert server.stop(number) == 0
+
+
+def test_what_was_accepted_before_the_signal_is_answered(models: Path) -> None:
+    """A request whose body is still arriving when SIGTERM comes gets its answer."""
+    body = b'{"values": [0, 0, 5]}'
+    with serving(models, workers=1) as server, socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        head = f"POST /v1/anomaly-detection HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body[:5])
+        time.sleep(0.3)
+        server.process.terminate()
+        time.sleep(0.3)
+        connection.sendall(body[5:])
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+        assert b" 200 OK" in answer
+        assert server.process.wait(30) == 0
+
+
+def test_metrics_cover_all_workers(models: Path) -> None:
+    with serving(models, workers=2) as server:
+        for _ in range(12):  # each a new connection, so that both workers have some
+            assert detect(server).status_code == 200
+        counts = {counted(server) for _ in range(4)}
+        assert counts == {12}
+
+
+def counted(server: Server) -> int:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    wanted = 'gridloop_requests_total{method="POST",route="/v1/anomaly-detection",status="200"}'
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted)))
+
+
+def test_a_worker_that_dies_is_replaced_and_the_others_go_on(models: Path) -> None:
+    with serving(models, workers=2) as server:
+        victim = workers_of(server)[0]
+        os.kill(victim, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while len(workers_of(server)) < 2 or victim in workers_of(server):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert all(detect(server).status_code == 200 for _ in range(6))
+        assert server.stop() == 0
+
+
+def workers_of(server: Server) -> list[int]:
+    """Processes that listen on the server's port: each worker's own."""
+    inodes = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == server.port
+    }
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = {os.readlink(fd) for fd in (process / "fd").iterdir()}
+        except OSError:
+            continue
+        if {f"socket:[{inode}]" for inode in inodes} & links:
+            found.append(int(process.name))
+    return sorted(found)
+
+
+def test_a_port_that_is_taken_is_an_error_and_not_shared(server: Server, models: Path) -> None:
+    """SO_REUSEPORT would let a second server take half of the first one's connections in silence."""
+    command = [*GRIDLOOP, "serve", f"--models={models}", f"--port={server.port}"]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 1
+    assert "cannot listen" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "place"),
+    [("--port=99999", "GRIDLOOP_PORT"), ("--workers=-1", "GRIDLOOP_WORKERS"), ("--nope", "--nope")],
+)
+def test_a_wrong_setting_is_wrong_usage(argument: str, place: str) -> None:
+    result = subprocess.run([*GRIDLOOP, "serve", argument], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert place in result.stderr
+
+
+def test_the_environment_sets_what_options_do_not(models: Path) -> None:
+    command = [*GRIDLOOP, "serve", "--port=99999"]
+    environment = {**os.environ, "GRIDLOOP_WORKERS": "many", "GRIDLOOP_MODELS": str(models)}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert result.returncode == 2
+    assert "GRIDLOOP_WORKERS" in result.stderr
