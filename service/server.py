@@ -57,7 +57,7 @@ def serve(settings: Settings) -> int:
     try:
         reserved = _bind(settings.host, settings.port)
     except OSError as error:
-        log.error("cannot listen", host=settings.host, port=settings.port, reason=error.strerror)  # noqa: TRY400
+        log.error("cannot listen", host=settings.host, port=settings.port, reason=error.strerror)
         return 1
     settings = settings.model_copy(update={"port": reserved.getsockname()[1]})
     plan = settings.plan()

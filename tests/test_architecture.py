@@ -27,7 +27,7 @@ MODULES = sorted(SERVICE.rglob("*.py"))
 
 def part_of(module: str) -> str:
     """`service.api.body` -> `api`."""
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def layer(part: str) -> int:

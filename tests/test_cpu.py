@@ -28,7 +28,7 @@ def test_a_quota_of_control_groups_version_2_counts(tmp_path: Path) -> None:
 
 
 def test_a_quota_of_control_groups_version_1_counts(tmp_path: Path) -> None:
-    folder = cgroup(tmp_path, **{"cpu__cpu_dot_cfs_quota_us": "300000", "cpu__cpu_dot_cfs_period_us": "100000"})
+    folder = cgroup(tmp_path, cpu__cpu_dot_cfs_quota_us="300000", cpu__cpu_dot_cfs_period_us="100000")
     assert cpu_budget(folder, affinity=8).cores == 3
 
 

@@ -230,7 +230,7 @@ def workers_of(server: Server) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            links = {os.readlink(fd) for fd in (process / "fd").iterdir()}
+            links = {str(fd.readlink()) for fd in (process / "fd").iterdir()}
         except OSError:
             continue
         if {f"socket:[{inode}]" for inode in inodes} & links:

@@ -122,9 +122,24 @@ async def test_the_limit_holds_after_decompression(models: Path) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"null", b'"x"', b'{"values": "1"}', b'{"values": [true]}', b'{"values": [NaN]}', b'{"values": [1e999]}',
-     b'{"values": ["1"]}', b'{"values": []}', b'{}', b'{"values": [1], "sensitivity": 2}', b'{"values": [1], "colour": 1}', b"\xff"],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b'{"values": "1"}',
+        b'{"values": [true]}',
+        b'{"values": [NaN]}',
+        b'{"values": [1e999]}',
+        b'{"values": ["1"]}',
+        b'{"values": []}',
+        b"{}",
+        b'{"values": [1], "sensitivity": 2}',
+        b'{"values": [1], "colour": 1}',
+        b"\xff",
+    ],
+)
 async def test_unusable_json_is_422_with_the_place(client: httpx.AsyncClient, body: bytes) -> None:
     answer = await client.post(SERIES, content=body)
     assert answer.status_code == 422
@@ -137,8 +152,14 @@ async def test_a_query_on_a_json_endpoint_is_refused(client: httpx.AsyncClient) 
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"--b", b"--b\r\n\r\n", b"--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nabc", b"nonsense"],
-)  # fmt: skip
+    [
+        b"",
+        b"--b",
+        b"--b\r\n\r\n",
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc',
+        b"nonsense",
+    ],
+)
 async def test_malformed_multipart_is_400(client: httpx.AsyncClient, body: bytes) -> None:
     answer = await client.post(IMAGES, content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
     assert answer.status_code == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,14 +116,14 @@ def _unreadable_golden(folder: Path) -> None:
         (_wrong_golden, r"bad/1/golden.json: sample 1 differs .* at results\[0\].predictions\[0\].score: expected 0.9"),
         (_unreadable_golden, r"bad/1/golden.json: cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_folder_is_explained_and_the_others_are_served(models: Path, spoil: Any, sentence: str) -> None:
     spoil(graphs.colour_model(models, "bad"))
     registry = loaded(models)
     bad = registry.get("bad")
     assert not bad.is_ready
     assert str(models) not in bad.reason
-    assert __import__("re").search(sentence, bad.reason), bad.reason
+    assert re.search(sentence, bad.reason), bad.reason
     assert registry.get("colours").is_ready
     assert registry.get("steps").is_ready
     with pytest.raises((ModelNotReady, ModelNotFound)):
