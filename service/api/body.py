@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -135,6 +137,8 @@ def _parse_media(
         fields |= form
     elif media in task.media:
         files = [Upload(body, content_type=media)] if body else []
+    elif media == "text/plain" and body.startswith(b"data:"):
+        files = [_data_url(task, body)]
     else:
         raise UnsupportedMedia("Content-Type", media, ("multipart/form-data", *task.media))
     if "files" in fields:
@@ -142,6 +146,20 @@ def _parse_media(
     parsed = task.Input.model_validate({**fields, "files": tuple(files)})
     assert isinstance(parsed, MediaInput)  # noqa: S101  checked by the caller
     return parsed
+
+
+def _data_url(task: type[AnyTask], body: bytes) -> Upload:
+    """A file as a data URL (RFC 2397), which is how pages in a browser hold images."""
+    head, comma, data = body.partition(b",")
+    kind, *options = head.removeprefix(b"data:").decode("latin-1").split(";")
+    if kind not in task.media:
+        raise UnsupportedMedia("Data URL of type", kind, task.media)
+    if not comma or options[-1:] != ["base64"]:
+        raise BadRequest("A data URL is sent as `data:<type>;base64,<data>`.")
+    try:
+        return Upload(base64.b64decode(data, validate=True), content_type=kind)
+    except binascii.Error as error:
+        raise BadRequest(f"The data URL is not base64: {error}.") from None
 
 
 def _unique(query: list[tuple[str, str]]) -> dict[str, str]:

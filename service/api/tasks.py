@@ -134,6 +134,11 @@ def _media_request(task: type[AnyTask]) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
+                # First, so that the documentation page starts with something it can send at a press of a button.
+                "text/plain": {
+                    "schema": {"type": "string", "description": "A file as a data URL, base64."},
+                    "example": task.sample_data_url,
+                },
                 "multipart/form-data": {"schema": parts},
                 **{kind: {"schema": binary} for kind in task.media},
             },

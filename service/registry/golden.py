@@ -94,9 +94,13 @@ def _difference(expected: Any, got: Any, tolerance: float, place: str) -> str | 
         if not isinstance(got, list) or len(got) != len(expected):
             return f"at {place}: expected {len(expected)} entries, got {got!r:.80}"
         pairs = [(e, g, f"{place}[{i}]") for i, (e, g) in enumerate(zip(expected, got, strict=True))]
-    elif isinstance(expected, float | int) and not isinstance(expected, bool):
-        same = isinstance(got, float | int) and math.isclose(expected, got, rel_tol=0, abs_tol=tolerance)
+    elif _is_number(expected):
+        same = _is_number(got) and math.isclose(expected, got, rel_tol=0, abs_tol=tolerance)
         return None if same else f"at {place}: expected {expected}, got {got!r}"
     else:
         return None if expected == got else f"at {place}: expected {expected!r}, got {got!r}"
     return next(filter(None, (_difference(e, g, tolerance, p) for e, g, p in pairs)), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)

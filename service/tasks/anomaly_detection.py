@@ -86,6 +86,23 @@ class AnomalyDetectionInput(TaskInput):
 class AnomalyDetectionOutput(TaskOutput):
     """Every list is as long as `values`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": {"name": "series-gru", "version": "1"},
+                    "anomalies": [2],
+                    "expected": [10.0, 10.1, 10.0],
+                    "lower": [8.9, 9.2, 9.1],
+                    "upper": [11.1, 11.0, 10.9],
+                    "scores": [0.0, 0.1, 0.94],
+                    "is_anomaly": [False, False, True],
+                    "state": "kP2d0h…",
+                }
+            ]
+        }
+    )
+
     anomalies: list[int] = Field(description="Indices of the anomalous points in `values`.", examples=[[12]])
     expected: list[float] = Field(description="What the model expected at each point, from the points before it.")
     lower: list[float | None] = Field(description="Lower edge of the band; null where it is unbounded (sensitivity 0).")

@@ -215,6 +215,7 @@ class Task(ABC, Generic[InputT, OutputT]):
         media: content types of the files taken; empty for JSON tasks.
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
+        sample_data_url: a small file as a data URL, which the documentation page sends.
     """
 
     name: ClassVar[str]
@@ -223,6 +224,7 @@ class Task(ABC, Generic[InputT, OutputT]):
     Output: ClassVar[type[TaskOutput]]
     media: ClassVar[tuple[str, ...]] = ()
     sample_file: ClassVar[str] = "file"
+    sample_data_url: ClassVar[str] = ""
 
     def __init__(self, folder: ModelFolder) -> None:
         """Read what the task needs from the model's folder.

@@ -27,6 +27,15 @@ Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, befo
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+_HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the documentation page has something to send
+    "data:image/webp;base64,"
+    "UklGRm4BAABXRUJQVlA4IGIBAADwBwCdASogACAAPrVIn0mnJCKhMBgMAOAWiWcAy+eoLsC+ueAPf/WAdwFAqDQhujiM4soRAa+P"
+    "wk7dPgDsFBbQRWL6zl38SAAA/vMDDnil4zqxT4tL0UhoTtEjjpmjcz9Y965O8NR7F7S++tKi8K55o2vTE4ewAv2ICGmBd9Q6Te85"
+    "Dk9bQM9aB/rLY3b7zW3Mzhuc5+eiHCa9Ke1+JHunUakFy7W5Tz4bP2beGGnQ2Mg7WoeOoL+y8PAafqVwkcmRa1BYMkwNz5xwNepO"
+    "fzYACPbnQOMqZ6Xf6sUTE28+6CoFlWYSSWd3BrBcqv/tHPaqtJbF6jOTcPzhdt3uCbYqJ1PPvXmovl43bKrgKu2EHsb76EU2WsYT"
+    "jBCcL0NAf80nU8sIg11a6j7Tts4+FReUYP2SZSR82smed41WkDZbtDWtJRrvzjkbw0/5et4yiBiGO0K3MYb3im/jPlZfpngAAAA="
+)
+
 HEATMAP_CELLS = 16
 """Cells along the longer side of a heatmap."""
 
@@ -75,7 +84,25 @@ class ImageResult(BaseModel):
 class ImageClassificationOutput(TaskOutput):
     """One result per image, in the order sent."""
 
-    results: list[ImageResult]
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": {"name": "cifar10-cnn", "version": "1"},
+                    "results": [
+                        {
+                            "filename": "cat.jpg",
+                            "width": 640,
+                            "height": 480,
+                            "predictions": [{"label": "cat", "score": 0.93, "index": 3}],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
+
+    results: list[ImageResult] = Field(description="One entry per image, in the order sent.")
 
 
 class Preprocessing(BaseModel):
@@ -127,6 +154,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         "application/octet-stream",
     )
     sample_file = "photo.jpg"
+    sample_data_url = _HORSE
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import zlib
@@ -26,6 +27,25 @@ async def test_an_image_is_answered_alike_raw_and_multipart(client: httpx.AsyncC
     assert [answer.pop("filename") for answer in answers] == [None, None, "pink.png"]
     assert answers[0] == answers[1] == answers[2]
     assert answers[0]["predictions"][0]["label"] == "red"
+
+
+async def test_an_image_may_be_a_data_url_as_pages_in_a_browser_have_them(client: httpx.AsyncClient) -> None:
+    url = b"data:image/png;base64," + base64.b64encode(graphs.png())
+    answer = await client.post(IMAGES, content=url, headers={"Content-Type": "text/plain"})
+    assert answer.json()["results"][0]["predictions"][0]["label"] == "red"
+
+
+@pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        (b"data:image/png,abc", 400),
+        (b"data:image/png;base64,%%", 400),
+        (b"data:text/html;base64,YQ==", 415),
+        (b"no data URL", 415),
+    ],
+)
+async def test_an_unusable_data_url_is_refused(client: httpx.AsyncClient, url: bytes, status: int) -> None:
+    assert (await client.post(IMAGES, content=url, headers={"Content-Type": "text/plain"})).status_code == status
 
 
 async def test_several_parts_are_answered_in_the_order_sent(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,49 @@
+"""Comparing an answer with a golden sample: exact where it must be, tolerant where it may."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import ManifestInvalid
+from service.registry.golden import _difference, read_golden
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        ({"a": 1}, {"a": 1, "b": 2}),  # fields that are not expected do not count
+        ({"a": 1.0}, {"a": 1.0005}),
+        ({"a": [1, {"b": "x"}]}, {"a": [1, {"b": "x", "c": None}]}),
+        ({"a": None}, {"a": None}),
+        ({"a": True}, {"a": True}),
+    ],
+)
+def test_alike(expected: Any, got: Any) -> None:
+    assert _difference(expected, got, 1e-3, "") is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "place"),
+    [
+        ({"a": 1.0}, {"a": 1.01}, "at a:"),
+        ({"a": 1}, {}, "at a:"),
+        ({"a": 1}, {"a": "1"}, "at a:"),
+        ({"a": [1, 2]}, {"a": [1]}, "at a: expected 2 entries"),
+        ({"a": {"b": ["x"]}}, {"a": {"b": ["y"]}}, r"at a.b\[0\]"),
+        ({"a": 1}, {"a": True}, "at a:"),
+        ({"a": {"b": 1}}, {"a": 3}, "expected an object"),
+    ],
+)
+def test_different_and_where(expected: Any, got: Any, place: str) -> None:
+    assert re.search(place, _difference(expected, got, 1e-3, "") or "")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '[{"input": {}}]', '[{"input": {}, "output": {}, "more": 1}]', "[1]"])
+def test_an_unusable_file_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "golden.json").write_text(text)
+    with pytest.raises(ManifestInvalid):
+        read_golden(tmp_path, "m/1/golden.json")

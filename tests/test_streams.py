@@ -1,0 +1,85 @@
+"""Streams on the models that ship: whole, in pieces or bit by bit, through HTTP, the answers are the same."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import httpx
+import pytest
+
+POINTS = 600
+
+
+def series() -> list[float | None]:
+    """A daily rhythm with noise, two spikes, a level shift and missing points."""
+    noise = random.Random(7)
+    values: list[float | None] = [
+        50 + 20 * math.sin(i / 288 * 2 * math.pi) + noise.gauss(0, 2) + (30 if i > 450 else 0) for i in range(POINTS)
+    ]
+    values[200], values[201], values[333] = 160.0, None, -40.0
+    return values
+
+
+async def detect(client: httpx.AsyncClient, values: list[float | None], size: int) -> dict[str, list[float]]:
+    """All fields of the answers to pieces of `size` points, put together again."""
+    found: dict[str, list[float]] = {"scores": [], "expected": [], "lower": [], "upper": []}
+    state = None
+    for start in range(0, len(values), size):
+        answer = await client.post(
+            "/v1/anomaly-detection", json={"values": values[start : start + size], "state": state}
+        )
+        body = answer.raise_for_status().json()
+        state = body["state"]
+        assert len(state) <= 64 * 1024
+        for name, collected in found.items():
+            collected += body[name]
+    return found
+
+
+@pytest.mark.parametrize("size", [7, 1])
+async def test_a_series_in_pieces_has_the_scores_of_the_whole(real_client: httpx.AsyncClient, size: int) -> None:
+    values = series()
+    whole, pieces = await detect(real_client, values, POINTS), await detect(real_client, values, size)
+    for name, expected in whole.items():
+        tolerance = 1e-4 if name == "scores" else 1e-2  # the others are in the unit of the series, about 50
+        assert pieces[name] == pytest.approx(expected, abs=tolerance), name
+    assert whole["scores"][200] > 0.5
+    assert whole["scores"][333] > 0.5
+
+
+async def test_the_scale_of_a_series_does_not_matter(real_client: httpx.AsyncClient) -> None:
+    values = series()
+    scaled = [None if v is None else v * 1e6 + 1e7 for v in values]
+    plain = await detect(real_client, values, POINTS)
+    assert (await detect(real_client, scaled, POINTS))["scores"] == pytest.approx(plain["scores"], abs=5e-3)
+
+
+TEXT = "I would like to book a table for two people at a restaurant near the stat"
+
+
+@pytest.mark.parametrize("cuts", [(1,), (7, 8), (20, 41, 60), tuple(range(1, len(TEXT)))])
+async def test_a_text_in_pieces_has_the_predictions_of_the_whole(
+    real_client: httpx.AsyncClient, cuts: tuple[int, ...]
+) -> None:
+    path = "/v1/next-word-prediction"
+    whole = (await real_client.post(path, json={"text": TEXT})).raise_for_status().json()
+    state, answer = None, {}
+    for start, end in zip((0, *cuts), (*cuts, len(TEXT)), strict=True):
+        sent = await real_client.post(path, json={"text": TEXT[start:end], "state": state})
+        answer = sent.raise_for_status().json()
+        state = answer["state"]
+    assert answer["completing"] == whole["completing"] == "stat"
+    assert [p["text"] for p in answer["predictions"]] == [p["text"] for p in whole["predictions"]]
+    assert [p["score"] for p in answer["predictions"]] == pytest.approx(
+        [p["score"] for p in whole["predictions"]], abs=1e-4
+    )
+
+
+async def test_a_state_goes_to_its_own_model_only(real_client: httpx.AsyncClient) -> None:
+    answer = await real_client.post("/v1/anomaly-detection", json={"values": [1.0, 2.0]})
+    body = {"text": "hello", "state": answer.json()["state"]}
+    refused = await real_client.post("/v1/next-word-prediction", json=body)
+    assert refused.status_code == 422
+    assert refused.json()["type"].endswith("/invalid-state")
+    assert "series-gru" in refused.json()["detail"]
