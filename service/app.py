@@ -12,14 +12,15 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from starlette.routing import Route
 
 from service import __version__, telemetry
 from service.api import health, home, problems
 from service.api import models as model_routes
 from service.api.edge import Edge, Gate
 from service.api.health import Workers
-from service.api.tasks import task_router
+from service.api.tasks import TaskEndpoint, path_item
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.schemas.problem import Problem
@@ -84,12 +85,14 @@ def create_app(
         swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
     )
     app.state.settings, app.state.registry, app.state.gate, app.state.workers = settings, registry, gate, workers
-    app.include_router(task_router(registry.tasks))
+    endpoints = [TaskEndpoint(task, settings, registry) for task in registry.tasks.values()]
+    app.router.routes += [Route(endpoint.path, endpoint, methods=["POST"]) for endpoint in endpoints]  # for 405
     for module in (model_routes, health, home):
         app.include_router(module.router)
     problems.install(app)
     app.add_middleware(
         Edge,
+        endpoints={endpoint.path: endpoint for endpoint in endpoints},
         gate=gate,
         default_timeout_s=settings.request_timeout_s,
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
@@ -99,24 +102,25 @@ def create_app(
 
 
 def _openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) -> dict[str, Any]:
-    """FastAPI's document, with the requests that the task routes parse themselves."""
+    """FastAPI's document, with the task endpoints first."""
     if app.openapi_schema:
         return app.openapi_schema
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    models: list[type[BaseModel]] = [Problem]
-    models += [task.Input for task in tasks.values() if not issubclass(task.Input, MediaInput)]
-    _, defined = models_json_schema(
-        [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
-    )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= defined.get("$defs", {})
-    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own error body, which is never sent
-        schemas.pop(unused, None)
-    for path in document["paths"].values():
-        for operation in path.values():
-            documented = operation.get("responses", {}).get("422", {}).get("content", {})
-            if "application/json" in documented:
-                del operation["responses"]["422"]
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        operation["responses"].pop("422", None)  # FastAPI's own form of it, which is never sent
+    document["paths"] = {f"/v1/{name}": path_item(task) for name, task in tasks.items()} | document["paths"]
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Problem, "validation")]
+    for task in tasks.values():
+        models.append((task.Output, "serialization"))
+        if not issubclass(task.Input, MediaInput):  # the fields of these are query parameters
+            models.append((task.Input, "validation"))
+    _, defined = models_json_schema(models, ref_template="#/components/schemas/{model}")
+    schemas = document["components"]["schemas"] | defined["$defs"]
+    document["components"]["schemas"] = {
+        name: schema
+        for name, schema in sorted(schemas.items())
+        if name not in ("HTTPValidationError", "ValidationError")
+    }
     if secured:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]

@@ -8,8 +8,8 @@ import binascii
 import zlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
-from fastapi import Request
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
@@ -25,11 +25,15 @@ INLINE_BYTES = 64 * 1024
 _ENCODINGS = ("gzip", "deflate", "identity")
 
 
-async def receive_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+Headers = Mapping[bytes, bytes]
+
+
+async def receive_body(headers: Headers, receive: Any, *, max_bytes: int, timeout_s: float) -> bytes:
     """The whole body, decompressed.
 
     Args:
-        request: whose body has not been read.
+        headers: of the request, names in lower case.
+        receive: ASGI's, of which nothing has been read.
         max_bytes: most bytes taken, compressed or not.
         timeout_s: time to receive it.
 
@@ -39,15 +43,15 @@ async def receive_body(request: Request, *, max_bytes: int, timeout_s: float) ->
         UnsupportedMedia: its `Content-Encoding` is not gzip or deflate.
         BadRequest: it cannot be decompressed, or the header is no number.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower() or "identity"
+    encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower() or "identity"
     if encoding not in _ENCODINGS:
         raise UnsupportedMedia("Content-Encoding", encoding, ("gzip", "deflate"))
-    declared = request.headers.get("content-length")
-    if declared and declared.isdecimal() and int(declared) > max_bytes:
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes, int(declared))
     try:
         async with asyncio.timeout(timeout_s):
-            body = await _receive(request, max_bytes)
+            body = await _receive(receive, max_bytes)
     except TimeoutError:
         raise BodyTimeout(timeout_s) from None
     if encoding == "identity":
@@ -55,11 +59,10 @@ async def receive_body(request: Request, *, max_bytes: int, timeout_s: float) ->
     return await asyncio.to_thread(_inflate, body, max_bytes)
 
 
-async def _receive(request: Request, max_bytes: int) -> bytes:
-    """Read straight from the connection: Starlette's stream would add a generator to every request."""
+async def _receive(receive: Any, max_bytes: int) -> bytes:
     chunks, size = [], 0
     while True:
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise BadRequest("The connection closed before the body was complete.")
         chunk = message.get("body", b"")
@@ -89,19 +92,25 @@ def _inflate(body: bytes, max_bytes: int) -> bytes:
     return data
 
 
-async def parse_input(task: type[AnyTask], request: Request, body: bytes) -> TaskInput:
+async def parse_input(task: type[AnyTask], content_type: bytes | None, query_string: bytes, body: bytes) -> TaskInput:
     """A request's body and query as the task's input.
+
+    Args:
+        task: whose input it is.
+        content_type: the header, where there is one.
+        query_string: of the URL, still encoded.
+        body: decompressed.
 
     Raises:
         UnsupportedMedia: the task does not take this content type.
         ValidationFailed: fields are missing, unknown or out of bounds.
         BadRequest: the multipart framing is broken.
     """
-    content_type = request.headers.get("content-type")
-    query = [*request.query_params.multi_items()]
+    kind = content_type.decode("latin-1") if content_type else None
+    query = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True) if query_string else []
     if len(body) <= INLINE_BYTES:
-        return _parse(task, content_type, query, body)
-    return await asyncio.to_thread(_parse, task, content_type, query, body)
+        return _parse(task, kind, query, body)
+    return await asyncio.to_thread(_parse, task, kind, query, body)
 
 
 def _parse(task: type[AnyTask], content_type: str | None, query: list[tuple[str, str]], body: bytes) -> TaskInput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ class RequestContext:
     """One request's own facts; kept in the ASGI scope.
 
     Attributes:
+        headers: of the request, names in lower case; of a name sent twice the last.
         request_id: the caller's own `X-Request-ID`, or a new one.
         timeout_s: the deadline, counted from `started`.
         started: `time.perf_counter()` when the request's head had arrived.
@@ -24,6 +26,7 @@ class RequestContext:
         trace: `traceparent` to hand on: the caller's trace with a span of ours.
     """
 
+    headers: Mapping[bytes, bytes]
     request_id: str
     timeout_s: float
     started: float = field(default_factory=time.perf_counter)

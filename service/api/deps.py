@@ -8,19 +8,12 @@ from fastapi import Depends, Request
 
 from service.api.edge import Gate
 from service.registry.registry import Registry
-from service.settings import Settings
 
 
 def get_registry(request: Request) -> Registry:
     """The application's registry."""
     registry: Registry = request.app.state.registry
     return registry
-
-
-def get_settings(request: Request) -> Settings:
-    """The application's settings."""
-    settings: Settings = request.app.state.settings
-    return settings
 
 
 def get_gate(request: Request) -> Gate:
@@ -30,5 +23,4 @@ def get_gate(request: Request) -> Gate:
 
 
 RegistryDep = Annotated[Registry, Depends(get_registry)]
-SettingsDep = Annotated[Settings, Depends(get_settings)]
 GateDep = Annotated[Gate, Depends(get_gate)]

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hmac
 import math
+import random
 import re
-import secrets
 import time
-import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +22,8 @@ import structlog
 
 from service import telemetry
 from service.api.context import RequestContext, set_context
-from service.api.problems import MEDIA_TYPE, problem_of
-from service.errors import BadRequest, Draining, NotAuthorised, RateLimited, ServiceError
+from service.api.problems import MEDIA_TYPE, problem_of, send_body
+from service.errors import BadRequest, Draining, InferenceFailed, NotAuthorised, RateLimited, ServiceError
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +93,7 @@ class Edge:
 
     Args:
         app: what answers.
+        endpoints: applications by the path of their POST requests; these go there directly, past the framework's stack.
         gate: who is let in.
         default_timeout_s: the deadline of requests that set none.
         access_log: called with the facts of each answer; None for no log lines.
@@ -102,18 +102,20 @@ class Edge:
     def __init__(
         self,
         app: Callable[..., Any],
+        endpoints: Mapping[str, Callable[..., Any]],
         gate: Gate,
         default_timeout_s: float,
         access_log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self._app, self._gate, self._default_timeout_s, self._access_log = app, gate, default_timeout_s, access_log
+        self._app, self._endpoints, self._gate = app, endpoints, gate
+        self._default_timeout_s, self._access_log = default_timeout_s, access_log
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        context = RequestContext(_request_id(headers), self._default_timeout_s)
+        context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
         set_context(scope, context)
         answered: dict[str, Any] = {}
 
@@ -128,7 +130,8 @@ class Edge:
             context.trace = _trace(headers)
             context.timeout_s = _timeout_s(headers, self._default_timeout_s)
             self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
-            await self._app(scope, receive, send_with_headers)
+            endpoint = self._endpoints.get(scope["path"]) if scope["method"] == "POST" else None
+            await (endpoint or self._app)(scope, receive, send_with_headers)
         except Exception as error:
             if not isinstance(error, ServiceError):
                 log.exception("request crashed", request_id=context.request_id, path=scope["path"])
@@ -159,18 +162,25 @@ class Edge:
 
 
 async def _send_problem(error: Exception, path: str, context: RequestContext, send: Any) -> None:
+    if isinstance(error, InferenceFailed):
+        log.error("inference failed", request_id=context.request_id, exc_info=error.__cause__)
     status, problem, headers = problem_of(error, instance=path, request_id=context.request_id)
-    body = orjson.dumps(problem)
-    fields = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **headers}
-    pairs = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
+    await send_body(send, status, MEDIA_TYPE, orjson.dumps(problem), headers)
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
     """The caller's own id where it is 1 to 128 visible ASCII characters, else a new one."""
     sent = headers.get(b"x-request-id", b"")
-    return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else new_request_id()
+
+
+def new_request_id() -> str:
+    """128 random bits in hex.
+
+    Not from the operating system: that call releases the interpreter's lock, and a busy worker thread keeps it for
+    milliseconds. The generator is seeded from the operating system in every process.
+    """
+    return f"{random.getrandbits(128):032x}"
 
 
 def _timeout_s(headers: dict[bytes, bytes], default: float) -> float:
@@ -191,7 +201,7 @@ def _trace(headers: dict[bytes, bytes]) -> str | None:
     match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     if not match or match[1] == b"ff" or not match[2].strip(b"0") or not match[3].strip(b"0"):
         return None
-    return f"00-{match[2].decode()}-{secrets.token_hex(8)}-{match[4].decode()}"
+    return f"00-{match[2].decode()}-{random.getrandbits(64):016x}-{match[4].decode()}"
 
 
 def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:

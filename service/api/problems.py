@@ -8,7 +8,6 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -19,8 +18,6 @@ from service.api.context import context_of
 from service.schemas.problem import Problem
 
 MEDIA_TYPE = "application/problem+json"
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +136,30 @@ def respond(request: Request, error: Exception) -> Response:
     return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
 
 
+async def send_body(
+    send: Any, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
+) -> None:
+    """Answer over ASGI with a whole body."""
+    fields = {"content-type": content_type, "content-length": str(len(body)), **(headers or {})}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
 def install(app: FastAPI) -> None:
     """Send every error of the application through the same door."""
-
-    async def service_error(request: Request, error: Exception) -> Response:
-        if isinstance(error, errors.InferenceFailed):
-            log.error("inference failed", exc_info=error.__cause__)
-        return respond(request, error)
 
     async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101  registered for nothing else
         found = [{"loc": list(e["loc"]), "msg": e["msg"]} for e in error.errors()]
         return respond(request, errors.ValidationFailed(found))
 
-    async def http_error(request: Request, error: Exception) -> Response:
+    async def other_error(request: Request, error: Exception) -> Response:
         return respond(request, error)
 
-    app.add_exception_handler(errors.ServiceError, service_error)
+    app.add_exception_handler(errors.ServiceError, other_error)
     app.add_exception_handler(RequestValidationError, validation_error)
-    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(HTTPException, other_error)
 
 
 def openapi_responses(kinds: Iterable[type[errors.ServiceError]], instance: str) -> dict[int | str, dict[str, Any]]:

@@ -6,7 +6,6 @@ what is refused here gets the same body as every other error.
 
 from __future__ import annotations
 
-import uuid
 from asyncio import TimerHandle
 from typing import Any
 
@@ -14,6 +13,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.edge import new_request_id
 from service.api.problems import MEDIA_TYPE, problem_of
 from service.errors import BadRequest, BodyTimeout
 
@@ -73,7 +73,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         error = self._refusal or BadRequest(
             "This is not HTTP/1.1 as it can be read here. Check the request line and headers."
         )
-        request_id = uuid.uuid4().hex
+        request_id = new_request_id()
         path = self.url.partition(b"?")[0][:200].decode("latin-1") if getattr(self, "url", b"") else "/"
         status, problem, headers = problem_of(error, instance=path, request_id=request_id)
         body = orjson.dumps(problem)

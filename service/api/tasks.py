@@ -1,21 +1,17 @@
-"""`POST /v1/<task>`: one route for every task there is, typed by the task itself."""
+"""`POST /v1/<task>`: one endpoint for every task there is, typed by the task itself."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
-
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
 
 from service import errors
 from service.api.body import parse_input, receive_body
 from service.api.context import context_of
-from service.api.deps import get_registry, get_settings
-from service.api.problems import openapi_responses
-from service.runtime.batcher import Done
+from service.api.problems import openapi_responses, send_body
+from service.registry.registry import Registry
+from service.settings import Settings
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput
 
@@ -40,51 +36,42 @@ _FAILURES = (
 )
 
 
-def task_router(tasks: Mapping[str, type[AnyTask]]) -> APIRouter:
-    """Routes for all tasks."""
-    router = APIRouter(prefix="/v1", tags=["tasks"])
-    for task in tasks.values():
-        has_state = "state" in task.Input.model_fields
-        failures = (*_FAILURES, errors.InvalidState) if has_state else _FAILURES
-        router.add_api_route(
-            f"/{task.name}",
-            _endpoint(task),
-            methods=["POST"],
-            name=task.name,
-            summary=task.summary,
-            description=(task.__doc__ or "").strip(),
-            response_model=None,
-            responses={200: {"model": task.Output}, **openapi_responses(failures, f"/v1/{task.name}")},
-            openapi_extra=_media_request(task) if issubclass(task.Input, MediaInput) else _json_request(task),
-        )
-    return router
+class TaskEndpoint:
+    """The ASGI application behind one `POST /v1/<task>`.
 
+    Not a FastAPI route: resolving its dependencies for every request would cost more than many a small inference. What
+    such a route would add to the OpenAPI document is added by `path_item`.
 
-def _endpoint(task: type[AnyTask]) -> Callable[[Request], Awaitable[Response]]:
-    async def predict(request: Request) -> Response:
-        context = context_of(request.scope)
-        settings = get_settings(request)
+    Args:
+        task: what it answers with.
+        settings: the server's limits.
+        registry: where its models are.
+    """
+
+    def __init__(self, task: type[AnyTask], settings: Settings, registry: Registry) -> None:
+        self.path = f"/v1/{task.name}"
+        self._task, self._settings, self._registry = task, settings, registry
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        context, settings = context_of(scope), self._settings
+        scope["route"] = self  # its path is the label in the metrics
         body = await receive_body(
-            request,
-            max_bytes=settings.max_body_bytes,
-            timeout_s=settings.body_timeout_s,
+            context.headers, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
-        asked = await parse_input(task, request, body)
-        handle = get_registry(request).resolve(task.name, asked.model)
+        request = await parse_input(self._task, context.headers.get(b"content-type"), scope["query_string"], body)
+        handle = self._registry.resolve(self._task.name, request.model)
         context.model = f"{handle.ref.name}@{handle.ref.version}"
-        async with _Attended(request):
-            done: Done[bytes] = await handle.predict(asked, timeout_s=context.remaining_s)
+        async with _Attended(receive):
+            done = await handle.predict(request, timeout_s=context.remaining_s)
         context.timings = done.timings
-        return Response(done.value, media_type="application/json")
-
-    return predict
+        await send_body(send, 200, "application/json", done.value)
 
 
 class _Attended:
     """Cancels the block when the client hangs up, so that nobody works for a caller who has left."""
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    def __init__(self, receive: Any) -> None:
+        self._receive = receive
         self._watcher: asyncio.Task[None] | None = None
         self._has_left = False
 
@@ -96,7 +83,7 @@ class _Attended:
         self._watcher = asyncio.ensure_future(self._wait_for_disconnect())
 
     async def _wait_for_disconnect(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
+        while (await self._receive())["type"] != "http.disconnect":
             pass
         self._has_left = True
         if self._caller:
@@ -112,6 +99,26 @@ class _Attended:
             self._caller.uncancel()
             raise errors.BadRequest("The client closed the connection before the answer was ready.")
         return False
+
+
+def path_item(task: type[AnyTask]) -> dict[str, Any]:
+    """A task's endpoint as an OpenAPI path item; the schemas it refers to are added by the application."""
+    failures = (*_FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else _FAILURES
+    answer = {"$ref": f"#/components/schemas/{task.Output.__name__}"}
+    responses = {
+        "200": {"description": "The answer.", "content": {"application/json": {"schema": answer}}},
+        **{str(status): entry for status, entry in openapi_responses(failures, f"/v1/{task.name}").items()},
+    }
+    return {
+        "post": {
+            "tags": ["tasks"],
+            "summary": task.summary,
+            "description": (task.__doc__ or "").strip(),
+            "operationId": task.name.replace("-", "_"),
+            **(_media_request(task) if issubclass(task.Input, MediaInput) else _json_request(task)),
+            "responses": responses,
+        }
+    }
 
 
 def _json_request(task: type[AnyTask]) -> dict[str, Any]:
