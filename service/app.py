@@ -46,8 +46,8 @@ def create_app(
     workers: Workers | None = None,
     tasks: Mapping[str, type[AnyTask]] | None = None,
     load_first: bool = False,
-) -> FastAPI:
-    """The application, with its models still to be loaded by the lifespan.
+) -> Edge:
+    """The application, with its models still to be loaded by the lifespan; `.app` is FastAPI's part of it.
 
     Args:
         settings: how it behaves.
@@ -90,15 +90,14 @@ def create_app(
     for module in (model_routes, health, home):
         app.include_router(module.router)
     problems.install(app)
-    app.add_middleware(
-        Edge,
+    app.openapi = lambda: _openapi(app, registry.tasks, secured=bool(settings.api_keys))  # type: ignore[method-assign]
+    return Edge(
+        app,
         endpoints={endpoint.path: endpoint for endpoint in endpoints},
         gate=gate,
         default_timeout_s=settings.request_timeout_s,
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
     )
-    app.openapi = lambda: _openapi(app, registry.tasks, secured=bool(settings.api_keys))  # type: ignore[method-assign]
-    return app
 
 
 def _openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) -> dict[str, Any]:

@@ -265,5 +265,5 @@ def openapi() -> None:
     from service.settings import Settings
 
     with tempfile.TemporaryDirectory() as empty:  # the document depends on the tasks, not on the models
-        document = create_app(Settings(models=Path(empty), workers=1)).openapi()
+        document = create_app(Settings(models=Path(empty), workers=1)).app.openapi()
     click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))

@@ -43,7 +43,7 @@ class _Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.config.app.state.gate.draining = True  # type: ignore[union-attr]
+        self.config.app.app.state.gate.draining = True  # type: ignore[union-attr]
         super().handle_exit(sig, frame)
 
 

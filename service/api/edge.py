@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 import structlog
+from fastapi import FastAPI
 
 from service import telemetry
 from service.api.context import RequestContext, set_context
@@ -89,7 +90,7 @@ class Gate:
 
 
 class Edge:
-    """ASGI middleware around the whole application.
+    """The ASGI application that a server runs: everything passes here.
 
     Args:
         app: what answers.
@@ -101,18 +102,18 @@ class Edge:
 
     def __init__(
         self,
-        app: Callable[..., Any],
+        app: FastAPI,
         endpoints: Mapping[str, Callable[..., Any]],
         gate: Gate,
         default_timeout_s: float,
         access_log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self._app, self._endpoints, self._gate = app, endpoints, gate
+        self.app, self._endpoints, self._gate = app, endpoints, gate
         self._default_timeout_s, self._access_log = default_timeout_s, access_log
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
         context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
@@ -123,6 +124,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 answered["status"] = message["status"]
                 message["headers"] = [*message["headers"], *_headers(context)]
+            else:
+                answered["complete"] = not message.get("more_body", False)
             await send(message)
 
         telemetry.IN_FLIGHT.inc()
@@ -131,13 +134,14 @@ class Edge:
             context.timeout_s = _timeout_s(headers, self._default_timeout_s)
             self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
             endpoint = self._endpoints.get(scope["path"]) if scope["method"] == "POST" else None
-            await (endpoint or self._app)(scope, receive, send_with_headers)
+            await (endpoint or self.app)(scope, receive, send_with_headers)
         except Exception as error:
             if not isinstance(error, ServiceError):
                 log.exception("request crashed", request_id=context.request_id, path=scope["path"])
-            if answered:  # too late for another status: let the server cut the connection
+            if not answered:
+                await _send_problem(error, scope["path"], context, send_with_headers)
+            elif not answered.get("complete"):  # too late for another status: let the server cut the connection
                 raise
-            await _send_problem(error, scope["path"], context, send_with_headers)
         finally:
             telemetry.IN_FLIGHT.dec()
             self._record(scope, context, answered.get("status", 499))

@@ -160,6 +160,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.ServiceError, other_error)
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(HTTPException, other_error)
+    app.add_exception_handler(Exception, other_error)
 
 
 def openapi_responses(kinds: Iterable[type[errors.ServiceError]], instance: str) -> dict[int | str, dict[str, Any]]:

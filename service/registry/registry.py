@@ -42,14 +42,15 @@ class Model:
     required: bool
     versions: dict[str, Version] = field(default_factory=dict)
     problem: str | None = None
+    default_version: str | None = None
 
-    @property
-    def default_version(self) -> str | None:
-        """The version that answers when none is named: the manifest's choice, else the highest that is ready."""
+    def choose_default(self) -> None:
+        """Settle which version answers when none is named: the manifest's choice, else the highest that is ready."""
         if self.manifest and self.manifest.default_version:
-            return self.manifest.default_version
+            self.default_version = self.manifest.default_version
+            return
         ready = [v.name for v in self.versions.values() if v.state == "ready"]
-        return max(ready or self.versions, key=version_key, default=None)
+        self.default_version = max(ready or self.versions, key=version_key, default=None)
 
     @property
     def is_ready(self) -> bool:
@@ -90,7 +91,9 @@ class Registry:
             )
         state: VersionState = "failed" if problem else "loading"
         versions = {name: Version(name, state, problem) for name in found.versions}
-        return Model(found.name, found.path, found.manifest, found.required, versions, problem)
+        model = Model(found.name, found.path, found.manifest, found.required, versions, problem)
+        model.choose_default()
+        return model
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -131,6 +134,7 @@ class Registry:
                 task=task.name,
                 seconds=round(time.perf_counter() - begun, 2),
             )
+        model.choose_default()
         telemetry.MODEL_READY.labels(model.name, version.name).set(version.state == "ready")
 
     def get(self, name: str) -> Model:

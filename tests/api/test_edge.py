@@ -100,7 +100,7 @@ async def test_a_client_over_its_rate_is_429_and_told_to_wait(models: Path) -> N
 
 
 async def test_while_draining_new_work_is_refused_and_probes_say_so(client: httpx.AsyncClient) -> None:
-    client.app.state.gate.draining = True  # type: ignore[attr-defined]
+    client.app.app.state.gate.draining = True  # type: ignore[attr-defined]
     answer = await client.post("/v1/anomaly-detection", json=SERIES)
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/draining")
     assert "retry-after" in answer.headers
@@ -111,10 +111,12 @@ async def test_while_draining_new_work_is_refused_and_probes_say_so(client: http
 async def test_a_crash_leaves_by_the_same_door(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.tasks.anomaly_detection import AnomalyDetection
 
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise RuntimeError("/secret/path of the server")
 
     async with running(models) as client:
+        client.app.app.add_route("/crash", crash)  # type: ignore[attr-defined]
+        assert (await client.get("/crash")).json()["type"] == "/problems/internal-error"
         monkeypatch.setattr(AnomalyDetection, "decode", crash)
         answer = await client.post("/v1/anomaly-detection", json=SERIES)
         assert answer.status_code == 500

@@ -19,7 +19,7 @@ MODELS = Path(__file__).parent.parent.parent / "models"
 
 
 def document() -> dict[str, Any]:
-    return create_app(Settings(models=MODELS, workers=1)).openapi()
+    return create_app(Settings(models=MODELS, workers=1)).app.openapi()
 
 
 def test_the_committed_document_is_the_current_one() -> None:

@@ -195,7 +195,7 @@ def test_tasks_are_found_by_being_there() -> None:
 async def test_a_caller_who_leaves_is_dropped_and_the_others_are_answered(models: Path) -> None:
     """The client closes its connection while its request waits; nobody runs it."""
     async with running(models) as client:
-        handle = client.app.state.registry.resolve("anomaly-detection", None)  # type: ignore[attr-defined]
+        handle = client.app.app.state.registry.resolve("anomaly-detection", None)  # type: ignore[attr-defined]
         entered, gate = threading.Event(), threading.Event()
         run = handle._session.run
 

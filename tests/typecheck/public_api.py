@@ -45,7 +45,7 @@ class Echo(Task[EchoInput, EchoOutput]):
 def embed(models: Path) -> None:
     """The application inside another program."""
     app = create_app(Settings(models=models), tasks={"echo": Echo})
-    assert_type(app, FastAPI)
+    assert_type(app.app, FastAPI)
     registry = Registry(models)
     registry.load()
     assert_type(registry.resolve("echo", None), ModelHandle)
