@@ -97,6 +97,7 @@ def create_app(
         gate=gate,
         default_timeout_s=settings.request_timeout_s,
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
+        log_probes=settings.log_level == "debug",
     )
 
 

@@ -7,6 +7,7 @@ document on stdout and nothing else there; progress and hints go to stderr.
 from __future__ import annotations
 
 import csv
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -70,6 +71,9 @@ def serve_command(**options: Any) -> None:
 
     Every option is a setting of the same name: an option wins over the environment.
     """
+    # Before anything slow is imported: as process 1 of a container, a signal without a handler would be lost.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     from service.server import serve
     from service.settings import Settings
 

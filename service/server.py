@@ -69,6 +69,8 @@ def serve(settings: Settings) -> int:
         cpu_budget=plan.budget.reason,
         models=str(settings.models),
     )
+    if unknown := settings.unknown_variables(os.environ):
+        log.warning("variables that are no settings are ignored", variables=unknown)
     if plan.workers == 1:
         with reserved:
             return _run(settings, [0])
@@ -153,7 +155,7 @@ def _supervise(settings: Settings, count: int) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["service.app", "service.api.protocol", "uvloop"])
     loaded = context.Array("b", count, lock=False)
-    stopping = False
+    stopping = failed = False
 
     def stop(*_: Any) -> None:
         nonlocal stopping
@@ -175,13 +177,12 @@ def _supervise(settings: Settings, count: int) -> int:
                 continue
             if not loaded[index]:
                 log.error("a worker died before it was ready", worker=index, exit_code=worker.exitcode)
-                stopping = True
+                stopping = failed = True
                 break
             log.error("a worker died and is replaced", worker=index, exit_code=worker.exitcode)
             _forget_metrics(worker.pid)
             # The others go on serving: this one takes connections when its models are loaded.
             workers[index] = start(index, load_first=True)
-    failed = any(worker.exitcode for worker in workers)
     for worker in workers:
         if worker.is_alive():
             worker.terminate()

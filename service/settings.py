@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,6 +66,21 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_a_service_link(cls, value: object) -> object:
+        """Kubernetes sets GRIDLOOP_PORT=tcp://10.0.0.1:8000 in every pod beside a Service named gridloop."""
+        return cls.model_fields["port"].default if isinstance(value, str) and "://" in value else value
+
+    @classmethod
+    def unknown_variables(cls, environment: Mapping[str, str]) -> list[str]:
+        """Variables that look like settings and are none, such as misspelt ones; not Kubernetes' service links."""
+        known = {f"GRIDLOOP_{name.upper()}" for name in cls.model_fields}
+        links = ("GRIDLOOP_SERVICE_", "GRIDLOOP_PORT_")
+        return sorted(
+            v for v in environment if v.startswith("GRIDLOOP_") and v not in known and not v.startswith(links)
+        )
 
     def plan(self, budget: CpuBudget | None = None) -> Plan:
         """Divide the CPU budget into processes and ONNX Runtime threads."""

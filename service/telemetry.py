@@ -45,6 +45,16 @@ MODEL_READY = Gauge(
 )
 
 
+DROP_REASONS = ("overloaded", "deadline", "cancelled", "draining")
+
+
+def announce_model(model: str) -> None:
+    """Let a model's counters start at 0, so that a rate over them sees the first event too."""
+    FAILED_RUNS.labels(model)
+    for reason in DROP_REASONS:
+        DROPPED.labels(model, reason)
+
+
 def exposition() -> bytes:
     """All metrics of all workers, in Prometheus' text format."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:

@@ -30,7 +30,9 @@ def models(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def running(models: Path, *, tasks: Any = None, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The application over its ASGI transport, models loaded."""
-    app = create_app(Settings(models=models, workers=1, log_level="error", **settings), tasks=tasks, load_first=True)
+    app = create_app(
+        Settings(**{"models": models, "workers": 1, "log_level": "error", **settings}), tasks=tasks, load_first=True
+    )
     async with app.app.router.lifespan_context(app.app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

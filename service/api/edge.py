@@ -33,6 +33,7 @@ MAX_TIMEOUT_S = 3600.0
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _OPEN_PATHS = ("/livez", "/readyz")
+_PROBES = (*_OPEN_PATHS, "/metrics")
 _GUARDED = ("/v1", "/v2", "/metrics")
 
 
@@ -98,6 +99,7 @@ class Edge:
         gate: who is let in.
         default_timeout_s: the deadline of requests that set none.
         access_log: called with the facts of each answer; None for no log lines.
+        log_probes: whether answers to probes and scrapes are logged too.
     """
 
     def __init__(
@@ -107,9 +109,11 @@ class Edge:
         gate: Gate,
         default_timeout_s: float,
         access_log: Callable[[dict[str, Any]], None] | None = None,
+        *,
+        log_probes: bool = False,
     ) -> None:
         self.app, self._endpoints, self._gate = app, endpoints, gate
-        self._default_timeout_s, self._access_log = default_timeout_s, access_log
+        self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -151,7 +155,7 @@ class Edge:
         route = getattr(scope.get("route"), "path", "none")  # the template: a caller's own text would never end
         telemetry.REQUESTS.labels(route, scope["method"], status).inc()
         telemetry.REQUEST_SECONDS.labels(route).observe(seconds)
-        if self._access_log:
+        if self._access_log and (self._log_probes or scope["path"] not in _PROBES):
             self._access_log(
                 {
                     "method": scope["method"],

@@ -15,6 +15,7 @@ from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import FoundModel, scan, version_key
+from service.runtime.memory import give_back_memory
 from service.tasks import AnyTask, discover
 
 log = structlog.get_logger(__name__)
@@ -111,10 +112,12 @@ class Registry:
                 log.error("model folder cannot be served", model=model.name, reason=model.problem)
             for version in model.versions.values():
                 self._load_version(model, version)
+        give_back_memory()
 
     def _load_version(self, model: Model, version: Version) -> None:
         if model.problem or model.manifest is None:
             return
+        telemetry.announce_model(model.name)
         begun = time.perf_counter()
         task = self.tasks[model.manifest.task]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import httpx
@@ -124,3 +125,17 @@ async def test_a_crash_leaves_by_the_same_door(models: Path, monkeypatch: pytest
         assert "secret" not in answer.text
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
         assert (await client.post("/v1/image-classification", content=graphs.png())).status_code == 200
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 1), ("debug", 3), ("warning", 0)])
+async def test_requests_are_logged_and_probes_only_at_debug(
+    models: Path, capsys: pytest.CaptureFixture[str], level: str, lines: int
+) -> None:
+    async with running(models, log_level=level, log_format="json") as client:
+        for path in ("/livez", "/metrics", "/v1/models"):
+            await client.get(path, headers={"X-Request-ID": "traced"})
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines() if "traced" in line]
+    assert len(logged) == lines
+    for line in logged:
+        assert line["status"] == 200
+        assert line["ms"] > 0

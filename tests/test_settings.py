@@ -1,0 +1,47 @@
+"""Settings from the environment, and what is done about those that make no sense."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+def test_variables_set_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIDLOOP_MAX_QUEUE", "7")
+    monkeypatch.setenv("GRIDLOOP_PORT", "9000")
+    settings = Settings(port=9001)
+    assert (settings.max_queue, settings.port) == (7, 9001)
+
+
+def test_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIDLOOP_API_KEYS", " first, second ,,")
+    assert Settings().api_keys == ("first", "second")
+
+
+def test_keys_are_never_printed() -> None:
+    assert "hidden" not in repr(Settings(api_keys=("hidden",)))
+
+
+@pytest.mark.parametrize(
+    "field", [{"port": 70000}, {"max_queue": 0}, {"request_timeout_s": 0}, {"log_format": "xml"}, {"nope": 1}]
+)
+def test_a_value_without_sense_is_refused(field: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**field)  # type: ignore[arg-type]
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_a_service_link_of_kubernetes_is_not_mistaken_for_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIDLOOP_PORT", "tcp://10.0.0.1:8000")
+    assert Settings().port == 8000
+
+
+def test_a_misspelt_variable_is_noticed() -> None:
+    environment = {"GRIDLOOP_WORKRES": "2", "GRIDLOOP_WORKERS": "2", "GRIDLOOP_SERVICE_HOST": "10.0.0.1", "HOME": "/"}
+    assert Settings.unknown_variables(environment) == ["GRIDLOOP_WORKRES"]
