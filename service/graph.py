@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,26 +34,26 @@ class TensorSpec:
         return f"{self.name} {self.dtype} ({', '.join('?' if d is None else str(d) for d in self.shape)})"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Signature:
     """What a graph takes and gives, read from the ONNX file itself."""
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
 
-    @property
+    @cached_property
     def states(self) -> Mapping[str, str]:
         """Recurrent state: input name -> output name, for every input `x` with an output `next_x`."""
         return {name: f"next_{name}" for name in self.inputs if f"next_{name}" in self.outputs}
 
-    @property
+    @cached_property
     def fixed_batch(self) -> int | None:
         """Rows of every run, when the graph's batch axis is a number; None when it is free."""
         sizes = {spec.shape[0] for spec in self.inputs.values() if spec.shape}
         fixed = {size for size in sizes if isinstance(size, int)}
         return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
 
-    @property
+    @cached_property
     def ragged_axis(self) -> str | None:
         """Symbol of the axis along which rows may differ in length, for graphs with a `sequence_lens` input."""
         if SEQUENCE_LENS not in self.inputs:
@@ -60,7 +61,7 @@ class Signature:
         symbols = [s.shape[1] for s in self.inputs.values() if len(s.shape) > 1 and isinstance(s.shape[1], str)]
         return symbols[0] if symbols else None
 
-    @property
+    @cached_property
     def free_shape(self) -> bool:
         """Whether any axis but the batch is free, so that runs differ in shape."""
         return any(not isinstance(d, int) for spec in self.inputs.values() for d in spec.shape[1:])

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, MutableSequence
 from multiprocessing.process import BaseProcess
@@ -134,7 +135,15 @@ def _run(settings: Settings, loaded: MutableSequence[int], own: int = 0, *, load
 
 def _worker(settings: Settings, loaded: Any, own: int, load_first: bool) -> None:
     telemetry.configure_logging(settings.log_format, settings.log_level)
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
     sys.exit(_run(settings, loaded, own, load_first=load_first))
+
+
+def _end_with_supervisor() -> None:
+    """Stop this worker when the supervisor is gone without a word: nobody would stop or replace it any more."""
+    if supervisor := multiprocessing.parent_process():
+        multiprocessing.connection.wait([supervisor.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -220,6 +220,16 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(models: Path) -> No
         assert server.stop() == 0
 
 
+def test_workers_do_not_outlive_their_supervisor(models: Path) -> None:
+    """Killed without a chance to stop them; they notice, and give the port back."""
+    with serving(models, workers=2) as server:
+        server.process.kill()
+        deadline = time.monotonic() + 20
+        while workers_of(server):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
 def workers_of(server: Server) -> list[int]:
     """Processes that listen on the server's port: each worker's own."""
     inodes = {

@@ -108,7 +108,7 @@ async def parse_input(task: type[AnyTask], content_type: bytes | None, query_str
     """
     kind = content_type.decode("latin-1") if content_type else None
     query = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True) if query_string else []
-    if len(body) <= INLINE_BYTES:
+    if len(body) <= INLINE_BYTES or kind in task.media:  # a raw file is not parsed here at all
         return _parse(task, kind, query, body)
     return await asyncio.to_thread(_parse, task, kind, query, body)
 

@@ -15,6 +15,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,6 +31,9 @@ from service.runtime.tensors import batch_key, split, stack
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+_DECODED_AHEAD = 4
+"""Batches of rows that may be decoded and waiting for a run (count)."""
 
 
 class Runnable(Protocol):
@@ -74,6 +78,11 @@ class _Job:
     key: Hashable = None
     outcome: Done[Any] | BaseException | None = None
 
+    @property
+    def run_rows(self) -> int:
+        """Rows of the run it waits for."""
+        return self.run.rows if self.run else 0
+
     def advance(self, outputs: Mapping[str, Array] | None, signature: Signature) -> None:
         """Continue the request's own code until it asks for a run, returns, or raises."""
         begun = time.perf_counter()
@@ -89,6 +98,14 @@ class _Job:
         else:
             self.since = time.perf_counter()
             self.timings.decode += self.since - begun
+
+
+@dataclass(slots=True)
+class _Group:
+    """Jobs whose next runs fit together, oldest first, and how many rows these have."""
+
+    jobs: deque[_Job] = field(default_factory=deque)
+    rows: int = 0
 
 
 class Batcher:
@@ -111,7 +128,8 @@ class Batcher:
         self._lock = threading.Lock()
         self._closing = False  # guarded by the lock: no new requests
         self._stopping = False  # of the worker thread: the last request has been taken
-        self._ready: list[_Job] = []
+        self._ready: dict[Hashable, _Group] = {}
+        self._ready_rows = 0
         self._finished: list[_Job] = []
         self._batch_rows = telemetry.BATCH_ROWS.labels(model)
         self._run_seconds = telemetry.RUN_SECONDS.labels(model)
@@ -234,7 +252,13 @@ class Batcher:
 
     def _advance(self, job: _Job, outputs: Mapping[str, Array] | None) -> None:
         job.advance(outputs, self._session.signature)
-        (self._ready if job.outcome is None else self._finished).append(job)
+        if job.outcome is not None:
+            self._finished.append(job)
+            return
+        group = self._ready.setdefault(job.key, _Group())
+        group.jobs.append(job)
+        group.rows += job.run_rows
+        self._ready_rows += job.run_rows
 
     @staticmethod
     def _is_dead(job: _Job, now: float) -> bool:
@@ -246,29 +270,33 @@ class Batcher:
 
     def _is_full(self) -> bool:
         """Whether the next batch can grow no more, or so much is decoded ahead that more would only cost memory."""
-        total = head = 0
-        for job in self._ready:
-            rows = job.run.rows if job.run else 0
-            total += rows
-            head += rows if job.key == self._ready[0].key else 0
-        return head >= self._max_batch_size or total >= 4 * self._max_batch_size
+        head = next(iter(self._ready.values()), None)
+        return head is not None and (
+            head.rows >= self._max_batch_size or self._ready_rows >= _DECODED_AHEAD * self._max_batch_size
+        )
 
     def _next_batch(self) -> list[_Job]:
-        """The job that has been ready longest, and those that fit beside it; the departed are dropped."""
-        now = time.perf_counter()
-        self._ready = [job for job in self._ready if not self._is_dead(job, now)]
-        batch: list[_Job] = []
-        left: list[_Job] = []
-        rows = 0
-        for job in self._ready:
-            more = job.run.rows if job.run else 0
-            if not batch or (job.key == batch[0].key and rows + more <= self._max_batch_size):
-                batch.append(job)
-                rows += more
-            else:
-                left.append(job)
-        self._ready = left
+        """The oldest of those whose turn it is, as many as fit in a batch; the departed are dropped.
+
+        Runs that fit together form a group, and groups take turns.
+        """
         self._waiting_rows.set(self._waiting)
+        if not self._ready:
+            return []
+        key, group = next(iter(self._ready.items()))
+        del self._ready[key]
+        now = time.perf_counter()
+        batch: list[_Job] = []
+        rows = 0
+        while group.jobs and (not batch or rows + group.jobs[0].run_rows <= self._max_batch_size):
+            job = group.jobs.popleft()
+            group.rows -= job.run_rows
+            self._ready_rows -= job.run_rows
+            if not self._is_dead(job, now):
+                batch.append(job)
+                rows += job.run_rows
+        if group.jobs:
+            self._ready[key] = group  # at the end of the line
         return batch
 
     def _execute(self, batch: list[_Job]) -> None:

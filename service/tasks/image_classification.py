@@ -24,6 +24,7 @@ from service.errors import InvalidInput, ManifestInvalid, TooLarge
 from service.tasks.base import Array, MediaInput, ModelFolder, Run, Steps, Task, TaskOutput, Upload
 
 Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, before anything is decoded
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that can be read all the same
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -224,20 +225,18 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         if not file.data:
             raise InvalidInput(f"{what} has no bytes. Send the content of the file (curl: --data-binary @photo.jpg).")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of odd metadata in readable files
-                picture: Image.Image = Image.open(io.BytesIO(file.data), formats=FORMATS)
-                width, height = picture.size
-                limit = self.folder.limits.max_image_pixels
-                if width * height > limit:
-                    setting = "GRIDLOOP_MAX_IMAGE_PIXELS"
-                    raise TooLarge(what, limit=limit, unit="pixels", setting=setting, actual=width * height)
-                # A JPEG can be decoded at a half, quarter or eighth: as small as still leaves 4 pixels for each one.
-                picture.draft("RGB", (4 * self._width, 4 * self._height))
-                upright = ImageOps.exif_transpose(picture)
-                if (upright.width > upright.height) != (picture.width > picture.height):
-                    width, height = height, width
-                return _on_white(upright), width, height
+            picture: Image.Image = Image.open(io.BytesIO(file.data), formats=FORMATS)
+            width, height = picture.size
+            limit = self.folder.limits.max_image_pixels
+            if width * height > limit:
+                setting = "GRIDLOOP_MAX_IMAGE_PIXELS"
+                raise TooLarge(what, limit=limit, unit="pixels", setting=setting, actual=width * height)
+            # A JPEG can be decoded at a half, quarter or eighth: as small as still leaves 4 pixels for each one.
+            picture.draft("RGB", (4 * self._width, 4 * self._height))
+            upright = ImageOps.exif_transpose(picture)
+            if (upright.width > upright.height) != (picture.width > picture.height):
+                width, height = height, width
+            return _on_white(upright), width, height
         except UnidentifiedImageError:
             known = ", ".join(FORMATS)
             raise InvalidInput(f"{what} is not an image that can be read here. Send one of: {known}.") from None
