@@ -37,6 +37,9 @@ _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the d
     "jBCcL0NAf80nU8sIg11a6j7Tts4+FReUYP2SZSR82smed41WkDZbtDWtJRrvzjkbw0/5et4yiBiGO0K3MYb3im/jPlZfpngAAAA="
 )
 
+SLICE = 32
+"""Images decoded and run at a time (count): a request may hold thousands, whose tensors should not all be in memory."""
+
 HEATMAP_CELLS = 16
 """Cells along the longer side of a heatmap."""
 
@@ -189,25 +192,32 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
     def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
         if request.explain and "activation_map" not in self.folder.signature.outputs:
             raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
-        pixels, views = self.decode(request.files)
+        if not request.files:
+            raise InvalidInput("No image was sent. Send one as the body, or parts named 'file' as multipart/form-data.")
         wanted = ("logits", "activation_map") if request.explain else ("logits",)
-        outputs = yield Run({self._input.name: pixels}, wanted)
-        return self.encode(request, views, outputs)
+        results: list[dict[str, Any]] = []
+        for start in range(0, len(request.files), SLICE):
+            pixels, views = self.decode(request.files[start : start + SLICE], start)
+            outputs = yield Run({self._input.name: pixels}, wanted)
+            results += self.encode(request, request.files[start : start + SLICE], views, outputs)
+        return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
 
-    def decode(self, files: Sequence[Upload]) -> tuple[Array, list[View]]:
+    def decode(self, files: Sequence[Upload], before: int = 0) -> tuple[Array, list[View]]:
         """Turn encoded pictures into the graph's input.
+
+        Args:
+            files: at least one.
+            before: how many images of the request come before these; messages count from there.
 
         Returns:
             Pixels (images, ...) as the graph wants them, and what part of each picture they show.
 
         Raises:
-            InvalidInput: there is no file, or one is no picture that can be read.
+            InvalidInput: one is no picture that can be read.
             TooLarge: one has more pixels than the limit.
         """
-        if not files:
-            raise InvalidInput("No image was sent. Send one as the body, or parts named 'file' as multipart/form-data.")
         pixels, views = [], []
-        for number, file in enumerate(files, start=1):
+        for number, file in enumerate(files, start=before + 1):
             picture, width, height = self._open(
                 file, f"Image {file.filename!r}" if file.filename else f"Image {number}"
             )
@@ -275,13 +285,17 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         return planes
 
     def encode(
-        self, request: ImageClassificationInput, views: Sequence[View], outputs: Mapping[str, Array]
-    ) -> ImageClassificationOutput:
-        """Turn logits (images, classes) into labels, best first, and activation maps into heatmaps."""
+        self,
+        request: ImageClassificationInput,
+        files: Sequence[Upload],
+        views: Sequence[View],
+        outputs: Mapping[str, Array],
+    ) -> list[dict[str, Any]]:
+        """Turn logits (images, classes) into one result per image: labels, best first, and heatmaps."""
         scores = softmax(outputs["logits"])  # (N, classes)
         best = top_k(scores, request.top_k)  # (N, k)
         results = []
-        for row, (file, view) in enumerate(zip(request.files, views, strict=True)):
+        for row, (file, view) in enumerate(zip(files, views, strict=True)):
             indices = best[row].tolist()
             probabilities = scores[row, best[row]].tolist()
             found: dict[str, Any] = {
@@ -297,7 +311,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
                 values = heatmap(outputs["activation_map"][row, indices[0]], view)
                 found["heatmap"] = {"label": self.labels[indices[0]], "values": values}
             results.append(found)
-        return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
+        return results
 
 
 # What Pillow's decoders raise on damaged files.

@@ -222,3 +222,25 @@ def test_the_whole_way_by_mental_arithmetic(tmp_path: Path) -> None:
     (result,) = answer.results
     assert [p["label"] for p in result["predictions"]] == ["red", "blue", "green"]  # type: ignore[index]
     assert result["predictions"][0]["score"] == pytest.approx(0.665, abs=1e-3)  # type: ignore[index]
+
+
+def test_many_images_are_run_a_slice_at_a_time(tmp_path: Path) -> None:
+    """Their tensors must not all be in memory; the answer is one list all the same."""
+    files = tuple(Upload(graphs.png((n, 0, 0)), f"{n}.png") for n in range(70))
+    steps = task(tmp_path).steps(ImageClassificationInput(files=files))
+    sizes, run = [], next(steps)
+    for _ in range(2):
+        sizes.append(run.rows)
+        run = steps.send({"logits": np.zeros((run.rows, 3), np.float32)})
+    assert [*sizes, run.rows] == [32, 32, 6]
+    with pytest.raises(StopIteration) as stop:
+        steps.send({"logits": np.zeros((run.rows, 3), np.float32)})
+    assert [result["filename"] for result in stop.value.value.results] == [f"{n}.png" for n in range(70)]
+
+
+def test_a_bad_image_is_named_by_its_place_in_the_request(tmp_path: Path) -> None:
+    files = (*[Upload(graphs.png())] * 40, Upload(b"nonsense"))
+    steps = task(tmp_path).steps(ImageClassificationInput(files=files))
+    run = next(steps)
+    with pytest.raises(InvalidInput, match="Image 41 is not an image"):
+        steps.send({"logits": np.zeros((run.rows, 3), np.float32)})
