@@ -15,6 +15,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser, parse_options_header
 
+from service.api.context import ClientDisconnected
 from service.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMedia, ValidationFailed
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput, TaskInput, Upload
@@ -41,7 +42,8 @@ async def receive_body(headers: Headers, receive: Any, *, max_bytes: int, timeou
         TooLarge: more than `max_bytes`; when `Content-Length` says so, nothing is read.
         BodyTimeout: it did not arrive in time.
         UnsupportedMedia: its `Content-Encoding` is not gzip or deflate.
-        BadRequest: it cannot be decompressed, or the header is no number.
+        BadRequest: it cannot be decompressed.
+        ClientDisconnected: the client closed the connection first.
     """
     encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower() or "identity"
     if encoding not in _ENCODINGS:
@@ -64,7 +66,7 @@ async def _receive(receive: Any, max_bytes: int) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise BadRequest("The connection closed before the body was complete.")
+            raise ClientDisconnected
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > max_bytes:

@@ -12,6 +12,10 @@ from service.runtime.batcher import Timings
 _KEY = "gridloop.context"
 
 
+class ClientDisconnected(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
 @dataclass(slots=True)
 class RequestContext:
     """One request's own facts; kept in the ASGI scope.

@@ -22,7 +22,7 @@ import structlog
 from fastapi import FastAPI
 
 from service import telemetry
-from service.api.context import RequestContext, set_context
+from service.api.context import ClientDisconnected, RequestContext, set_context
 from service.api.problems import MEDIA_TYPE, problem_of, send_body
 from service.errors import BadRequest, Draining, InferenceFailed, NotAuthorised, RateLimited, ServiceError
 
@@ -139,6 +139,8 @@ class Edge:
             self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
             endpoint = self._endpoints.get(scope["path"]) if scope["method"] == "POST" else None
             await (endpoint or self.app)(scope, receive, send_with_headers)
+        except ClientDisconnected:
+            pass  # counted as 499, as proxies do
         except Exception as error:
             if not isinstance(error, ServiceError):
                 log.exception("request crashed", request_id=context.request_id, path=scope["path"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from service import errors
 from service.api.body import parse_input, receive_body
-from service.api.context import context_of
+from service.api.context import ClientDisconnected, context_of
 from service.api.problems import openapi_responses, send_body
 from service.registry.registry import Registry
 from service.settings import Settings
@@ -97,7 +97,7 @@ class _Attended:
                 await self._watcher
         if kind is asyncio.CancelledError and self._has_left and self._caller:
             self._caller.uncancel()
-            raise errors.BadRequest("The client closed the connection before the answer was ready.")
+            raise ClientDisconnected
         return False
 
 
