@@ -33,6 +33,9 @@ from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, 
 CHUNK = 4096
 """Points in one run (count): between two runs the requests of other callers have their turn."""
 
+UNBOUNDED = 1e300
+"""A spread from here on means that the model cannot judge the point, such as the first of a stream."""
+
 _LARGEST = 1e300
 """Larger numbers could overflow while differences are computed."""
 
@@ -105,8 +108,12 @@ class AnomalyDetectionOutput(TaskOutput):
 
     anomalies: list[int] = Field(description="Indices of the anomalous points in `values`.", examples=[[12]])
     expected: list[float] = Field(description="What the model expected at each point, from the points before it.")
-    lower: list[float | None] = Field(description="Lower edge of the band; null where it is unbounded (sensitivity 0).")
-    upper: list[float | None] = Field(description="Upper edge of the band; null where it is unbounded (sensitivity 0).")
+    lower: list[float | None] = Field(
+        description="Lower edge of the band; null where there is none: at sensitivity 0, or before the model can judge."
+    )
+    upper: list[float | None] = Field(
+        description="Upper edge of the band; null where there is none: at sensitivity 0, or before the model can judge."
+    )
     scores: list[float] = Field(description="0 as expected, 1 utterly unexpected; comparable across series.")
     is_anomaly: list[bool] = Field(description="Whether the score reaches the threshold that `sensitivity` sets.")
     state: str = Field(description="The stream's memory: send it with the points that follow.")
@@ -184,10 +191,12 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             state: what to hand on, each (1, ...).
         """
         missing = np.isnan(values)
-        unusual = np.abs(values - expected) / spread
-        scores = np.where(missing, 0.0, unusual / (1 + unusual))
+        error = np.abs(values - expected)
+        scores = np.where(missing, 0.0, error / (error + spread))  # u / (1 + u), without a quotient that may overflow
         is_anomaly = (scores >= 1 - sensitivity) & ~missing
-        half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else np.full_like(spread, math.inf)
+        with np.errstate(over="ignore"):
+            half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else spread * math.inf
+        half_width = np.where(spread >= UNBOUNDED, math.inf, half_width)
         packed = state_token.State({name: array[0] for name, array in state.items()})
         return AnomalyDetectionOutput.model_construct(
             model=self.folder.ref,
