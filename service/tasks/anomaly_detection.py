@@ -191,12 +191,13 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             state: what to hand on, each (1, ...).
         """
         missing = np.isnan(values)
+        blind = spread >= UNBOUNDED
         error = np.abs(values - expected)
-        scores = np.where(missing, 0.0, error / (error + spread))  # u / (1 + u), without a quotient that may overflow
+        scores = np.where(missing | blind, 0.0, error / (error + spread))  # u / (1 + u), but no quotient that overflows
         is_anomaly = (scores >= 1 - sensitivity) & ~missing
         with np.errstate(over="ignore"):
             half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else spread * math.inf
-        half_width = np.where(spread >= UNBOUNDED, math.inf, half_width)
+        half_width = np.where(blind, math.inf, half_width)
         packed = state_token.State({name: array[0] for name, array in state.items()})
         return AnomalyDetectionOutput.model_construct(
             model=self.folder.ref,
