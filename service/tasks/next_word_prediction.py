@@ -1,0 +1,774 @@
+"""Next-word prediction: what will the writer of this text type next?
+
+A model is a recurrent word-level language model: a graph with the inputs `tokens` int64 (batch, time), `sequence_lens`
+int32 (batch,) and `state` float32 (batch, S), and the outputs `logits` float32 (batch, words), after the last real
+token or, where `sequence_lens` is 0, after the state alone, and `next_state`. For `explain` it also needs the input
+`explain` bool (batch,) and the output `surprisal` float32 (batch, time), in bits. `vocabulary.txt` names the words in
+the spelling they have inside a sentence, the most frequent first; `<eos>` opens every stream and ends each paragraph.
+
+**The law of streams.** Text is read in *chunks*, the runs of characters between spaces, and the tokens of a chunk
+depend on that chunk alone. The state holds the network's memory after the last chunk that a space follows, and the
+characters since. So a text may be cut anywhere, even inside a word: part by part with the state, or all at once, the
+predictions are the same.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
+from service.state import State, pack, unpack
+from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
+
+__all__ = [
+    "NextWordInput",
+    "NextWordOutput",
+    "NextWordPrediction",
+    "Prediction",
+    "TokenSurprisal",
+    "join",
+    "tokenise",
+    "tokenise_chunk",
+]
+
+END = "<eos>"
+"""Ends a paragraph; also the token that opens every fresh stream."""
+UNKNOWN = "<unk>"
+"""Stands for every word outside the vocabulary."""
+
+MAX_CHUNK_CHARS = 256
+"""A longer run of characters without a space is cut there, so that the state stays small (characters)."""
+MAX_RUN_TOKENS = 256
+"""A longer text is read in several runs, so that one caller cannot hold up a batch (tokens)."""
+RARER = 20
+"""A title in capitals gives way to a word that stands so many times higher in the vocabulary (factor)."""
+BEAMS = 16
+"""Unfinished continuations kept by the search when several words are asked for (count)."""
+
+
+# ------------------------------------------------------------------------------------------------------ public types
+
+
+class NextWordInput(TaskInput):
+    """A text that stops where the writer stopped typing."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"text": "The capital of"},
+                {"text": "I would lik", "top_k": 3},
+                {"text": "How are", "top_k": 3, "words": 2},
+                {"text": "Can you please ", "top_k": 1, "complete": "never", "explain": True},
+            ]
+        }
+    )
+
+    text: str = Field(
+        description="What has been typed: all of it, or with `state` only what is new since. Empty only with `state`.",
+        examples=["The capital of"],
+    )
+    top_k: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=5, description="Predictions to return; more than there are: all of them.", examples=[5]
+    )
+    model: str | None = ModelField
+    state: str | None = Field(
+        default=None,
+        description="The `state` of the previous answer, unchanged; left out: the text starts anew.",
+        examples=[None],
+    )
+    complete: Literal["auto", "never"] = Field(
+        default="auto",
+        description=(
+            "`auto`: when the text ends without a space, the model judges whether its last word is finished; one that "
+            "is still being typed is completed. `never`: the last word is taken as finished."
+        ),
+        examples=["auto"],
+    )
+    words: Annotated[int, Field(ge=1, le=8)] = Field(
+        default=1,
+        description="Words of each prediction; fewer only where the sentence ends first.",
+        examples=[1],
+    )
+    explain: bool = Field(
+        default=False, description="Add `tokens`: how surprising each word of the new text was.", examples=[False]
+    )
+
+    @property
+    def rows(self) -> int:
+        if self.words > 1:
+            return BEAMS
+        return 1 if self.text[-1:].isspace() else 2  # before and after a last word that may be unfinished
+
+
+class Prediction(BaseModel):
+    """A continuation and how probable it is."""
+
+    text: str = Field(
+        description="The word as a person would type it, or the words; where `completing` is set, the whole word.",
+        examples=["the"],
+    )
+    score: float = Field(
+        description=(
+            "Probability of this continuation, given the text, that a word follows, and that the model knows it; when "
+            "completing, also given the letters typed so far. Spellings that differ only in capitals are one "
+            "continuation, so the scores of all continuations sum to 1, and those of an answer to at most 1."
+        ),
+        ge=0,
+        le=1,
+        examples=[0.21],
+    )
+
+
+class TokenSurprisal(BaseModel):
+    """A piece of the text and the information it carried."""
+
+    token: str = Field(description="A word or a punctuation mark, as typed.", examples=["The"])
+    surprisal: float = Field(
+        description=(
+            "-log2 of the probability that the model gave this token, in bits. A word that the model does not know has "
+            "the surprisal of meeting any unknown word."
+        ),
+        ge=0,
+        examples=[7.1],
+    )
+
+
+class NextWordOutput(TaskOutput):
+    """The most probable continuations, best first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": {"name": "english-lstm", "version": "1"},
+                    "predictions": [{"text": "the", "score": 0.21}],
+                    "completing": None,
+                    "state": "kP2d0h…",
+                    "tokens": [{"token": "The", "surprisal": 7.1}],
+                }
+            ]
+        }
+    )
+
+    predictions: list[Prediction] = Field(description="Best first, no duplicates.")
+    completing: str | None = Field(
+        description="The letters of the unfinished last word; null when the predictions follow after it.",
+        examples=[None],
+    )
+    state: str = Field(
+        description="The model's memory after `text`: send it back with only the new text, to any replica."
+    )
+    tokens: list[TokenSurprisal] | None = Field(
+        default=None,
+        description="Only with `explain`: the finished words and marks of the new text, in order.",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- tokeniser
+
+_STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "…": "..."})
+_JOINERS = {"-": "@-@", ",": "@,@", ".": "@.@"}
+_TOKEN = re.compile(
+    r"""
+      (?P<contraction>\b (?: [a-z]+n't | ma'am | y'all | o'clock
+          | (?:i|you|he|she|it|we|they|that|this|there|here|what|who|where|when|how|why|let)'(?:s|re|ll|d|ve|m) )
+          (?![^\W_]|'[^\W_]) )
+    | (?P<dotted> (?:[^\W\d_]\.){2,} )                                 # U.S.  e.g.  p.m.
+    | (?P<abbreviation>\b (?:mr|mrs|ms|dr|st|jr|sr|prof|gen|col|lt|sgt|capt|sen|gov|rev|inc|ltd|co|bros|vs)\. )
+    | (?P<initial>\b (?-i:[A-HJ-Z])\.(?=$|(?-i:[A-Z])) )               # J. Smith
+    | (?P<number> \d+(?:[.,]\d+)+ )                                    # 1,000  3.5
+    | (?P<word> [^\W_]+ )
+    | (?P<suffix> (?<=[^\W_])'[^\W_]+ )                                # 's
+    | (?P<hyphen> (?<=[^\W_])-(?=[^\W_]) )
+    | (?P<dots> \.{2,} )
+    | (?P<mark> . )
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+_PIECE = re.compile(rf"\n|\S{{1,{MAX_CHUNK_CHARS}}}")
+_FRAGMENT = re.compile(r"[^\W_]+(?:'[^\W_]*)?$")
+
+
+def normalise(chunk: str) -> str:
+    """Compose accents and straighten typographic quotes, which is how the vocabulary is spelt."""
+    return unicodedata.normalize("NFC", chunk).translate(_STRAIGHT)
+
+
+def _split(chunk: str) -> Iterator[tuple[int, str]]:
+    """Tokens of a normalised chunk, each with the place where it starts."""
+    for match in _TOKEN.finditer(chunk):
+        kind, token, start = match.lastgroup, match.group(), match.start()
+        if kind == "number":
+            for part in re.finditer(r"[.,]|\d+", token):
+                yield start + part.start(), _JOINERS.get(part.group(), part.group())
+        elif kind == "hyphen":
+            yield start, "@-@"
+        elif kind == "dots":
+            yield start, "..."
+        else:
+            yield start, token
+
+
+def tokenise_chunk(chunk: str) -> list[str]:
+    """Split what stands between two spaces into the tokens of WikiText-2, except that contractions stay whole.
+
+    The tokens of a chunk depend on nothing but the chunk: that is what lets a stream be cut at any character.
+    """
+    return [token for _, token in _split(normalise(chunk))]
+
+
+def tokenise(text: str) -> list[str]:
+    """Split typed English into tokens; line breaks between two lines become one `<eos>`."""
+    tokens: list[str] = []
+    for piece in _PIECE.findall(text):
+        if piece != "\n":
+            tokens += tokenise_chunk(piece)
+        elif tokens and tokens[-1] != END:
+            tokens.append(END)
+    return tokens
+
+
+def join(tokens: Iterable[str]) -> str:
+    """Put tokens together as a person would type them: the way back from `tokenise`."""
+    text = ""
+    before = ""
+    open_quote = False
+    glue = True  # no space before the next token
+    for token in tokens:
+        shown = {"@-@": "-", "@,@": ",", "@.@": "."}.get(token, token)
+        if token == END:
+            text, glue, open_quote, before = text + "\n", True, False, ""
+            continue
+        digits = before[-1:].isdigit()
+        sticks = (
+            token in _JOINERS.values()
+            or (token[0] == "'" and len(token) > 1 and before[-1:].isalnum())
+            or (token == "'" and before[-1:] in ("s", "S"))
+            or (token[0] in ",.;:!?%)]}" and bool(before))
+            or (token in ("/", "°") and bool(before))
+            or (token == '"' and open_quote)
+        )
+        text += shown if glue or sticks else " " + shown
+        glue = (
+            token in _JOINERS.values()
+            or token in ("(", "[", "{", "$", "£", "€", "#", "/")
+            or (token == ":" and digits)
+            or (token == '"' and not open_quote)
+        )
+        if token == '"':
+            open_quote = not open_quote
+        before = token
+    return text
+
+
+# -------------------------------------------------------------------------------------------------------- vocabulary
+
+_ENDERS = frozenset({END, ".", "!", "?"})
+_LINKS = frozenset({",", ";", ":"})
+_OPENERS = frozenset({'"', "'", "(", "[", "“", "‘"})
+_SUFFIXES = frozenset({"'s", "'m", "'re", "'ve", "'ll", "'d"})
+# WikiText-2 splits "didn't" into "didn" and "'t". A stem that is no word by itself is shown with its ending.
+_STEM = re.compile(r"(?:do|did|does|is|was|were|are|could|would|should|has|have|had|must|need|might|ai)n", re.I)
+_ALWAYS_CAPITAL = frozenset({"i", "i'm", "i'd", "i'll", "i've"})
+
+
+class Vocabulary:
+    """The words of a model, and every table that predictions need, built once.
+
+    Attributes:
+        words: spelling of each token, index by index.
+        group: int64 (words,): tokens which a reader takes for the same word ("The", "the") share a number.
+        is_word: bool (words,): can be a prediction; punctuation, suffixes and control tokens cannot.
+        words_in_group: bool (groups,): whether a group can be a prediction.
+        count: how many groups can.
+        follows: bool (words,): may come inside a continuation: words, `, ; :`, sentence ends, suffixes and joiners.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        self.number = {word: index for index, word in enumerate(words)}
+        shown = [f"{w}'t" if _STEM.fullmatch(w) and w != "Don" else w for w in words]  # Don is a name
+        self.shown = shown
+        self.is_word = np.array([_can_be_predicted(w) for w in words], bool)
+        glue = _ENDERS | _LINKS | _SUFFIXES | {"@-@"}
+        self.follows = self.is_word | np.array([w in glue for w in words], bool)
+        groups: dict[str, int] = {}
+        members: list[list[int]] = []
+        self.group = np.empty(len(words), np.int64)
+        for index, text in enumerate(shown):
+            # Tokens that are never words keep a group of their own, which no word can reach.
+            key = text.casefold() if self.is_word[index] else f" {index}"
+            number = groups.setdefault(key, len(members))
+            if number == len(members):
+                members.append([])
+            members[number].append(index)
+            self.group[index] = number
+        self.members = members
+        self.words_in_group = np.array([bool(self.is_word[m[0]]) for m in members], bool)
+        self.count = int(self.words_in_group.sum())
+        folded = sorted((key, number) for key, number in groups.items() if key[:1] != " ")
+        self._folded = [key for key, _ in folded]
+        self._folded_groups = np.array([number for _, number in folded], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, token: str) -> list[int]:
+        """Numbers of a typed token: as typed, else in other capitals, else split as WikiText-2 does, else unknown.
+
+        A word in capitals is read as the common word, not as the rare title that happens to be spelt like it: "WHAT"
+        is "what", though "US" stays what it is.
+        """
+        spellings = [token, token.lower(), token.capitalize(), token.upper()]
+        if len(token) > 1 and token.isupper():
+            title, common = (self.number.get(spelling) for spelling in spellings[:2])
+            if title is not None and common is not None and title > RARER * (common + 50):
+                return [common]
+        for spelling in spellings:
+            if (found := self.number.get(spelling)) is not None and spelling not in (END, UNKNOWN):
+                return [found]
+        head, mark, tail = token.partition("'")
+        if head and tail:
+            return self.encode(head) + self.encode(mark + tail)
+        return [self.number[UNKNOWN]]
+
+    def starting_with(self, fragment: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Groups of the word that *is* the fragment (none or one), and of all longer words which start with it."""
+        key = fragment.casefold()
+        begin = bisect_left(self._folded, key)
+        end = bisect_left(self._folded, key + "\U0010ffff", begin)
+        longer = begin + (begin < len(self._folded) and self._folded[begin] == key)
+        return self._folded_groups[begin:longer], self._folded_groups[longer:end]
+
+    def sums(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability of each group from that of each token."""
+        return np.asarray(np.bincount(self.group, probabilities, len(self.members)), np.float64)
+
+    def spelling(self, group: int, p: NDArray[np.float64], *, starts: bool, typed: str) -> tuple[int, str]:
+        """The token of a group that the context calls for, and how a person would write it here.
+
+        Args:
+            group: a group of words.
+            p: probability of each token.
+            starts: whether a sentence starts here.
+            typed: letters the person typed already; their capitals are kept.
+        """
+        members = self.members[group]
+        likely = max(members, key=lambda index: p[index])
+        inside = members[0]  # the vocabulary's order: the usual spelling inside a sentence comes first
+        settled = starts or self.shown[inside].casefold() in _ALWAYS_CAPITAL
+        text = self.shown[inside if settled else likely]
+        letters = [c for c in typed if c.isalpha()]
+        if len(letters) > 1 and all(c.isupper() for c in letters):
+            text = text.upper()
+        elif (letters[0].isupper() if letters else starts) and text.islower():
+            text = text[:1].upper() + text[1:]
+        return likely, text
+
+
+def _can_be_predicted(word: str) -> bool:
+    return (
+        any(c.isalnum() for c in word)
+        and word[0] != "'"
+        and "@" not in word
+        and not (word[0] == "<" and word[-1] == ">")
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a stream remembers.
+
+    Attributes:
+        array: float32 (S,): the network's memory after the last chunk that a space follows.
+        pending: the characters since that space.
+        place: 2 at the start of a paragraph, 1 at the start of a sentence, 0 inside one.
+        fresh: nothing, not even `<eos>`, has been read.
+    """
+
+    array: NDArray[np.float32]
+    pending: str = ""
+    place: int = 2
+    fresh: bool = True
+
+    def after(self, token: str) -> Memory:
+        """The same memory, with `place` moved past a token."""
+        if token in _OPENERS and self.place:
+            return replace(self, place=1)
+        return replace(self, place=2 if token == END else int(token in _ENDERS))
+
+
+class Token(NamedTuple):
+    """A typed token: its text, its start in the chunk, its numbers in the vocabulary."""
+
+    text: str
+    start: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the network knows after some tokens: logits (words,) of the next one, and the memory."""
+
+    logits: NDArray[np.float32]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Beam:
+    """An unfinished continuation.
+
+    Attributes:
+        score: its probability.
+        tokens: spellings so far.
+        words: how many words these are.
+        last: number of the last token, not read yet.
+        state: float32 (S,) before the last token.
+        glued: whether the next token must be a word: after a comma, a colon or a hyphen.
+        counts: whether that word is one more: not after a hyphen.
+    """
+
+    score: float
+    tokens: tuple[str, ...]
+    words: int
+    last: int
+    state: NDArray[np.float32]
+    glued: bool = False
+    counts: bool = True
+
+
+# -------------------------------------------------------------------------------------------------------------- task
+
+
+class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
+    """Suggestions while somebody types."""
+
+    name = "next-word-prediction"
+    summary = "What will be typed next?"
+    Input = NextWordInput
+    Output = NextWordOutput
+
+    def __init__(self, folder: ModelFolder) -> None:
+        super().__init__(folder)
+        folder.input("tokens", dtype="int64", rank=2)
+        folder.input("sequence_lens", dtype="int32", rank=1)
+        state = folder.input("state", dtype="float32", rank=2)
+        logits = folder.output("logits", dtype="float32", rank=2)
+        folder.output("next_state", dtype="float32", rank=2)
+        self.vocabulary = Vocabulary(folder.lines("vocabulary.txt"))
+        where = f"{folder.name}/{folder.version}/vocabulary.txt"
+        for token in (END, UNKNOWN):
+            if token not in self.vocabulary.number:
+                raise ManifestInvalid(where, f"has no line {token}, which the tokeniser needs.")
+        if len(self.vocabulary.number) != len(self.vocabulary):
+            raise ManifestInvalid(where, "names a word twice.")
+        size, width = state.shape[1], logits.shape[1]
+        if not isinstance(size, int):
+            raise ManifestInvalid(f"{folder.name}/{folder.version}/model.onnx", "state needs a fixed second axis.")
+        if isinstance(width, int) and width != len(self.vocabulary):
+            raise ManifestInvalid(where, f"has {len(self.vocabulary)} lines, but the model's logits {width} columns.")
+        self._state_size = size
+        self._explains = "explain" in folder.signature.inputs and "surprisal" in folder.signature.outputs
+
+    # ---- decode
+
+    def memory(self, request: NextWordInput) -> Memory:
+        """The memory that a request starts from.
+
+        Raises:
+            InvalidInput: neither text nor a state.
+            InvalidState: the state is damaged or another model's.
+        """
+        if request.state is None:
+            if not request.text:
+                raise InvalidInput("`text` is empty. Send some text, or the `state` of an earlier answer.")
+            return Memory(np.zeros(self._state_size, np.float32))
+        found = unpack(self.folder.name, self.folder.version, request.state)
+        array, extra = found.arrays.get("state"), found.extra
+        pending, place = extra.get("pending"), extra.get("place")
+        if (
+            array is None
+            or array.shape != (self._state_size,)
+            or array.dtype != np.float32
+            or not isinstance(pending, str)
+            or len(pending) >= MAX_CHUNK_CHARS
+            or any(c.isspace() for c in pending)
+            or place not in (0, 1, 2)
+        ):
+            raise InvalidState("does not fit this model")
+        return Memory(array, pending, place, fresh=False)
+
+    def decode(self, memory: Memory, text: str) -> tuple[Memory, list[Token], list[Token]]:
+        """Read typed text.
+
+        Returns:
+            The memory with `pending` and `place` as they are after the text (its array is still the old one); the
+            tokens that are complete; the tokens of the pending chunk.
+        """
+        text = memory.pending + text
+        complete: list[Token] = []
+        pending: list[Token] = []
+        chunk = ""
+        for piece in _PIECE.finditer(text):
+            if piece.group() == "\n":
+                if memory.place < 2:
+                    complete.append(Token(END, 0, (self.vocabulary.number[END],)))
+                    memory = memory.after(END)
+                continue
+            tokens = [
+                Token(token, start, tuple(self.vocabulary.encode(token)))
+                for start, token in _split(normalise(piece.group()))
+            ]
+            if piece.end() == len(text) and len(piece.group()) < MAX_CHUNK_CHARS:
+                chunk, pending = piece.group(), tokens
+                break
+            complete += tokens
+            for token in tokens:
+                memory = memory.after(token.text)
+        return replace(memory, pending=chunk), complete, pending
+
+    # ---- the runs
+
+    def read(
+        self, memory: Memory, tokens: Sequence[Token], stops: Sequence[int], explain: bool
+    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[list[Reading], NDArray[np.float32]]]:
+        """Feed tokens to the network.
+
+        Args:
+            memory: where the stream stands.
+            tokens: what comes next.
+            stops: after how many tokens a reading is wanted, ascending; the last is all of them. These are rows of
+                one run, which costs hardly more than one row: nearly all its time is spent on reading the weights.
+            explain: whether surprisals are wanted.
+
+        Returns:
+            One reading for each stop; the surprisal of each token in bits, all zero where they are not wanted.
+        """
+        ids = [number for token in tokens for number in token.ids]
+        ends = np.cumsum([0, *(len(token.ids) for token in tokens)])
+        opening = int(memory.fresh)
+        if memory.fresh:
+            ids.insert(0, self.vocabulary.number[END])
+        places = ends[list(stops)] + opening
+        states = memory.array[None]
+        bits: list[NDArray[np.float32]] = []
+        begin = 0
+        while len(ids) - begin > MAX_RUN_TOKENS and begin < places[0]:
+            end = min(begin + MAX_RUN_TOKENS, int(places[0]))
+            part = np.array([ids[begin:end]], np.int64)
+            outputs = yield self._run(part, np.array([end - begin]), states, "next_state", explain=explain)
+            states = outputs["next_state"]
+            if explain:
+                bits.append(outputs["surprisal"][0])
+            begin = end
+        part = np.array([ids[begin:]] * len(stops), np.int64)
+        outputs = yield self._run(
+            part, places - begin, np.repeat(states, len(stops), axis=0), "logits", "next_state", explain=explain
+        )
+        readings = [
+            Reading(logits, replace(memory, array=state, fresh=False))
+            for logits, state in zip(outputs["logits"], outputs["next_state"], strict=True)
+        ]
+        if not explain:
+            return readings, np.zeros(len(tokens), np.float32)
+        bits.append(outputs["surprisal"][-1, : part.shape[1]])
+        each = np.concatenate(bits)[opening:]
+        return readings, np.array([each[a:b].sum() for a, b in pairwise(ends)], np.float32)
+
+    def _run(
+        self,
+        ids: NDArray[np.int64],
+        lengths: NDArray[np.integer[Any]],
+        states: NDArray[np.float32],
+        *outputs: str,
+        explain: bool = False,
+    ) -> Run:
+        """A run for rows of ids (rows, time), which may have no time at all, each of its own length."""
+        tensors: dict[str, NDArray[Any]] = {
+            "tokens": ids if ids.shape[1] else np.zeros((len(ids), 1), np.int64),
+            "sequence_lens": lengths.astype(np.int32),
+            "state": states,
+        }
+        if "explain" in self.folder.signature.inputs:
+            tensors["explain"] = np.full(len(ids), explain)
+        return Run(tensors, (*outputs, "surprisal") if explain else outputs)
+
+    def steps(self, request: NextWordInput) -> Steps[NextWordOutput]:
+        limit = self.folder.limits.max_text_chars
+        if len(request.text) > limit:
+            raise TooLarge(
+                "The text", limit=limit, unit="characters", setting="GRIDLOOP_MAX_TEXT_CHARS", actual=len(request.text)
+            )
+        if request.explain and not self._explains:
+            raise InvalidInput(f"Model {self.folder.name} cannot explain: its graph has no `surprisal` output.")
+        memory, complete, pending = self.decode(self.memory(request), request.text)
+        fragment, inside = self._fragment(memory.pending, pending) if request.complete == "auto" else ("", 0)
+        tokens = [*complete, *pending]
+        stops = sorted({len(complete), len(tokens), *([len(complete) + inside] if fragment else [])})
+        readings, bits = yield from self.read(memory, tokens, stops, request.explain)
+        kept, here = readings[0].memory, readings[-1]
+
+        completing, choice, finished = None, None, len(tokens)
+        if fragment:
+            before = readings[-2]  # where the fragment starts: the fragment has at least one token
+            choice = self.unfinished(before.logits, fragment)
+            if choice is not None:
+                completing, here, finished = fragment, before, len(complete) + inside
+        for token in tokens[len(complete) : finished]:
+            here = replace(here, memory=here.memory.after(token.text))
+        if request.words == 1:
+            predictions = self.encode(here, request.top_k, completing or "", choice)
+        else:
+            predictions = yield from self.search(here, request.top_k, request.words, completing or "", choice)
+        extra = {"pending": kept.pending, "place": kept.place}
+        state = pack(self.folder.name, self.folder.version, State({"state": kept.array}, extra))
+        answer = NextWordOutput(model=self.folder.ref, predictions=predictions, completing=completing, state=state)
+        if not request.explain:
+            return answer
+        told = [
+            TokenSurprisal(token=join([token.text]), surprisal=max(0.0, float(carried)))
+            for token, carried in zip(tokens[:finished], bits, strict=False)
+            if token.text != END
+        ]
+        return answer.model_copy(update={"tokens": told})
+
+    def _fragment(self, chunk: str, tokens: Sequence[Token]) -> tuple[str, int]:
+        """The letters at the end of a chunk that may be an unfinished word, and how many tokens stand before them.
+
+        No letters, when the chunk ends in a mark or when nothing in the vocabulary is longer.
+        """
+        match = _FRAGMENT.search(normalise(chunk))
+        if match is None or not len(self.vocabulary.starting_with(match.group())[1]):
+            return "", 0
+        return match.group(), sum(token.start < match.start() for token in tokens)
+
+    # ---- encode
+
+    def unfinished(self, logits: NDArray[np.float32], fragment: str) -> NDArray[np.int64] | None:
+        """Groups of the words that may come of a fragment, or None when it is a finished word.
+
+        It is unfinished when the longer words which start with it are together more probable here than the word that
+        it would be by itself, or when there is no such word.
+        """
+        exact, longer = self.vocabulary.starting_with(fragment)
+        if not len(longer):
+            return None
+        sums = self.vocabulary.sums(softmax(logits))
+        if len(exact) and sums[exact].sum() >= sums[longer].sum():
+            return None
+        return np.concatenate([exact, longer])
+
+    def encode(self, here: Reading, top_k: int, typed: str, choice: NDArray[np.int64] | None) -> list[Prediction]:
+        """The best words at this place.
+
+        Args:
+            here: logits of the next token, and the place in the sentence.
+            top_k: how many.
+            typed: letters of the word which are there already.
+            choice: groups that the letters leave; None: all words.
+        """
+        return [
+            Prediction(text=text, score=score)
+            for _, text, score in self._best(here.logits, top_k, here.memory.place > 0, typed, choice)
+        ]
+
+    def _best(
+        self, logits: NDArray[np.float32], top_k: int, starts: bool, typed: str, choice: NDArray[np.int64] | None
+    ) -> list[tuple[int, str, float]]:
+        """The best words as (token, spelling, probability among the words of `choice`)."""
+        p = softmax(logits)
+        sums = self.vocabulary.sums(p)
+        scores = np.where(self.vocabulary.words_in_group, sums, 0.0) if choice is None else sums[choice]
+        scores /= scores.sum()
+        best = top(scores, min(top_k, self.vocabulary.count if choice is None else len(choice)))
+        groups = best if choice is None else choice[best]
+        return [
+            (*self.vocabulary.spelling(int(group), p, starts=starts, typed=typed), min(1.0, float(score)))
+            for group, score in zip(groups, scores[best], strict=True)
+        ]
+
+    def search(
+        self, here: Reading, top_k: int, words: int, typed: str, choice: NDArray[np.int64] | None
+    ) -> Generator[Run, Mapping[str, NDArray[Any]], list[Prediction]]:
+        """Beam search for continuations of several words.
+
+        A continuation is done with its last word, or when its sentence ends. Marks, suffixes and hyphenated parts
+        belong to the word before them. Probabilities are among the tokens that may follow (`Vocabulary.follows`).
+        """
+        vocabulary = self.vocabulary
+        found = self._best(here.logits, BEAMS, here.memory.place > 0, typed, choice)
+        beams = [Beam(score, (text,), 1, token, here.memory.array) for token, text, score in found]
+        done: dict[str, float] = {}
+        for _ in range(2 * words + 6):  # room for a few marks and hyphens between the words
+            floor = sorted(done.values(), reverse=True)[:top_k]
+            least = floor[-1] if len(floor) == top_k else 0.0
+            beams = [beam for beam in beams if beam.score > least]
+            if not beams:
+                break
+            ids = np.array([[beam.last] for beam in beams], np.int64)
+            states = np.stack([beam.state for beam in beams])
+            outputs = yield self._run(ids, np.ones(len(ids), np.int32), states, "logits", "next_state")
+            ahead: list[Beam] = []
+            for row, beam in enumerate(beams):
+                p = softmax(outputs["logits"][row])
+                p *= vocabulary.is_word if beam.glued else vocabulary.follows
+                sums = vocabulary.sums(p)
+                scores = sums * (beam.score / sums.sum())
+                for group in top(scores, max(top_k, BEAMS)):
+                    score = float(scores[group])
+                    if score <= least:
+                        break
+                    token, text = vocabulary.spelling(int(group), p, starts=False, typed="")
+                    spelling = vocabulary.words[token]
+                    state = outputs["next_state"][row]
+                    if spelling in _ENDERS:
+                        text = join(beam.tokens if spelling == END else (*beam.tokens, spelling))
+                        done[text] = done.get(text, 0.0) + score
+                    elif not vocabulary.is_word[token]:
+                        counts = spelling != "@-@"
+                        glued = spelling not in _SUFFIXES
+                        ahead.append(Beam(score, (*beam.tokens, spelling), beam.words, token, state, glued, counts))
+                    elif beam.words + beam.counts == words:
+                        text = join((*beam.tokens, text))
+                        done[text] = done.get(text, 0.0) + score
+                    else:
+                        ahead.append(Beam(score, (*beam.tokens, text), beam.words + beam.counts, token, state))
+            beams = sorted(ahead, key=lambda beam: -beam.score)[:BEAMS]
+        ranked = sorted(done.items(), key=lambda item: (-item[1], item[0]))[:top_k]
+        return [Prediction(text=text, score=min(score, 1.0)) for text, score in ranked]
+
+
+# ----------------------------------------------------------------------------------------------------------- numbers
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities (words,) from logits (words,)."""
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum(dtype=np.float64), np.float64)
+
+
+def top(scores: NDArray[np.float64], k: int) -> NDArray[np.intp]:
+    """Places of the k largest scores, best first; equal ones in their order.
+
+    Nearly all words are nearly impossible, so those that are not are looked at alone where they suffice.
+    """
+    places = np.flatnonzero(scores > 1e-4)
+    if len(places) < k:
+        places = np.arange(len(scores))
+        if k < len(scores):
+            least = np.partition(scores, len(scores) - k)[len(scores) - k]
+            places = np.flatnonzero(scores >= least)
+    return places[np.lexsort((places, -scores[places]))][:k]

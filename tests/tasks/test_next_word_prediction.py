@@ -1,0 +1,586 @@
+"""Next-word prediction, tested against two tiny language models in real ONNX graphs.
+
+`bigram` knows the probabilities written below and nothing else, so that expectations are mental arithmetic. `recurrent`
+has random weights: its answers mean nothing, but they depend on every token it ever read, which is what laws need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
+
+from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
+from service.graph import Run, Signature, TensorSpec
+from service.tasks.base import Limits, ModelFolder
+from service.tasks.next_word_prediction import (
+    MAX_CHUNK_CHARS,
+    NextWordInput,
+    NextWordOutput,
+    NextWordPrediction,
+    Vocabulary,
+    join,
+    tokenise,
+)
+
+# What follows each word, with its probability; the rest of a row's mass goes to <unk>.
+BIGRAMS: dict[str, dict[str, float]] = {
+    "<eos>": {"The": 0.3, "the": 0.1, "I": 0.2, "Tom": 0.1, "How": 0.1, "what": 0.05},
+    "The": {"capital": 0.6, "cat": 0.2},
+    "the": {"capital": 0.4, "cat": 0.4, "United": 0.1},
+    "capital": {"of": 0.5, "offer": 0.05, ".": 0.3},
+    "of": {"the": 0.4, "The": 0.1, "France": 0.2, ",": 0.2},
+    "I": {"would": 0.4, "did": 0.1, "didn't": 0.1, "didn": 0.2, "'m": 0.1},
+    "would": {"like": 0.5, "likely": 0.1, "liked": 0.05, "@-@": 0.1},
+    "like": {"to": 0.6, "it": 0.2, "<eos>": 0.1},
+    "to": {"France": 0.5, "the": 0.25, "@-@": 0.1},
+    "it": {".": 0.5, "?": 0.25, "too": 0.2},
+    "France": {".": 0.5, "too": 0.4},
+    "too": {"<eos>": 0.5, ".": 0.4},
+    "How": {"are": 0.9},
+    "are": {"you": 0.8, "area": 0.1},
+    "you": {"?": 0.9},
+    ".": {"The": 0.5, "I": 0.2, '"': 0.2},
+    '"': {"the": 0.5, "The": 0.1},
+    "United": {"States": 0.6, "states": 0.2, "stated": 0.1},
+    "@-@": {"like": 0.6, ",": 0.3},
+}
+# In the order of their frequency inside a sentence, so that "the" comes before "The".
+WORDS = (  # noqa: SIM905
+    "<eos> <unk> , . the of to I it like too capital cat would what are you area offer did didn't didn 'm "
+    "likely liked France United States states stated Tom How The ? @-@ \" I'm don't 't ' - 1 000 @,@"
+).split()
+
+
+@dataclass
+class Model:
+    """A task and the session that answers its runs, one after another."""
+
+    task: NextWordPrediction
+    session: onnxruntime.InferenceSession
+    runs: list[Run] = field(default_factory=list)
+
+    def ask(self, text: str = "", **options: Any) -> NextWordOutput:
+        steps = self.task.steps(NextWordInput(text=text, **options))
+        try:
+            run = next(steps)
+            while True:
+                self.runs.append(run)
+                names = list(run.outputs)
+                run = steps.send(dict(zip(names, self.session.run(names, dict(run.tensors)), strict=True)))
+        except StopIteration as stop:
+            answer: NextWordOutput = stop.value
+            return answer
+
+    def scores(self, text: str = "", **options: Any) -> dict[str, float]:
+        return {p.text: pytest.approx(p.score, abs=1e-6) for p in self.ask(text, **options).predictions}
+
+
+def _open(folder: Path, nodes: list[Any], constants: dict[str, np.ndarray], states: int, words: list[str]) -> Model:
+    info = helper.make_tensor_value_info
+    inputs = [
+        info("tokens", TensorProto.INT64, ["batch", "time"]),
+        info("sequence_lens", TensorProto.INT32, ["batch"]),
+        info("state", TensorProto.FLOAT, ["batch", states]),
+        info("explain", TensorProto.BOOL, ["batch"]),
+    ]
+    outputs = [
+        info("logits", TensorProto.FLOAT, ["batch", len(words)]),
+        info("next_state", TensorProto.FLOAT, ["batch", states]),
+        info("surprisal", TensorProto.FLOAT, ["batch", "time"]),
+    ]
+    graph = helper.make_graph(
+        nodes, "tiny", inputs, outputs, [numpy_helper.from_array(v, k) for k, v in constants.items()]
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (folder / "vocabulary.txt").write_text("\n".join(words) + "\n", encoding="utf8")
+    return Model(NextWordPrediction(_folder(folder, session)), session)
+
+
+def _folder(path: Path, session: onnxruntime.InferenceSession, **changes: Any) -> ModelFolder:
+    dtypes = {"tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(float)": "float32", "tensor(bool)": "bool"}
+
+    def specs(values: Any) -> dict[str, TensorSpec]:
+        return {v.name: TensorSpec(v.name, dtypes[v.type], tuple(v.shape)) for v in values}
+
+    signature = Signature(specs(session.get_inputs()), specs(session.get_outputs()))
+    return ModelFolder(**{"name": "tiny", "version": "1", "path": path, "signature": signature} | changes)
+
+
+@pytest.fixture(scope="session")
+def bigram(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The state is the number of the last word; 0, the number of `<eos>`, in a fresh stream."""
+    number = {word: i for i, word in enumerate(WORDS)}
+    table = np.full((len(WORDS), len(WORDS)), 1e-9)
+    for word, following in BIGRAMS.items():
+        for then, p in following.items():
+            table[number[word], number[then]] = p
+    table[:, number["<unk>"]] += 1 - table.sum(1)
+    constants = {
+        "log_p": np.log(table).astype(np.float32),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "last": np.array([-1]),
+        "minus_nats_per_bit": np.float32(-np.log(2)),
+    }
+    make = helper.make_node
+    nodes = [
+        make("Cast", ["state"], ["before"], to=TensorProto.INT64),
+        make("Concat", ["before", "tokens"], ["all"], axis=1),
+        make("Cast", ["sequence_lens"], ["lens"], to=TensorProto.INT64),
+        make("Unsqueeze", ["lens", "one"], ["lens_column"]),
+        make("GatherElements", ["all", "lens_column"], ["now"], axis=1),
+        make("Cast", ["now"], ["next_state"], to=TensorProto.FLOAT),
+        make("Squeeze", ["now", "one"], ["row"]),
+        make("Gather", ["log_p", "row"], ["logits"]),
+        make("Slice", ["all", "zero", "last", "one"], ["contexts"]),
+        make("Gather", ["log_p", "contexts"], ["of_contexts"]),
+        make("Unsqueeze", ["tokens", "last"], ["chosen"]),
+        make("GatherElements", ["of_contexts", "chosen"], ["of_chosen"], axis=2),
+        make("Squeeze", ["of_chosen", "last"], ["nats"]),
+        make("Div", ["nats", "minus_nats_per_bit"], ["surprisal"]),
+    ]
+    return _open(tmp_path_factory.mktemp("bigram"), nodes, constants, 1, WORDS)
+
+
+@pytest.fixture(scope="session")
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """An Elman network with random weights; `surprisal` is simply the first of its units, as nothing here reads it."""
+    rng = np.random.default_rng(0)
+    units, words = 8, WORDS
+    constants = {
+        "table": rng.normal(size=(len(words), units)).astype(np.float32),
+        "w": rng.normal(size=(1, units, units)).astype(np.float32),
+        "r": rng.normal(size=(1, units, units)).astype(np.float32) * np.float32(0.5),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "three": np.array([3]),
+        "zero_i32": np.array(0, np.int32),
+        "one_i32": np.array(1, np.int32),
+        "up": rng.normal(size=(units, len(words))).astype(np.float32),
+    }
+    make = helper.make_node
+    nodes = [
+        make("Transpose", ["tokens"], ["by_time"], perm=[1, 0]),
+        make("Gather", ["table", "by_time"], ["x"]),
+        make("Unsqueeze", ["state", "zero"], ["before"]),
+        make("Max", ["sequence_lens", "one_i32"], ["lens"]),
+        make("RNN", ["x", "w", "r", "", "lens", "before"], ["y", "after"], hidden_size=units),
+        make("Squeeze", ["after", "zero"], ["h"]),
+        make("Greater", ["sequence_lens", "zero_i32"], ["any"]),
+        make("Unsqueeze", ["any", "one"], ["any_column"]),
+        make("Where", ["any_column", "h", "state"], ["next_state"]),
+        make("MatMul", ["next_state", "up"], ["logits"]),
+        make("Gather", ["y", "zero_of_units"], ["first"], axis=3),
+        make("Squeeze", ["first", "one"], ["by_row"]),
+        make("Transpose", ["by_row"], ["surprisal"], perm=[1, 0]),
+    ]
+    constants["zero_of_units"] = np.array(0)
+    return _open(tmp_path_factory.mktemp("recurrent"), nodes, constants, units, words)
+
+
+# ---------------------------------------------------------------------------------------------------------- tokeniser
+
+
+@pytest.mark.parametrize(
+    ("typed", "tokens"),
+    [
+        ("I don't know, Mr. Smith.", "I don't know , Mr. Smith ."),
+        ("Tom's role-playing game", "Tom 's role @-@ playing game"),
+        ("$1,000.50 at 5:30 p.m.", "$ 1 @,@ 000 @.@ 50 at 5 : 30 p.m."),
+        ("It’s 5 o’clock…", "It's 5 o'clock ..."),
+        ("So do I. J. Doe left the U.S. (in 1999)!", "So do I . J. Doe left the U.S. ( in 1999 ) !"),
+        ("“the players' game”", '" the players \' game "'),
+        ("one\n\n two\r\nthree\n", "one <eos> two <eos> three <eos>"),
+        ("a\tb\u00a0c  d", "a b c d"),
+        ("<unk> <eos> @-@", "< unk > < eos > @ - @"),
+        ("e\u0301te\u0301", "été"),
+        ("", ""),
+    ],
+)
+def test_typed_text_becomes_the_tokens_of_wikitext(typed: str, tokens: str) -> None:
+    assert tokenise(typed) == tokens.split()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "I don't know, Mr. Smith; it's Tom's role-playing game.",
+        "The players' fee is $1,000.50 (about 40%) at 5:30 p.m.",
+        'She said: "How are you?" and left...',
+        "This and/or that, so do I!\nA new paragraph.",
+    ],
+)
+def test_joining_the_tokens_gives_what_was_typed(typed: str) -> None:
+    assert join(tokenise(typed)) == typed
+
+
+words = st.text("abcdeXYZ", min_size=1, max_size=5)
+pieces = st.builds(
+    lambda word, tail, mark: word + tail + mark,
+    words,
+    st.sampled_from(["", "", "'s", "n't", "-ab", "'ll"]),
+    st.sampled_from(["", "", ",", ".", "?", "...", "%"]),
+)
+
+
+@given(st.lists(pieces, max_size=8).map(" ".join))
+def test_joined_tokens_split_into_the_same_tokens_again(text: str) -> None:
+    assert tokenise(join(tokenise(text))) == tokenise(text)
+
+
+line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=30)
+
+
+@given(line, line)
+def test_a_space_separates_whatever_the_tokens_are(left: str, right: str) -> None:
+    assert tokenise(f"{left} {right}") == tokenise(left) + tokenise(right)
+
+
+# --------------------------------------------------------------------------------------------- one word, finished text
+
+
+def test_a_finished_word_is_followed_by_the_most_probable_words(bigram: Model) -> None:
+    """After "of", words have 0.7: "the" 0.5 in both spellings, "France" 0.2; the comma is no word."""
+    answer = bigram.ask("The capital of", top_k=2)
+    assert [p.text for p in answer.predictions] == ["the", "France"]
+    assert [p.score for p in answer.predictions] == pytest.approx([0.5 / 0.7, 0.2 / 0.7], abs=1e-6)
+    assert answer.completing is None
+    assert answer.tokens is None
+
+
+def test_a_space_at_the_end_finishes_the_word_too(bigram: Model) -> None:
+    assert bigram.scores("The capital of ") == bigram.scores("The capital of")
+
+
+def test_a_mark_at_the_end_finishes_the_word_too(bigram: Model) -> None:
+    answer = bigram.ask("How are you?")
+    assert answer.completing is None
+
+
+def test_all_predictions_are_words_that_a_person_types(bigram: Model) -> None:
+    for text in ("The capital of", "I ", "Tom \n", "would"):
+        answer = bigram.ask(text, top_k=1000)
+        texts = [p.text for p in answer.predictions]
+        assert len({t.casefold() for t in texts}) == len(texts)
+        assert not {"<unk>", "<eos>", "@-@", "@,@", ",", ".", "'t", "'m", "didn", '"'} & set(texts)
+        assert sum(p.score for p in answer.predictions) == pytest.approx(1)
+        assert [p.score for p in answer.predictions] == sorted((p.score for p in answer.predictions), reverse=True)
+
+
+def test_a_contraction_which_the_data_splits_is_shown_whole(bigram: Model) -> None:
+    """ "didn" (before "'t") and "didn't" are one word to a reader."""
+    assert bigram.scores("I ")["didn't"] == 0.3 / 0.8
+
+
+def test_a_sentence_starts_with_a_capital(bigram: Model) -> None:
+    """ "what" is only known in lower case, and "the" is more usual in lower case inside a sentence."""
+    assert [p.text for p in bigram.ask("Tom \n", top_k=5).predictions] == ["The", "I", "Tom", "How", "What"]
+    assert bigram.ask("Stop. ", top_k=1).predictions[0].text == "The"
+
+
+def test_a_quotation_mark_keeps_the_start_of_the_sentence(bigram: Model) -> None:
+    assert bigram.ask('Stop. "', top_k=1).predictions[0].text == "The"
+
+
+def test_names_keep_their_capital_inside_a_sentence(bigram: Model) -> None:
+    assert bigram.ask("the United ", top_k=1).predictions[0].text == "States"
+
+
+# ------------------------------------------------------------------------------------------------------ unfinished word
+
+
+def test_an_unfinished_word_is_completed(bigram: Model) -> None:
+    """After "would": "like" 0.5, "likely" 0.1, "liked" 0.05; the letters say that it is one of them."""
+    answer = bigram.ask("I would lik")
+    assert answer.completing == "lik"
+    assert bigram.scores("I would lik") == {"like": 0.5 / 0.65, "likely": 0.1 / 0.65, "liked": 0.05 / 0.65}
+
+
+def test_a_word_more_probable_than_its_extensions_is_finished(bigram: Model) -> None:
+    """After "capital", "of" has 0.5 and "offer" 0.05; after "are", "are" is unheard of and "area" has 0.1."""
+    assert bigram.ask("The capital of").completing is None
+    assert bigram.ask("How are are").completing == "are"
+
+
+def test_never_takes_the_last_word_as_finished(bigram: Model) -> None:
+    assert bigram.ask("How are are", complete="never").completing is None
+    assert bigram.scores("would like", complete="never") == bigram.scores("would like ")
+
+
+def test_an_unknown_word_that_nothing_extends_is_finished(bigram: Model) -> None:
+    assert bigram.ask("The zyzzyva").completing is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "best"),
+    [
+        ("I would LIK", "LIKE"),
+        ("I would Lik", "Like"),
+        ("th", "the"),
+        ("Th", "The"),
+        ("Tom \nto", "Tom"),
+        ("the United sta", "States"),
+        ("the United STA", "STATES"),
+        ("wh", "what"),
+        ("Wh", "What"),
+        ("I did", "didn't"),
+        ("I didn", "didn't"),
+        ("I didn'", "didn't"),
+        ("the cat (lik", "like"),
+    ],
+)
+def test_the_capitals_typed_are_kept(bigram: Model, typed: str, best: str) -> None:
+    assert bigram.ask(typed).predictions[0].text == best
+
+
+def test_shouting_is_read_as_the_common_words() -> None:
+    """WikiText-2 knows "WHAT" from a title; "US" and "us" are both usual."""
+    ranked = Vocabulary(["<unk>", "what", "us", *map(str, range(1000)), "US", *map(str, range(1000, 5000)), "WHAT"])
+    spelt = {token: ranked.words[ranked.encode(token)[0]] for token in ("WHAT", "What", "US", "us", "7")}
+    assert spelt == {"WHAT": "what", "What": "what", "US": "US", "us": "us", "7": "7"}
+
+
+def test_a_contraction_that_is_no_word_is_read_in_two_parts() -> None:
+    split = Vocabulary(["<unk>", "shouldn", "'t"])
+    assert [split.words[i] for i in split.encode("Shouldn't")] == ["shouldn", "'t"]
+
+
+def test_a_part_after_a_hyphen_is_completed_by_itself(bigram: Model) -> None:
+    answer = bigram.ask("would-lik", top_k=1)
+    assert (answer.completing, answer.predictions[0].text) == ("lik", "like")
+
+
+# -------------------------------------------------------------------------------------------------------- several words
+
+
+def test_several_words_have_the_product_of_their_probabilities(bigram: Model) -> None:
+    """The first is a word for certain, "to" 0.6 or "it" 0.2; what follows may be a mark or the end."""
+    scores = bigram.scores("I would like", words=2, top_k=20)
+    to, it = 0.6 / 0.8, 0.2 / 0.8
+    assert scores["to France"] == to * 0.5 / 0.85
+    assert scores["to the"] == to * 0.25 / 0.85
+    assert scores["it too"] == it * 0.2 / 0.95
+
+
+def test_a_continuation_is_shorter_only_where_the_sentence_ends(bigram: Model) -> None:
+    predictions = bigram.ask("I would like", words=3, top_k=50).predictions
+    texts = [p.text for p in predictions if p.score > 1e-4]
+    short = {text for text in texts if len(text.split()) < 3}
+    assert {"it.", "it?", "it too", "it too."} <= short
+    assert all(text[-1] in ".?" or text.endswith(("too", "like")) for text in short)  # these may end a paragraph
+
+
+def test_hyphens_join_and_do_not_count_as_words(bigram: Model) -> None:
+    texts = [p.text for p in bigram.ask("like", words=3, top_k=50, complete="never").predictions]
+    assert any(text.startswith("to-like ") and len(text.split()) == 3 for text in texts)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_continuations_are_distinct_ordered_and_at_most_certain(bigram: Model, count: int) -> None:
+    scores = [p.score for p in bigram.ask("The capital of", words=count, top_k=1000).predictions]
+    texts = [p.text for p in bigram.ask("The capital of", words=count, top_k=1000).predictions]
+    assert len(set(texts)) == len(texts) > 0
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) <= 1 + 1e-9
+
+
+def test_the_first_of_several_words_can_be_a_completion(bigram: Model) -> None:
+    answer = bigram.ask("I would lik", words=2, top_k=1)
+    assert answer.completing == "lik"
+    assert answer.predictions[0].text == "like to"
+
+
+# -------------------------------------------------------------------------------------------------------------- explain
+
+
+def test_explain_tells_the_surprisal_of_each_new_word(bigram: Model) -> None:
+    tokens = bigram.ask("The capital of", explain=True).tokens
+    assert tokens is not None
+    assert [t.token for t in tokens] == ["The", "capital", "of"]
+    assert [t.surprisal for t in tokens] == pytest.approx([-log2(0.3), -log2(0.6), -log2(0.5)], abs=1e-4)
+
+
+def test_explain_leaves_out_what_is_still_being_typed(bigram: Model) -> None:
+    tokens = bigram.ask("I would lik", explain=True).tokens
+    assert tokens is not None
+    assert [t.token for t in tokens] == ["I", "would"]
+
+
+def test_explain_tells_nothing_twice_when_words_end_with_a_space(bigram: Model) -> None:
+    first = bigram.ask("The capital ", explain=True)
+    second = bigram.ask("of ", explain=True, state=first.state)
+    both = bigram.ask("The capital of ", explain=True)
+    assert first.tokens is not None
+    assert second.tokens is not None
+    assert first.tokens + second.tokens == both.tokens
+
+
+def test_explain_covers_a_text_of_many_runs(bigram: Model) -> None:
+    tokens = bigram.ask("The capital of France. " * 100, explain=True).tokens
+    assert tokens is not None
+    assert [t.token for t in tokens] == ["The", "capital", "of", "France", "."] * 100
+    assert [t.surprisal for t in tokens[5:10]] == pytest.approx([t.surprisal for t in tokens[-5:]])
+    assert tokens[-5].surprisal == pytest.approx(-log2(0.5), abs=1e-4)  # "The" after a full stop
+
+
+def test_a_model_without_surprisal_refuses_to_explain(bigram: Model, tmp_path: Path) -> None:
+    (tmp_path / "vocabulary.txt").write_text("\n".join(WORDS))
+    folder = _folder(tmp_path, bigram.session)
+    plain = Signature(folder.signature.inputs, {k: v for k, v in folder.signature.outputs.items() if k != "surprisal"})
+    model = Model(NextWordPrediction(_folder(tmp_path, bigram.session, signature=plain)), bigram.session)
+    with pytest.raises(InvalidInput, match="cannot explain"):
+        model.ask("The", explain=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- the state
+
+typed_text = st.text(
+    st.sampled_from([*"abiklnotTIhe", " ", " ", " ", "\n", ".", ",", "'", "-", "1", '"', "é", "\u0301", "’", "\u2003"]),
+    min_size=1,
+    max_size=60,
+) | st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
+
+
+@settings(max_examples=150, deadline=None)
+@given(typed_text, st.lists(st.integers(0, 60), max_size=3), st.booleans())
+def test_a_text_may_be_cut_anywhere(recurrent: Model, text: str, cuts: list[int], never: bool) -> None:
+    """Part by part with the state, or all at once: the same predictions and the same state."""
+    mode = "never" if never else "auto"
+    whole = recurrent.ask(text, top_k=1000, complete=mode)
+    places = sorted({cut for cut in cuts if 0 < cut < len(text)})
+    state = None
+    for begin, end in zip([0, *places], [*places, len(text)], strict=True):
+        parts = recurrent.ask(text[begin:end], top_k=1000, complete=mode, state=state)
+        state = parts.state
+    assert parts.completing == whole.completing
+    assert {p.text: p.score for p in parts.predictions} == pytest.approx(
+        {p.text: p.score for p in whole.predictions}, abs=1e-5
+    )
+    again = recurrent.ask("", top_k=1000, complete=mode, state=parts.state)
+    assert [p.text for p in again.predictions] == [p.text for p in parts.predictions]
+
+
+@settings(max_examples=50, deadline=None)
+@given(typed_text)
+def test_whatever_is_typed_gets_an_answer(recurrent: Model, text: str) -> None:
+    answer = recurrent.ask(text, top_k=3, words=2)
+    assert all(0 <= p.score <= 1 for p in answer.predictions)
+
+
+def test_a_text_without_spaces_stays_within_a_bounded_state(recurrent: Model) -> None:
+    text = "ab" * 50_000
+    whole = recurrent.ask(text)
+    cut = recurrent.ask(text[77_777:], state=recurrent.ask(text[:77_777]).state)
+    assert len(whole.state) < 1024
+    assert [p.text for p in whole.predictions] == [p.text for p in cut.predictions]
+    assert recurrent.ask("x" * MAX_CHUNK_CHARS).completing is None
+
+
+def test_a_long_text_is_read_in_runs_of_256_tokens(recurrent: Model) -> None:
+    recurrent.runs.clear()
+    text = "I would like the capital of France . " * 100
+    whole = recurrent.ask(text)
+    lengths = [int(run.tensors["sequence_lens"][0]) for run in recurrent.runs]
+    assert sum(lengths) == 801  # 800 words and the <eos> before them
+    assert max(lengths) <= 256
+    assert all("logits" not in run.outputs for run in recurrent.runs[:-1])
+    state = None
+    for word in text.split():
+        by_word = recurrent.ask(word + " ", state=state)
+        state = by_word.state
+    assert [p.score for p in by_word.predictions] == pytest.approx([p.score for p in whole.predictions], abs=1e-5)
+
+
+def test_an_empty_text_needs_a_state(bigram: Model) -> None:
+    with pytest.raises(InvalidInput, match="empty"):
+        bigram.ask("")
+
+
+def test_a_blank_text_is_the_start_of_a_sentence(bigram: Model) -> None:
+    assert bigram.scores(" ") == bigram.scores("\n \n")
+
+
+@pytest.fixture
+def other_version(bigram: Model) -> Model:
+    return Model(NextWordPrediction(_folder(bigram.task.folder.path, bigram.session, version="2")), bigram.session)
+
+
+def test_a_foreign_or_damaged_state_is_refused(bigram: Model, recurrent: Model, other_version: Model) -> None:
+    state = bigram.ask("The ").state
+    changed = state[:20] + ("A" if state[20] != "A" else "B") + state[21:]
+    for model, bad in [(bigram, changed), (bigram, state[:-3]), (bigram, "nonsense"), (other_version, state)]:
+        with pytest.raises(InvalidState):
+            model.ask("capital", state=bad)
+    with pytest.raises(InvalidState):  # right name and version, wrong size
+        recurrent.ask("capital", state=state)
+
+
+def test_a_text_over_the_limit_is_refused(bigram: Model) -> None:
+    folder = _folder(bigram.task.folder.path, bigram.session, limits=Limits(max_text_chars=10))
+    model = Model(NextWordPrediction(folder), bigram.session)
+    model.ask("0123456789")
+    with pytest.raises(TooLarge, match="MAX_TEXT_CHARS"):
+        model.ask("0123456789a")
+
+
+# ------------------------------------------------------------------------------------------------- contract and folders
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"text": "a", "top_k": 0},
+        {"text": "a", "top_k": 1001},
+        {"text": "a", "words": 0},
+        {"text": "a", "words": 9},
+        {"text": "a", "complete": "maybe"},
+        {"text": "a", "topk": 3},
+        {"text": None},
+    ],
+)
+def test_what_the_contract_forbids_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        NextWordInput.model_validate(body)
+
+
+def test_the_examples_are_valid_and_answered(bigram: Model) -> None:
+    examples = NextWordInput.model_json_schema()["examples"]
+    for example in examples:
+        answer = bigram.ask(**example)
+        assert len(answer.predictions) == example.get("top_k", 5)
+    for example in NextWordOutput.model_json_schema()["examples"]:
+        NextWordOutput.model_validate(example)
+
+
+def test_every_public_field_is_described() -> None:
+    for schema in (NextWordInput.model_json_schema(), NextWordOutput.model_json_schema()):
+        for part in (schema, *schema.get("$defs", {}).values()):
+            assert all("description" in field for field in part["properties"].values() if "$ref" not in field)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "problem"),
+    [
+        (WORDS[:-1], "46 lines|lines, but"),
+        ([*WORDS[:-1], "the"], "twice"),
+        ([w if w != "<unk>" else "unknown" for w in WORDS], "<unk>"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_is_refused(
+    bigram: Model, tmp_path: Path, vocabulary: list[str], problem: str
+) -> None:
+    (tmp_path / "vocabulary.txt").write_text("\n".join(vocabulary) + "\n")
+    with pytest.raises(ManifestInvalid, match=problem):
+        NextWordPrediction(_folder(tmp_path, bigram.session))
