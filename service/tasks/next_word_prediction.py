@@ -96,7 +96,7 @@ class NextWordInput(TaskInput):
     )
     words: Annotated[int, Field(ge=1, le=8)] = Field(
         default=1,
-        description="Words of each prediction; fewer only where the sentence ends first.",
+        description="Words of each prediction: more than one are searched for together, within the sentence.",
         examples=[1],
     )
     explain: bool = Field(
@@ -291,7 +291,7 @@ class Vocabulary:
         is_word: bool (words,): can be a prediction; punctuation, suffixes and control tokens cannot.
         words_in_group: bool (groups,): whether a group can be a prediction.
         count: how many groups can.
-        follows: bool (words,): may come inside a continuation: words, `, ; :`, sentence ends, suffixes and joiners.
+        follows: bool (words,): may come inside a continuation: words, `, ; :`, suffixes and joiners, but no sentence end.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -300,7 +300,7 @@ class Vocabulary:
         shown = [f"{w}'t" if _STEM.fullmatch(w) and w != "Don" else w for w in words]  # Don is a name
         self.shown = shown
         self.is_word = np.array([_can_be_predicted(w) for w in words], bool)
-        glue = _ENDERS | _LINKS | _SUFFIXES | {"@-@"}
+        glue = _LINKS | _SUFFIXES | {"@-@"}
         self.follows = self.is_word | np.array([w in glue for w in words], bool)
         groups: dict[str, int] = {}
         members: list[list[int]] = []
@@ -705,7 +705,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
     ) -> Generator[Run, Mapping[str, NDArray[Any]], list[Prediction]]:
         """Beam search for continuations of several words.
 
-        A continuation is done with its last word, or when its sentence ends. Marks, suffixes and hyphenated parts
+        A continuation is done with its last word, and stays within its sentence. Marks, suffixes and hyphenated parts
         belong to the word before them. Probabilities are among the tokens that may follow (`Vocabulary.follows`).
         """
         vocabulary = self.vocabulary
@@ -734,10 +734,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                     token, text = vocabulary.spelling(int(group), p, starts=False, typed="")
                     spelling = vocabulary.words[token]
                     state = outputs["next_state"][row]
-                    if spelling in _ENDERS:
-                        text = join(beam.tokens if spelling == END else (*beam.tokens, spelling))
-                        done[text] = done.get(text, 0.0) + score
-                    elif not vocabulary.is_word[token]:
+                    if not vocabulary.is_word[token]:
                         counts = spelling != "@-@"
                         glued = spelling not in _SUFFIXES
                         ahead.append(Beam(score, (*beam.tokens, spelling), beam.words, token, state, glued, counts))
