@@ -98,7 +98,8 @@ class Result:
 
 def scaled_sigmoid(position: npt.ArrayLike) -> Floats:
     """The worth of a detection by where it lies relative to a window: -1 is the left edge, 0 the right edge, 1 one width
-    behind it; from 3 widths on it is worth -1 flat."""
+    behind it; from 3 widths on it is worth -1 flat.
+    """
     position = np.asarray(position, dtype=np.float64)
     return np.where(position >= 3.0, -1.0, 2.0 / (1.0 + np.exp(5.0 * np.minimum(position, 3.0))) - 1.0)
 
