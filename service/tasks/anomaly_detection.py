@@ -25,8 +25,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, NaiveDatetime, StrictFloat, StrictInt, model_validator
 
-from service import state as state_token
-from service.errors import InvalidInput, InvalidState, TooLarge
+from service.errors import InvalidInput, TooLarge
 from service.graph import SEQUENCE_LENS
 from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 
@@ -167,16 +166,9 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         values = np.array(request.values, dtype=np.float64)
         if np.any(np.abs(values) > _LARGEST):  # NaN compares false
             raise InvalidInput(f"values holds a number beyond ±{_LARGEST:g}. Scale the series down.")
-        return values, self._read_state(request.state)
-
-    def _read_state(self, token: str | None) -> dict[str, Array]:
-        fresh = self.folder.signature.fresh_state()
-        if token is None:
-            return fresh
-        arrays = state_token.unpack(self.folder.name, self.folder.version, token).arrays
-        if {n: (a.shape, a.dtype) for n, a in arrays.items()} != {n: (a.shape[1:], a.dtype) for n, a in fresh.items()}:
-            raise InvalidState("does not fit this model")
-        return {name: array[None] for name, array in arrays.items()}
+        if request.state is None:
+            return values, self.folder.signature.fresh_state()
+        return values, {name: array[None] for name, array in self.folder.unpack_state(request.state).arrays.items()}
 
     def encode(
         self, values: Array, expected: Array, spread: Array, sensitivity: float, state: Mapping[str, Array]
@@ -198,7 +190,6 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         with np.errstate(over="ignore"):
             half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else spread * math.inf
         half_width = np.where(blind, math.inf, half_width)
-        packed = state_token.State({name: array[0] for name, array in state.items()})
         return AnomalyDetectionOutput.model_construct(
             model=self.folder.ref,
             anomalies=np.flatnonzero(is_anomaly),
@@ -207,7 +198,7 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             upper=expected + half_width,
             scores=scores,
             is_anomaly=is_anomaly,
-            state=state_token.pack(self.folder.name, self.folder.version, packed),
+            state=self.folder.pack_state({name: array[0] for name, array in state.items()}),
         )
 
 

@@ -24,8 +24,9 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import ManifestInvalid
+from service.errors import InvalidState, ManifestInvalid
 from service.graph import Array, Run, Signature, Steps, TensorSpec
+from service.state import State, pack, unpack
 
 __all__ = [
     "Array",
@@ -157,6 +158,23 @@ class ModelFolder:
     def ref(self) -> ModelRef:
         """Name and version, as every answer starts."""
         return ModelRef(name=self.name, version=self.version)
+
+    def pack_state(self, arrays: Mapping[str, Array], extra: Mapping[str, Any] | None = None) -> str:
+        """A stream's memory as a token for the client: recurrent state without a batch axis, and what the task adds."""
+        return pack(self.name, self.version, State(arrays, extra or {}))
+
+    def unpack_state(self, token: str) -> State:
+        """The way back from `pack_state`.
+
+        Raises:
+            InvalidState: the token is damaged, another model's, or its arrays are not those of the graph.
+        """
+        state = unpack(self.name, self.version, token)
+        fresh = self.signature.fresh_state()
+        found = {name: (array.shape, array.dtype) for name, array in state.arrays.items()}
+        if found != {name: (array.shape[1:], array.dtype) for name, array in fresh.items()}:
+            raise InvalidState("does not fit this model")
+        return state
 
     def lines(self, filename: str) -> list[str]:
         """Entries of a text file of this version, one a line.

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
-from service.state import State, pack, unpack
 from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 
 __all__ = [
@@ -291,7 +290,7 @@ class Vocabulary:
         is_word: bool (words,): can be a prediction; punctuation, suffixes and control tokens cannot.
         words_in_group: bool (groups,): whether a group can be a prediction.
         count: how many groups can.
-        follows: bool (words,): may come inside a continuation: words, `, ; :`, suffixes and joiners, but no sentence end.
+        follows: bool (words,): may come inside a continuation: words, `, ; :`, suffixes and joiners; no sentence end.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -496,14 +495,11 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             if not request.text:
                 raise InvalidInput("`text` is empty. Send some text, or the `state` of an earlier answer.")
             return Memory(np.zeros(self._state_size, np.float32))
-        found = unpack(self.folder.name, self.folder.version, request.state)
-        array, extra = found.arrays.get("state"), found.extra
+        found = self.folder.unpack_state(request.state)
+        array, extra = found.arrays["state"], found.extra
         pending, place = extra.get("pending"), extra.get("place")
         if (
-            array is None
-            or array.shape != (self._state_size,)
-            or array.dtype != np.float32
-            or not isinstance(pending, str)
+            not isinstance(pending, str)
             or len(pending) >= MAX_CHUNK_CHARS
             or any(c.isspace() for c in pending)
             or place not in (0, 1, 2)
@@ -634,7 +630,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         else:
             predictions = yield from self.search(here, request.top_k, request.words, completing or "", choice)
         extra = {"pending": kept.pending, "place": kept.place}
-        state = pack(self.folder.name, self.folder.version, State({"state": kept.array}, extra))
+        state = self.folder.pack_state({"state": kept.array}, extra)
         answer = NextWordOutput(model=self.folder.ref, predictions=predictions, completing=completing, state=state)
         if not request.explain:
             return answer
