@@ -100,7 +100,7 @@ def models(models: Path, as_json: bool) -> None:
 
         click.echo(orjson.dumps([describe(model, registry).model_dump() for model in registry]))
     else:
-        table = Table("model", "version", "task", "state", "size", "metrics", box=None)
+        table = Table("model", "version", "task", "state", "size", "claims", box=None)
         for model in registry:
             _add_rows(table, model)
         out.print(table)
@@ -110,7 +110,7 @@ def models(models: Path, as_json: bool) -> None:
 def _add_rows(table: Table, model: Model) -> None:
     task = model.manifest.task if model.manifest else "?"
     metrics = model.manifest.metrics if model.manifest else {}
-    figures = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
+    figures = next((f"{name} {value:g}" for name, value in metrics.items()), "")  # the first is the one that counts
     for version in model.versions.values():
         colour = "green" if version.state == "ready" else "red"
         size = f"{version.handle.size_bytes / 1e6:.1f} MB" if version.handle else "-"
