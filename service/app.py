@@ -84,7 +84,7 @@ def create_app(
         lifespan=lifespan,
         swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
     )
-    app.state.settings, app.state.registry, app.state.gate, app.state.workers = settings, registry, gate, workers
+    app.state.registry, app.state.gate, app.state.workers = registry, gate, workers
     endpoints = [TaskEndpoint(task, settings, registry) for task in registry.tasks.values()]
     app.router.routes += [Route(endpoint.path, endpoint, methods=["POST"]) for endpoint in endpoints]  # for 405
     for module in (model_routes, health, home):

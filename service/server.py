@@ -82,20 +82,22 @@ def serve(settings: Settings) -> int:
 
 def _bind(host: str, port: int) -> socket.socket:
     """A socket on the address, not listening. The first bind, without sharing, notices another server there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
+    with _socket(host, port) as probe:
         port = probe.getsockname()[1]
-    return _shared_socket(host, port)
+    return _socket(host, port, shared=True)
 
 
-def _shared_socket(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
-    return listener
+def _socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def _run(settings: Settings, loaded: MutableSequence[int], own: int = 0, *, load_first: bool = False) -> int:
@@ -129,7 +131,7 @@ def _run(settings: Settings, loaded: MutableSequence[int], own: int = 0, *, load
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )
-    _Server(config).run(sockets=[_shared_socket(settings.host, settings.port)])
+    _Server(config).run(sockets=[_socket(settings.host, settings.port, shared=True)])
     return 0
 
 

@@ -172,8 +172,8 @@ class Edge:
 
 
 async def _send_problem(error: Exception, path: str, context: RequestContext, send: Any) -> None:
-    if isinstance(error, InferenceFailed):
-        log.error("inference failed", request_id=context.request_id, exc_info=error.__cause__)
+    if isinstance(error, InferenceFailed):  # the batcher has logged the traceback; this ties the request to it
+        log.error("inference failed", request_id=context.request_id, model=context.model, cause=str(error.__cause__))
     status, problem, headers = problem_of(error, instance=path, request_id=context.request_id)
     await send_body(send, status, MEDIA_TYPE, orjson.dumps(problem), headers)
 
