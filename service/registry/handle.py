@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import structlog
@@ -24,6 +25,8 @@ from service.tasks import AnyTask
 from service.tasks.base import Limits, ModelFolder, ModelRef, TaskInput, TaskOutput
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,10 @@ class ModelHandle:
         Raises:
             ServiceError: see `Batcher.submit` and the task.
         """
+        return await self.submit(self._answer(request), rows=request.rows, timeout_s=timeout_s)
+
+    async def submit(self, steps: Steps[T], *, rows: int, timeout_s: float) -> Done[T]:
+        """Work on any generator of runs, batched with whatever else waits for this model; see `Batcher.submit`."""
         if self._batcher is None:
             self._batcher = Batcher(
                 self._session,
@@ -121,7 +128,7 @@ class ModelHandle:
                 max_batch_size=self._max_batch_size,
                 max_queue=self._max_queue,
             )
-        return await self._batcher.submit(self._answer(request), rows=request.rows, timeout_s=timeout_s)
+        return await self._batcher.submit(steps, rows=rows, timeout_s=timeout_s)
 
     def _answer(self, request: TaskInput) -> Steps[bytes]:
         output: TaskOutput = yield from self.task.steps(request)
