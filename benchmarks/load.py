@@ -1237,7 +1237,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     except ValueError as error:
         parser.error(f"a GRIDLOOP_ variable is wrong: {error}")
     settings.workers = settings.workers or plan.workers
-    settings.limit_processes = plan.workers * plan.threads if settings.connections > 1 else 1
+    settings.limit_processes = plan.workers if settings.connections > 1 else 1
     return settings
 
 

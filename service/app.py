@@ -13,13 +13,15 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from service import __version__, telemetry
-from service.api import health, home, problems
+from service.api import health, home, open_inference, problems
 from service.api import models as model_routes
-from service.api.edge import Edge, Gate
-from service.api.health import Workers
+from service.api.context import Workers
+from service.api.edge import Edge, Endpoint, Gate
 from service.api.tasks import TaskEndpoint, path_item
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
@@ -40,41 +42,50 @@ Images in, labels out; text in, words out; series in, anomalies out.
 """
 
 
+def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None = None) -> Registry:
+    """The registry of a server, with nothing loaded yet.
+
+    Args:
+        settings: of the server.
+        tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
+    """
+    limits = Limits(settings.max_image_pixels, settings.max_series_points, settings.max_text_chars)
+    options = LoadOptions(settings.plan().budget.cores, settings.max_queue, limits, tune=True)
+    return Registry(settings.models, options, dict(tasks) if tasks is not None else None)
+
+
 def create_app(
     settings: Settings,
     *,
+    registry: Registry | None = None,
     workers: Workers | None = None,
     tasks: Mapping[str, type[AnyTask]] | None = None,
-    load_first: bool = False,
 ) -> Edge:
-    """The application, with its models still to be loaded by the lifespan; `.app` is FastAPI's part of it.
+    """The application; `.app` is FastAPI's part of it.
 
     Args:
         settings: how it behaves.
-        workers: flags of all worker processes; left out, this is the only one.
+        registry: the models, in the state in which they are to be served; left out, the application loads them itself
+            while it answers already.
+        workers: what the workers know of each other; left out, this is the only one.
         tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
-        load_first: load the models before the first request is taken, instead of beside it.
     """
-    plan = settings.plan()
-    limits = Limits(settings.max_image_pixels, settings.max_series_points, settings.max_text_chars)
-    options = LoadOptions(threads=plan.threads, max_queue=settings.max_queue, limits=limits)
-    registry = Registry(settings.models, options, dict(tasks) if tasks is not None else None)
-    gate = Gate(settings.api_keys, settings.rate_limit / plan.workers)
-    workers = workers or Workers([0])
+    models = registry or make_registry(settings, tasks)
+    gate = Gate(settings.api_keys, settings.rate_limit / settings.plan().workers)
+    workers = workers or Workers()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async def load() -> None:
-            await asyncio.to_thread(registry.load)
-            workers.loaded[workers.own] = 1
+            if registry is None:
+                await asyncio.to_thread(models.load)
+                workers.loaded[workers.own] = 1
 
         loading = asyncio.create_task(load())
-        if load_first:
-            await loading
         yield
         gate.draining = True
         await loading
-        if not await asyncio.to_thread(registry.close, settings.drain_timeout_s):
+        if not await asyncio.to_thread(models.close, settings.drain_timeout_s):
             log.warning("some requests were not finished within the drain time", seconds=settings.drain_timeout_s)
 
     app = FastAPIOffline(
@@ -84,21 +95,34 @@ def create_app(
         lifespan=lifespan,
         swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
     )
-    app.state.registry, app.state.gate, app.state.workers = registry, gate, workers
-    endpoints = [TaskEndpoint(task, settings, registry) for task in registry.tasks.values()]
-    app.router.routes += [Route(endpoint.path, endpoint, methods=["POST"]) for endpoint in endpoints]  # for 405
-    for module in (model_routes, health, home):
+    app.state.registry, app.state.gate, app.state.workers = models, gate, workers
+    endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models) for task in models.tasks.values())}
+    infer = open_inference.InferEndpoint(settings, models)
+
+    def endpoint_of(path: str) -> Endpoint | None:
+        return endpoints.get(path) or (infer if open_inference.match(path) else None)
+
+    # The edge answers POST before these: they are there for 405.
+    paths = (*endpoints, *open_inference.PATHS)
+    app.router.routes += [Route(path, _answered_by_the_edge, methods=["POST"]) for path in paths]
+    for module in (model_routes, open_inference, health, home):
         app.include_router(module.router)
     problems.install(app)
-    app.openapi = lambda: _openapi(app, registry.tasks, secured=bool(settings.api_keys))  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, models.tasks, secured=bool(settings.api_keys))  # type: ignore[method-assign]
     return Edge(
         app,
-        endpoints={endpoint.path: endpoint for endpoint in endpoints},
+        endpoint_of=endpoint_of,
         gate=gate,
+        workers=workers,
         default_timeout_s=settings.request_timeout_s,
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
         log_probes=settings.log_level == "debug",
     )
+
+
+async def _answered_by_the_edge(_: Request) -> Response:
+    """Stands for a task's endpoint in the framework's routes, so that another method gets 405 there."""
+    raise NotImplementedError
 
 
 def _openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) -> dict[str, Any]:
@@ -108,8 +132,11 @@ def _openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool)
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     for operation in (operation for path in document["paths"].values() for operation in path.values()):
         operation["responses"].pop("422", None)  # FastAPI's own form of it, which is never sent
-    document["paths"] = {f"/v1/{name}": path_item(task) for name, task in tasks.items()} | document["paths"]
-    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Problem, "validation")]
+    task_paths = {f"/v1/{name}": path_item(task) for name, task in tasks.items()}
+    document["paths"] = task_paths | document["paths"] | open_inference.path_items()
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        (schema, "validation") for schema in (Problem, *open_inference.SCHEMAS)
+    ]
     for task in tasks.values():
         models.append((task.Output, "serialization"))
         if not issubclass(task.Input, MediaInput):  # the fields of these are query parameters

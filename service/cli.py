@@ -7,6 +7,7 @@ document on stdout and nothing else there; progress and hints go to stderr.
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import sys
 import tempfile
@@ -222,6 +223,32 @@ def read_series(path: Path) -> list[float | None]:
 
 
 @main.command()
+@click.option("--model", required=True, help="`name` or `name@version`.")
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The only address asked.")
+@click.option("--connections", type=click.IntRange(1, 1024), default=64, show_default=True, help="Kept alive.")
+@click.option("--seconds", type=click.FloatRange(0.1, 600), default=10.0, show_default=True, help="After the warm-up.")
+@MODELS
+@AS_JSON
+def bench(model: str, url: str, connections: int, seconds: float, models: Path, as_json: bool) -> None:
+    """Load one model of a running server with its own samples: throughput, latency, batches, where time goes.
+
+    A server with API keys is asked with the first one in GRIDLOOP_API_KEYS.
+    """
+    from service.bench import BenchFailed, measure
+
+    key = os.environ.get("GRIDLOOP_API_KEYS", "").partition(",")[0].strip()
+    try:
+        with err.status(f"{connections} connections for {seconds:g} seconds"):
+            report = measure(url, model, connections=connections, seconds=seconds, models=models, key=key)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except BenchFailed as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(orjson.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
+    sys.exit(0 if report.is_good else 1)
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @AS_JSON
 def check(folder: Path, as_json: bool) -> None:
@@ -243,18 +270,16 @@ def check(folder: Path, as_json: bool) -> None:
 
 
 def _load(models: Path, task: str | None = None) -> Registry:
-    """All models, or only those of one task, loaded with the whole CPU budget."""
+    """All models, or only those of one task, loaded."""
     import logging
 
-    from service.cpu import cpu_budget
-    from service.registry.handle import LoadOptions
     from service.registry.registry import Registry
     from service.telemetry import configure_logging
 
     configure_logging("console", "error")
     logging.disable(logging.CRITICAL)  # what is wrong is printed from the registry
     try:
-        registry = Registry(models, LoadOptions(threads=cpu_budget().cores))
+        registry = Registry(models)
     except ServiceError as error:
         raise click.UsageError(str(error)) from None
     with err.status("loading models"):

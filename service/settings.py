@@ -12,8 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cpu import CpuBudget, cpu_budget
 
-MAX_WORKERS = 8
-"""Most server processes that are started without being asked for: each holds its own copy of every model."""
+MAX_WORKERS = 64
+"""Most server processes that are started without being asked for."""
 
 
 class Settings(BaseSettings):
@@ -83,22 +83,19 @@ class Settings(BaseSettings):
         )
 
     def plan(self, budget: CpuBudget | None = None) -> Plan:
-        """Divide the CPU budget into processes and ONNX Runtime threads."""
+        """How many processes to start: one for each core that may be used."""
         budget = budget or cpu_budget()
-        workers = self.workers or min(budget.cores, MAX_WORKERS)
-        return Plan(workers, max(1, budget.cores // workers), budget)
+        return Plan(self.workers or min(budget.cores, MAX_WORKERS), budget)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the cores are divided.
+    """How the cores are used.
 
     Attributes:
-        workers: server processes.
-        threads: ONNX Runtime threads of each model in each process.
-        budget: what was divided.
+        workers: server processes, each of which runs graphs on one core at a time.
+        budget: the cores there are.
     """
 
     workers: int
-    threads: int
     budget: CpuBudget

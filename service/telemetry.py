@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -62,6 +63,18 @@ def exposition() -> bytes:
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
+
+
+def forget(pid: int | None = None) -> None:
+    """Drop the numbers of this process, or the gauges of another one that has ended; its counters stay."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    if folder is None:
+        return
+    if pid is not None:
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        return
+    for file in Path(folder).glob(f"*_{os.getpid()}.db"):
+        file.unlink()
 
 
 def configure_logging(log_format: str, level: str) -> None:

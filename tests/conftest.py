@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.app import create_app
+from service.api.context import Workers
+from service.app import create_app, make_registry
 from service.settings import Settings
 from tests import graphs
 
@@ -30,9 +31,12 @@ def models(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def running(models: Path, *, tasks: Any = None, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """The application over its ASGI transport, models loaded."""
-    app = create_app(
-        Settings(**{"models": models, "workers": 1, "log_level": "error", **settings}), tasks=tasks, load_first=True
-    )
+    chosen = Settings(**{"models": models, "workers": 1, "log_level": "error", **settings})
+    registry = make_registry(chosen, tasks)
+    registry.load()
+    workers = Workers()
+    workers.loaded[0] = 1
+    app = create_app(chosen, registry=registry, workers=workers, tasks=tasks)
     async with app.app.router.lifespan_context(app.app):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

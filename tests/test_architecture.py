@@ -16,6 +16,8 @@ LAYERS = [
     {"registry"},
     {"api"},
     {"app"},
+    {"worker"},
+    {"supervisor", "bench"},
     {"server"},
     {"cli"},
     {"__main__"},

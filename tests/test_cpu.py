@@ -40,9 +40,6 @@ def test_the_affinity_mask_wins_when_it_is_smaller(tmp_path: Path) -> None:
     assert cpu_budget(cgroup(tmp_path, cpu_dot_max="800000 100000"), affinity=2).cores == 2
 
 
-@pytest.mark.parametrize(
-    ("cores", "asked", "workers", "threads"), [(1, 0, 1, 1), (2, 0, 2, 1), (64, 0, 8, 8), (8, 2, 2, 4), (2, 4, 4, 1)]
-)
-def test_the_budget_is_divided_between_workers(cores: int, asked: int, workers: int, threads: int) -> None:
-    plan = Settings(workers=asked).plan(CpuBudget(cores, "test"))
-    assert (plan.workers, plan.threads) == (workers, threads)
+@pytest.mark.parametrize(("cores", "asked", "workers"), [(1, 0, 1), (2, 0, 2), (8, 2, 2), (2, 4, 4), (256, 0, 64)])
+def test_there_is_a_worker_for_each_core(cores: int, asked: int, workers: int) -> None:
+    assert Settings(workers=asked).plan(CpuBudget(cores, "test")).workers == workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,12 +211,10 @@ def counted(server: Server) -> int:
 
 def test_a_worker_that_dies_is_replaced_and_the_others_go_on(models: Path) -> None:
     with serving(models, workers=2) as server:
-        victim = workers_of(server)[0]
+        victim, other = children_of(server.process.pid)
         os.kill(victim, signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while len(workers_of(server)) < 2 or victim in workers_of(server):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: victim not in (now := children_of(server.process.pid)) and len(now) == 2)
+        assert other in children_of(server.process.pid)
         assert all(detect(server).status_code == 200 for _ in range(6))
         assert server.stop() == 0
 
@@ -223,29 +222,59 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(models: Path) -> No
 def test_workers_do_not_outlive_their_supervisor(models: Path) -> None:
     """Killed without a chance to stop them; they notice, and give the port back."""
     with serving(models, workers=2) as server:
+        workers = children_of(server.process.pid)
+        assert len(workers) == 2
         server.process.kill()
-        deadline = time.monotonic() + 20
-        while workers_of(server):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: not any(is_running(worker) for worker in workers))
+        with pytest.raises(httpx.ConnectError):
+            detect(server)
 
 
-def workers_of(server: Server) -> list[int]:
-    """Processes that listen on the server's port: each worker's own."""
-    inodes = {
-        line.split()[9]
+def test_connections_are_spread_evenly(models: Path) -> None:
+    """Kept-alive connections, opened one after another; some are closed and others opened in between."""
+    with serving(models, workers=2) as server, contextlib.ExitStack() as stack:
+        wait_for(lambda: len(connections_of(server)) == 2)
+        for _ in range(2):
+            clients = [stack.enter_context(httpx.Client()) for _ in range(8)]
+            for client in clients:
+                assert client.get(f"{server.url}/livez").status_code == 200
+            counts = sorted(connections_of(server).values())
+            assert counts[1] - counts[0] <= 1, counts
+            clients[0].close()
+            clients[2].close()
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def connections_of(server: Server) -> dict[int, int]:
+    """Established connections of each worker."""
+    established = {
+        f"socket:[{line.split()[9]}]"
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
-        if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == server.port
+        if line.split()[3] == "01" and int(line.split()[1].split(":")[1], 16) == server.port
     }
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            links = {str(fd.readlink()) for fd in (process / "fd").iterdir()}
-        except OSError:
-            continue
-        if {f"socket:[{inode}]" for inode in inodes} & links:
-            found.append(int(process.name))
-    return sorted(found)
+    return {
+        worker: sum(
+            str(fd.readlink()) in established for fd in list(Path(f"/proc/{worker}/fd").iterdir()) if fd.is_symlink()
+        )
+        for worker in children_of(server.process.pid)
+    }
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_port_that_is_taken_is_an_error_and_not_shared(server: Server, models: Path) -> None:

@@ -7,6 +7,7 @@ import base64
 import binascii
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser, parse_options_header
 
-from service.api.context import ClientDisconnected
+from service.api.context import CYCLE, ClientDisconnected
 from service.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMedia, ValidationFailed
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput, TaskInput, Upload
@@ -23,17 +24,20 @@ from service.tasks.base import MediaInput, TaskInput, Upload
 INLINE_BYTES = 64 * 1024
 """Larger bodies are parsed in a thread: the event loop answers probes meanwhile (bytes)."""
 
+_SMALL_BYTES = 64 * 1024
+"""The server reads on while a body is not larger (bytes); of a larger one it waits for each piece to be taken."""
 _ENCODINGS = ("gzip", "deflate", "identity")
 
 
 Headers = Mapping[bytes, bytes]
 
 
-async def receive_body(headers: Headers, receive: Any, *, max_bytes: int, timeout_s: float) -> bytes:
+async def receive_body(headers: Headers, scope: Any, receive: Any, *, max_bytes: int, timeout_s: float) -> bytes:
     """The whole body, decompressed.
 
     Args:
         headers: of the request, names in lower case.
+        scope: ASGI's.
         receive: ASGI's, of which nothing has been read.
         max_bytes: most bytes taken, compressed or not.
         timeout_s: time to receive it.
@@ -51,11 +55,17 @@ async def receive_body(headers: Headers, receive: Any, *, max_bytes: int, timeou
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes, int(declared))
-    try:
-        async with asyncio.timeout(timeout_s):
-            body = await _receive(receive, max_bytes)
-    except TimeoutError:
-        raise BodyTimeout(timeout_s) from None
+    cycle = scope.get(CYCLE)
+    if cycle is not None and not cycle.more_body and len(cycle.body) <= _SMALL_BYTES:
+        body, cycle.body = bytes(cycle.body), bytearray()  # it came with the head: nothing to wait for
+        if len(body) > max_bytes:
+            raise _too_large(max_bytes, None)
+    else:
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await _receive(receive, max_bytes)
+        except TimeoutError:
+            raise BodyTimeout(timeout_s) from None
     if encoding == "identity":
         return body
     return await asyncio.to_thread(_inflate, body, max_bytes)
@@ -140,8 +150,7 @@ def _parse(task: type[AnyTask], content_type: str | None, query: list[tuple[str,
 def _parse_media(
     task: type[AnyTask], content_type: str | None, query: list[tuple[str, str]], body: bytes
 ) -> MediaInput:
-    kind, options = parse_options_header(content_type or "application/octet-stream")
-    media = kind.decode("latin-1").lower()
+    media, options = _media_type(content_type or "application/octet-stream")
     fields = _unique(query)
     if media == "multipart/form-data":
         form, files = _multipart(body, options, task)
@@ -157,6 +166,12 @@ def _parse_media(
     parsed = task.Input.model_validate({**fields, "files": tuple(files)})
     assert isinstance(parsed, MediaInput)  # noqa: S101  checked by the caller
     return parsed
+
+
+@lru_cache(maxsize=256)
+def _media_type(header: str) -> tuple[str, Mapping[bytes, bytes]]:
+    kind, options = parse_options_header(header)
+    return kind.decode("latin-1").lower(), options
 
 
 def _data_url(task: type[AnyTask], body: bytes) -> Upload:

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.runtime.batcher import Timings
 
 _KEY = "gridloop.context"
+IN_FLIGHT = "gridloop.in_flight"
+"""Key of the ASGI scope under which the server puts the set of all requests being answered in the process."""
+CYCLE = "gridloop.cycle"
+"""Key of the ASGI scope under which the server puts what it holds of the request: `body` and `more_body`."""
+
+
+@dataclass(slots=True)
+class Workers:
+    """What the workers of a server know of each other: an entry for each, in memory that all share.
+
+    Attributes:
+        loaded: whether it has loaded its models.
+        in_flight: requests being answered.
+        closed: connections closed since it started.
+        own: this worker's entry; nobody else writes there.
+    """
+
+    loaded: MutableSequence[int] = field(default_factory=lambda: [0])
+    in_flight: MutableSequence[int] = field(default_factory=lambda: [0])
+    closed: MutableSequence[int] = field(default_factory=lambda: [0])
+    own: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: what an endpoint returns and the edge sends."""
+
+    body: bytes
+    media_type: bytes = b"application/json"
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class ClientDisconnected(Exception):
@@ -28,6 +59,7 @@ class RequestContext:
         timings: seconds spent per stage.
         model: `name@version` that answered.
         trace: `traceparent` to hand on: the caller's trace with a span of ours.
+        alone: no other request is being answered in this process, nor was a moment ago.
     """
 
     headers: Mapping[bytes, bytes]
@@ -37,6 +69,7 @@ class RequestContext:
     timings: Timings = field(default_factory=Timings)
     model: str | None = None
     trace: str | None = None
+    alone: bool = False
 
     @property
     def remaining_s(self) -> float:

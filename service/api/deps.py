@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.api.context import Workers
 from service.api.edge import Gate
 from service.registry.registry import Registry
 
@@ -22,5 +23,12 @@ def get_gate(request: Request) -> Gate:
     return gate
 
 
+def get_workers(request: Request) -> Workers:
+    """What the workers of this server know of each other."""
+    workers: Workers = request.app.state.workers
+    return workers
+
+
 RegistryDep = Annotated[Registry, Depends(get_registry)]
 GateDep = Annotated[Gate, Depends(get_gate)]
+WorkersDep = Annotated[Workers, Depends(get_workers)]

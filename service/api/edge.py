@@ -13,26 +13,27 @@ import random
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import orjson
 import structlog
 from fastapi import FastAPI
 
 from service import telemetry
-from service.api.context import ClientDisconnected, RequestContext, set_context
-from service.api.problems import MEDIA_TYPE, problem_of, send_body
+from service.api.context import IN_FLIGHT, Answer, ClientDisconnected, RequestContext, Workers, set_context
+from service.api.problems import answer_of
 from service.errors import BadRequest, Draining, InferenceFailed, NotAuthorised, RateLimited, ServiceError
 
 log = structlog.get_logger(__name__)
 
 MAX_TIMEOUT_S = 3600.0
+CROWDED_S = 0.05
+"""After two requests met, none counts as alone for so long (seconds)."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
-_OPEN_PATHS = ("/livez", "/readyz")
+_OPEN_PATHS = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 _PROBES = (*_OPEN_PATHS, "/metrics")
 _GUARDED = ("/v1", "/v2", "/metrics")
 
@@ -90,13 +91,23 @@ class Gate:
             raise RateLimited(self.rate_limit)
 
 
+class Endpoint(Protocol):
+    """What answers POST requests past the framework's stack; `path` is their label in the metrics."""
+
+    path: str
+
+    async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
+        """Answer, or raise what `problems` knows."""
+
+
 class Edge:
     """The ASGI application that a server runs: everything passes here.
 
     Args:
         app: what answers.
-        endpoints: applications by the path of their POST requests; these go there directly, past the framework's stack.
+        endpoint_of: what answers POST requests of a path instead; None where nothing does.
         gate: who is let in.
+        workers: what the workers know of each other.
         default_timeout_s: the deadline of requests that set none.
         access_log: called with the facts of each answer; None for no log lines.
         log_probes: whether answers to probes and scrapes are logged too.
@@ -105,15 +116,17 @@ class Edge:
     def __init__(
         self,
         app: FastAPI,
-        endpoints: Mapping[str, Callable[..., Any]],
+        endpoint_of: Callable[[str], Endpoint | None],
         gate: Gate,
+        workers: Workers,
         default_timeout_s: float,
         access_log: Callable[[dict[str, Any]], None] | None = None,
         *,
         log_probes: bool = False,
     ) -> None:
-        self.app, self._endpoints, self._gate = app, endpoints, gate
+        self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
+        self._crowded_until = 0.0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -121,40 +134,71 @@ class Edge:
             return
         headers = dict(scope["headers"])
         context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
-        set_context(scope, context)
-        answered: dict[str, Any] = {}
-
-        async def send_with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                answered["status"] = message["status"]
-                message["headers"] = [*message["headers"], *_headers(context)]
-            else:
-                answered["complete"] = not message.get("more_body", False)
-            await send(message)
-
+        workers = self._workers
+        workers.in_flight[workers.own] += 1
+        context.alone = self._is_alone(scope, context.started)
+        endpoint = self._endpoint_of(scope["path"]) if scope["method"] == "POST" else None
+        status = 499  # as proxies count a client who has left
         telemetry.IN_FLIGHT.inc()
         try:
             context.trace = _trace(headers)
             context.timeout_s = _timeout_s(headers, self._default_timeout_s)
             self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
-            endpoint = self._endpoints.get(scope["path"]) if scope["method"] == "POST" else None
-            await (endpoint or self.app)(scope, receive, send_with_headers)
+            if endpoint is None:
+                status = await self._through_framework(context, scope, receive, send)
+            else:
+                answer = await endpoint(context, scope, receive)
+                await _send(send, answer, context)
+                status = answer.status
         except ClientDisconnected:
-            pass  # counted as 499, as proxies do
+            pass
+        except _AlreadyAnswered as crash:
+            status = crash.status
+            if not crash.is_complete:  # too late for another status: let the server cut the connection
+                raise crash.error from None
         except Exception as error:
-            if not isinstance(error, ServiceError):
-                log.exception("request crashed", request_id=context.request_id, path=scope["path"])
-            if not answered:
-                await _send_problem(error, scope["path"], context, send_with_headers)
-            elif not answered.get("complete"):  # too late for another status: let the server cut the connection
-                raise
+            answer = _problem(error, scope["path"], context)
+            await _send(send, answer, context)
+            status = answer.status
         finally:
+            workers.in_flight[workers.own] -= 1
             telemetry.IN_FLIGHT.dec()
-            self._record(scope, context, answered.get("status", 499))
+            self._record(scope, context, endpoint.path if endpoint else None, status)
 
-    def _record(self, scope: Any, context: RequestContext, status: int) -> None:
+    def _is_alone(self, scope: Any, now: float) -> bool:
+        """Whether this is the only request: no other worker has one, and none waits here to be begun."""
+        here = scope.get(IN_FLIGHT)
+        if here is None or len(here) > 1 or sum(self._workers.in_flight) > 1:
+            self._crowded_until = now + CROWDED_S
+        return now >= self._crowded_until
+
+    async def _through_framework(self, context: RequestContext, scope: Any, receive: Any, send: Any) -> int:
+        """Let FastAPI answer, and add our headers to what it sends."""
+        status, complete = 0, False
+        set_context(scope, context)
+
+        async def send_with_headers(message: Any) -> None:
+            nonlocal status, complete
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_headers(context)]
+            else:
+                complete = not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            if not status:
+                raise
+            _log_crash(error, scope["path"], context)
+            raise _AlreadyAnswered(error, status, is_complete=complete) from None
+        return status or 499
+
+    def _record(self, scope: Any, context: RequestContext, path: str | None, status: int) -> None:
         seconds = time.perf_counter() - context.started
-        route = getattr(scope.get("route"), "path", "none")  # the template: a caller's own text would never end
+        # The template: a caller's own text would never end.
+        route = path or getattr(scope.get("route"), "path", "none")
         telemetry.REQUESTS.labels(route, scope["method"], status).inc()
         telemetry.REQUEST_SECONDS.labels(route).observe(seconds)
         if self._access_log and (self._log_probes or scope["path"] not in _PROBES):
@@ -171,11 +215,36 @@ class Edge:
             )
 
 
-async def _send_problem(error: Exception, path: str, context: RequestContext, send: Any) -> None:
+class _AlreadyAnswered(Exception):
+    """The framework crashed after it had begun to answer."""
+
+    def __init__(self, error: Exception, status: int, *, is_complete: bool) -> None:
+        self.error, self.status, self.is_complete = error, status, is_complete
+
+
+def _log_crash(error: Exception, path: str, context: RequestContext) -> None:
     if isinstance(error, InferenceFailed):  # the batcher has logged the traceback; this ties the request to it
         log.error("inference failed", request_id=context.request_id, model=context.model, cause=str(error.__cause__))
-    status, problem, headers = problem_of(error, instance=path, request_id=context.request_id)
-    await send_body(send, status, MEDIA_TYPE, orjson.dumps(problem), headers)
+    elif not isinstance(error, ServiceError):
+        log.error("request crashed", request_id=context.request_id, path=path, exc_info=error)
+
+
+def _problem(error: Exception, path: str, context: RequestContext) -> Answer:
+    _log_crash(error, path, context)
+    status, kind, body, headers = answer_of(error, path=path, request_id=context.request_id)
+    fields = tuple((name.lower().encode(), value.encode()) for name, value in headers.items())
+    return Answer(body, kind.encode(), status, fields)
+
+
+async def _send(send: Any, answer: Answer, context: RequestContext) -> None:
+    headers = [
+        (b"content-type", answer.media_type),
+        (b"content-length", b"%d" % len(answer.body)),
+        *answer.headers,
+        *_headers(context),
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
@@ -216,11 +285,13 @@ def _trace(headers: dict[bytes, bytes]) -> str | None:
 
 def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
     t = context.timings
-    timing = (
-        f"decode;dur={t.decode * 1e3:.2f}, queue;dur={t.queue * 1e3:.2f}, "
-        f"infer;dur={t.infer * 1e3:.2f}, encode;dur={t.encode * 1e3:.2f}"
+    timing = b"decode;dur=%.2f, queue;dur=%.2f, infer;dur=%.2f, encode;dur=%.2f" % (
+        t.decode * 1e3,
+        t.queue * 1e3,
+        t.infer * 1e3,
+        t.encode * 1e3,
     )
-    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing.encode())]
+    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing)]
     if context.trace:
         headers.append((b"traceparent", context.trace.encode()))
     return headers

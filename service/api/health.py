@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableSequence
-from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import telemetry
-from service.api.deps import GateDep, RegistryDep
+from service.api.deps import GateDep, RegistryDep, WorkersDep
 
 router = APIRouter(tags=["operations"])
-
-
-@dataclass(slots=True)
-class Workers:
-    """Which workers of this server have loaded their models.
-
-    Attributes:
-        loaded: one flag per worker, in memory that all workers share.
-        own: index of this process's flag.
-    """
-
-    loaded: MutableSequence[int]
-    own: int = 0
 
 
 @router.get("/livez", summary="Is the process alive?")
@@ -49,9 +34,8 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/readyz", summary="Can every model that must be there answer?", responses=_NOT_READY)
-async def readyz(request: Request, registry: RegistryDep, gate: GateDep) -> JSONResponse:
+async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> JSONResponse:
     """503 with the reasons while a required model is missing, and while the server drains."""
-    workers: Workers = request.app.state.workers
     reasons = registry.unready()
     if not reasons and not all(workers.loaded):
         reasons = {"workers": f"{list(workers.loaded).count(0)} of {len(workers.loaded)} are still loading"}

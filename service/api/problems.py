@@ -1,4 +1,7 @@
-"""Errors → `application/problem+json` (RFC 9457): the only table of error status codes, with their OpenAPI examples."""
+"""Errors → `application/problem+json` (RFC 9457): the only table of error status codes, with their OpenAPI examples.
+
+Below `/v2` the Open Inference Protocol has its own form: `{"error": "…"}`.
+"""
 
 from __future__ import annotations
 
@@ -129,11 +132,19 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
     return status, body, headers
 
 
+def answer_of(error: Exception, *, path: str, request_id: str) -> tuple[int, str, bytes, dict[str, str]]:
+    """Any exception as status, content type, body and extra headers, in the form that the path's clients read."""
+    status, problem, headers = problem_of(error, instance=path, request_id=request_id)
+    if path == "/v2" or path.startswith("/v2/"):
+        return status, "application/json", orjson.dumps({"error": problem["detail"]}), headers
+    return status, MEDIA_TYPE, orjson.dumps(problem), headers
+
+
 def respond(request: Request, error: Exception) -> Response:
     """The answer to a request that failed."""
     context = context_of(request.scope)
-    status, body, headers = problem_of(error, instance=request.url.path, request_id=context.request_id)
-    return Response(orjson.dumps(body), status, headers, MEDIA_TYPE)
+    status, kind, body, headers = answer_of(error, path=request.url.path, request_id=context.request_id)
+    return Response(body, status, headers, kind)
 
 
 async def send_body(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from asyncio import TimerHandle
 from typing import Any
 
-import orjson
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.api.context import CYCLE, IN_FLIGHT, Workers
 from service.api.edge import new_request_id
-from service.api.problems import MEDIA_TYPE, problem_of
+from service.api.problems import answer_of
 from service.errors import BadRequest, BodyTimeout
 
 MAX_URL_BYTES = 16 * 1024
@@ -25,10 +25,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """Refuses long URLs (414), long headers (431), unknown expectations (417) and slow headers (408).
 
     Attributes:
-        header_timeout_s: time from a request's first byte to the end of its headers; set by `server`.
+        header_timeout_s: time from a request's first byte to the end of its headers; set by `worker`.
+        workers: where closed connections are counted; set by `worker`.
     """
 
     header_timeout_s: float = 20.0
+    workers: Workers = Workers()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,6 +44,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.workers.closed[self.workers.own] += 1
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -65,7 +68,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
-        super().on_headers_complete()
+        scope: Any = self.scope
+        super().on_headers_complete()  # makes the cycle; the application begins later
+        scope[IN_FLIGHT], scope[CYCLE] = self.tasks, self.cycle
 
     def send_400_response(self, msg: str) -> None:
         """Answer what could not be parsed, or was refused above, and close."""
@@ -75,10 +80,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         )
         request_id = new_request_id()
         path = self.url.partition(b"?")[0][:200].decode("latin-1") if getattr(self, "url", b"") else "/"
-        status, problem, headers = problem_of(error, instance=path, request_id=request_id)
-        body = orjson.dumps(problem)
+        status, kind, body, headers = answer_of(error, path=path, request_id=request_id)
         fields = {
-            "content-type": MEDIA_TYPE,
+            "content-type": kind,
             "content-length": str(len(body)),
             "x-request-id": request_id,
             "connection": "close",

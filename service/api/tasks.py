@@ -8,8 +8,8 @@ from typing import Any
 
 from service import errors
 from service.api.body import parse_input, receive_body
-from service.api.context import ClientDisconnected, context_of
-from service.api.problems import openapi_responses, send_body
+from service.api.context import Answer, ClientDisconnected, RequestContext
+from service.api.problems import openapi_responses
 from service.registry.registry import Registry
 from service.settings import Settings
 from service.tasks import AnyTask
@@ -37,7 +37,7 @@ _FAILURES = (
 
 
 class TaskEndpoint:
-    """The ASGI application behind one `POST /v1/<task>`.
+    """What answers one `POST /v1/<task>`.
 
     Not a FastAPI route: resolving its dependencies for every request would cost more than many a small inference. What
     such a route would add to the OpenAPI document is added by `path_item`.
@@ -52,22 +52,21 @@ class TaskEndpoint:
         self.path = f"/v1/{task.name}"
         self._task, self._settings, self._registry = task, settings, registry
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        context, settings = context_of(scope), self._settings
-        scope["route"] = self  # its path is the label in the metrics
+    async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
+        settings = self._settings
         body = await receive_body(
-            context.headers, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+            context.headers, scope, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
         request = await parse_input(self._task, context.headers.get(b"content-type"), scope["query_string"], body)
         handle = self._registry.resolve(self._task.name, request.model)
-        context.model = f"{handle.ref.name}@{handle.ref.version}"
-        async with _Attended(receive):
-            done = await handle.predict(request, timeout_s=context.remaining_s)
+        context.model = handle.name
+        async with Attended(receive):
+            done = await handle.predict(request, timeout_s=context.remaining_s, alone=context.alone)
         context.timings = done.timings
-        await send_body(send, 200, "application/json", done.value)
+        return Answer(done.value)
 
 
-class _Attended:
+class Attended:
     """Cancels the block when the client hangs up, so that nobody works for a caller who has left."""
 
     def __init__(self, receive: Any) -> None:

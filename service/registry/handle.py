@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -16,11 +17,12 @@ import numpy as np
 import structlog
 
 from service.errors import ManifestInvalid
-from service.graph import Run, Signature, Steps
+from service.graph import Array, Run, Signature, Steps
 from service.registry.golden import FILENAME, check_golden, golden_request, read_golden
-from service.registry.manifest import Manifest
+from service.registry.manifest import MOST_ROWS, Batching, Manifest
 from service.runtime.batcher import Batcher, Done, drive
 from service.runtime.session import OnnxSession
+from service.runtime.tuning import Tuning, remembered, tune
 from service.tasks import AnyTask
 from service.tasks.base import Limits, ModelFolder, ModelRef, TaskInput, TaskOutput
 
@@ -34,14 +36,16 @@ class LoadOptions:
     """What the server decides for every model alike.
 
     Attributes:
-        threads: ONNX Runtime threads of each session.
+        cores: threads that a run may take which has the machine to itself.
         max_queue: rows that may wait per model.
         limits: largest requests taken.
+        tune: whether to measure how each graph runs best.
     """
 
-    threads: int = 1
+    cores: int = 1
     max_queue: int = 1024
     limits: Limits = field(default_factory=Limits)
+    tune: bool = False
 
 
 class ModelHandle:
@@ -49,14 +53,16 @@ class ModelHandle:
 
     Attributes:
         ref: its name and version.
+        name: the same as `name@version`.
         task: the loaded task.
         signature: the graph's inputs and outputs.
         digest: SHA-256 of the graph file, to tell replicas apart.
         size_bytes: of the graph file.
+        tuning: how it is run.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, task: type[AnyTask], options: LoadOptions) -> None:
-        """Load one version folder: open the graph, check its golden samples, warm it up.
+        """Load one version folder: open the graph, check its golden samples, choose how to run it, warm it up.
 
         Args:
             folder: `models/<name>/<version>`.
@@ -69,37 +75,69 @@ class ModelHandle:
         """
         name, version = folder.parent.name, folder.name
         graph = folder / "model.onnx"
-        self._session = OnnxSession(graph, threads=options.threads)
-        self.signature: Signature = self._session.signature
-        self.ref = ModelRef(name=name, version=version)
+        self._graph = OnnxSession(graph)
+        self.signature: Signature = self._graph.signature
+        self.ref, self.name = ModelRef(name=name, version=version), f"{name}@{version}"
         model_folder = ModelFolder(name, version, folder, self.signature, manifest.preprocessing)
         self.task = task(model_folder)
+        self._session = _Prepared(self.task, self._graph)
         self.digest = _sha256(graph)
         self.size_bytes = graph.stat().st_size
+        self._options = options
         where = f"{name}/{version}/{FILENAME}"
-        self._max_batch_size = manifest.batching.max_batch_size
+        sample: Run | None = None
         if (folder / FILENAME).exists():
             samples = read_golden(folder, where)
             check_golden(self.task, self._session, samples, folder, where)
-            self._warm_up(golden_request(self.task, samples[0], folder), where)
+            sample = self._one_row(golden_request(self.task, samples[0], folder))
         else:
             log.warning("no golden samples: the model is served unchecked and cold", model=name, version=version)
+        self.tuning = self._tune(manifest.batching, sample)
+        self._graph.lone_threads = self.tuning.lone_threads
+        if sample:
+            self._warm_up(sample, where)
         # Only now: a server with tight limits still checks its models with whatever samples they bring.
         self.task.folder = dataclasses.replace(model_folder, limits=options.limits)
-        self._max_queue = options.max_queue
         self._batcher: Batcher | None = None
 
-    def _warm_up(self, request: TaskInput, where: str) -> None:
-        """Run the largest batch once, and see that a row's answer does not depend on its company."""
+    def _one_row(self, request: TaskInput) -> Run | None:
+        """One row of the first run that a request needs; None when it needs none."""
         steps: Steps[TaskOutput] = self.task.steps(request)
         try:
             run = next(steps)
         except StopIteration:
-            return
+            return None
         finally:
             steps.close()
-        one = Run({n: a[:1] for n, a in run.tensors.items()}, run.outputs)
-        rows = self.signature.fixed_batch or self._max_batch_size
+        return Run({name: array[:1] for name, array in run.tensors.items()}, run.outputs)
+
+    def _tune(self, batching: Batching, sample: Run | None) -> Tuning:
+        """Choose how to run the graph; the manifest's word counts most."""
+        cores, most = self._options.cores, batching.max_batch_size or MOST_ROWS
+        choice = Tuning(max_batch_size=most, lone_threads=1, source="default")
+        if self._options.tune and sample is not None:
+            choice = remembered(
+                self.digest,
+                most,
+                cores,
+                lambda: tune(
+                    self._graph,
+                    dict(self.task.prepare(sample.tensors)),
+                    sample.outputs,
+                    most_rows=most,
+                    cores=cores,
+                    size_bytes=self.size_bytes,
+                ),
+            )
+        if batching.max_batch_size:
+            choice = choice.model_copy(update={"max_batch_size": batching.max_batch_size, "source": "manifest"})
+        if batching.lone_threads:
+            choice = choice.model_copy(update={"lone_threads": batching.lone_threads})
+        return choice
+
+    def _warm_up(self, one: Run, where: str) -> None:
+        """Run the largest batch once, and see that a row's answer does not depend on its company."""
+        rows = self.signature.fixed_batch or self.tuning.max_batch_size
         alone = self._session.run(one.tensors, one.outputs)
         together = self._session.run({n: np.repeat(a, rows, axis=0) for n, a in one.tensors.items()}, one.outputs)
         for name, value in alone.items():
@@ -108,7 +146,7 @@ class ModelHandle:
                     where, f"output {name!r} of one row changes with the batch it is in; set max_batch_size = 1."
                 )
 
-    async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes]:
+    async def predict(self, request: TaskInput, *, timeout_s: float, alone: bool = False) -> Done[bytes]:
         """Answer a request, batched with whatever else waits for this model.
 
         Returns:
@@ -117,18 +155,18 @@ class ModelHandle:
         Raises:
             ServiceError: see `Batcher.submit` and the task.
         """
-        return await self.submit(self._answer(request), rows=request.rows, timeout_s=timeout_s)
+        return await self.submit(self._answer(request), rows=request.rows, timeout_s=timeout_s, alone=alone)
 
-    async def submit(self, steps: Steps[T], *, rows: int, timeout_s: float) -> Done[T]:
+    async def submit(self, steps: Steps[T], *, rows: int, timeout_s: float, alone: bool = False) -> Done[T]:
         """Work on any generator of runs, batched with whatever else waits for this model; see `Batcher.submit`."""
         if self._batcher is None:
             self._batcher = Batcher(
                 self._session,
                 model=self.ref.name,
-                max_batch_size=self._max_batch_size,
-                max_queue=self._max_queue,
+                max_batch_size=self.tuning.max_batch_size,
+                max_queue=self._options.max_queue,
             )
-        return await self._batcher.submit(steps, rows=rows, timeout_s=timeout_s)
+        return await self._batcher.submit(steps, rows=rows, timeout_s=timeout_s, alone=alone)
 
     def _answer(self, request: TaskInput) -> Steps[bytes]:
         output: TaskOutput = yield from self.task.steps(request)
@@ -142,6 +180,18 @@ class ModelHandle:
     def close(self, timeout_s: float | None = None) -> bool:
         """Finish what was accepted and release the thread; says whether that worked in time."""
         return self._batcher is None or self._batcher.close(timeout_s)
+
+
+class _Prepared:
+    """The graph as its task sees it: every batch passes through `Task.prepare` first."""
+
+    def __init__(self, task: AnyTask, graph: OnnxSession) -> None:
+        self._task, self._graph, self.signature = task, graph, graph.signature
+
+    def run(
+        self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
+    ) -> dict[str, Array]:
+        return self._graph.run(self._task.prepare(tensors), outputs, alone=alone)
 
 
 def _sha256(path: Path) -> str:

@@ -17,13 +17,19 @@ from service.errors import ManifestInvalid
 FILENAME = "manifest.toml"
 
 
+MOST_ROWS = 32
+"""Most rows in a run where the manifest does not ask for more (count)."""
+
+
 class Batching(BaseModel):
-    """How many rows may share a run."""
+    """How the graph is run. What is left out is measured when the model is loaded (`service.runtime.tuning`)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
-    """Most rows in one run (count). Larger batches cost memory; the best speed is often reached early."""
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Most rows in one run (count)."""
+    lone_threads: Annotated[int, Field(ge=1, le=128)] | None = None
+    """Threads of a run that has the machine to itself (count); every other run takes one."""
 
 
 class Manifest(BaseModel):

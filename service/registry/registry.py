@@ -117,7 +117,6 @@ class Registry:
     def _load_version(self, model: Model, version: Version) -> None:
         if model.problem or model.manifest is None:
             return
-        telemetry.announce_model(model.name)
         begun = time.perf_counter()
         task = self.tasks[model.manifest.task]
         try:
@@ -138,6 +137,17 @@ class Registry:
                 seconds=round(time.perf_counter() - begun, 2),
             )
         model.choose_default()
+        self._announce(model, version)
+
+    def announce(self) -> None:
+        """Tell the metrics of this process which models there are: of a process forked after loading, nobody has."""
+        for model in self:
+            for version in model.versions.values():
+                self._announce(model, version)
+
+    @staticmethod
+    def _announce(model: Model, version: Version) -> None:
+        telemetry.announce_model(model.name)
         telemetry.MODEL_READY.labels(model.name, version.name).set(version.state == "ready")
 
     def get(self, name: str) -> Model:

@@ -41,8 +41,10 @@ class Runnable(Protocol):
 
     signature: Signature
 
-    def run(self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
-        """Compute the outputs of one batch."""
+    def run(
+        self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
+    ) -> dict[str, Array]:
+        """Compute the outputs of one batch, on every core when nothing else runs."""
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class _Job:
     deadline: float
     future: asyncio.Future[Done[Any]]
     since: float  # when it last began to wait
+    alone: bool = False  # the only request being answered
     timings: Timings = field(default_factory=Timings)
     run: Run | None = None
     key: Hashable = None
@@ -143,7 +146,7 @@ class Batcher:
         """Rows in the queue now."""
         return self._waiting
 
-    async def submit(self, steps: Steps[T], *, rows: int = 1, timeout_s: float = 30.0) -> Done[T]:
+    async def submit(self, steps: Steps[T], *, rows: int = 1, timeout_s: float = 30.0, alone: bool = False) -> Done[T]:
         """Have a request worked on, together with others, and wait for its result.
 
         Cancelling the caller drops the request before its next run.
@@ -152,6 +155,7 @@ class Batcher:
             steps: generator of runs; all of its code is executed in the worker thread.
             rows: rows it will need at once, counted against the queue's limit.
             timeout_s: work that has not ended by then is dropped.
+            alone: nothing else is being answered on this machine, nor was a moment ago.
 
         Raises:
             Overloaded: the queue is full.
@@ -161,7 +165,7 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
-        job = _Job(steps, rows, timeout_s, now + timeout_s, loop.create_future(), now)
+        job = _Job(steps, rows, timeout_s, now + timeout_s, loop.create_future(), now, alone)
         self._enqueue(job)
         timer = loop.call_later(timeout_s, self._expire, job)
         try:
@@ -305,7 +309,8 @@ class Batcher:
         for job in batch:
             job.timings.queue += begun - job.since
         try:
-            outputs = self._run(stack(runs, self._session.signature), runs[0].outputs)
+            alone = len(batch) == 1 and batch[0].alone
+            outputs = self._run(stack(runs, self._session.signature), runs[0].outputs, alone=alone)
             shares = split(outputs, runs, self._session.signature)
         except Exception as error:  # the batch fails, the batcher lives
             self._after_failure(batch, error)
@@ -316,14 +321,14 @@ class Batcher:
             job.since = time.perf_counter()
             self._advance(job, share)
 
-    def _run(self, feeds: dict[str, Array], outputs: tuple[str, ...]) -> dict[str, Array]:
+    def _run(self, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool) -> dict[str, Array]:
         """Run the graph, in slices when one request alone has more rows than a batch may."""
         rows, most = len(next(iter(feeds.values()))), self._max_batch_size
         parts = []
         for start in range(0, rows, most):
             slice_ = {name: array[start : start + most] for name, array in feeds.items()} if rows > most else feeds
             begun = time.perf_counter()
-            part = self._session.run(slice_, outputs)
+            part = self._session.run(slice_, outputs, alone=alone)
             self._run_seconds.observe(time.perf_counter() - begun)
             expected = min(most, rows - start)
             self._batch_rows.observe(expected)

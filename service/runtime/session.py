@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,20 @@ _DTYPES = {
 class OnnxSession:
     """A graph loaded into ONNX Runtime, with what it takes and gives.
 
+    A run computes in the thread that calls it, so that the processes of a server, one for each core, give the most rows
+    per second. There is a second way for runs that have the machine to themselves: with a pool of threads, sooner done
+    but at a higher cost per row.
+
     Attributes:
         signature: inputs and outputs, read from the graph.
+        lone_threads: size of that pool; with 1 there is none.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
+    def __init__(self, path: Path) -> None:
         """Load a graph.
 
         Args:
             path: the `.onnx` file.
-            threads: size of the graph's thread pool; 1 computes in the calling thread.
 
         Raises:
             ManifestInvalid: the file is missing, is not a graph this runtime can run, or uses an unknown tensor type.
@@ -49,46 +54,87 @@ class OnnxSession:
         where = "/".join(path.parts[-3:])
         if not path.is_file():
             raise ManifestInvalid(where, "is missing; export the graph to this place.")
+        self._path, self._where = path, where
+        self._session = self._open()
+        self._wide: Any = None
+        self._opening = False
+        self.lone_threads = 1
+        self.signature = _signature(self._session, where)
+        if self.signature.free_shape:
+            self._session = self._open()  # again, now that this is known
+        self._outputs = list(self.signature.outputs)
+        self._shrink: ort.RunOptions | None = None
+        if not self.signature.free_shape:
+            self._shrink = ort.RunOptions()
+            self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def open_pool(self) -> None:
+        """Open the second way now. It is opened by the first lone run otherwise, in the background.
+
+        Not before a server forks its workers: threads do not survive that.
+        """
+        self._wide = self._open(self.lone_threads)
+
+    def close_pool(self) -> None:
+        """Give the pool's threads and memory back."""
+        self._wide = None
+
+    def _wide_or_narrow(self) -> Any:
+        if self.lone_threads == 1:
+            return self._session
+        if self._wide is None and not self._opening:
+            self._opening = True
+            threading.Thread(target=self.open_pool, name=f"open-{self._path.parts[-3]}", daemon=True).start()
+        return self._wide or self._session
+
+    def _open(self, threads: int = 1) -> Any:
         options = ort.SessionOptions()
         # Explicit counts also keep the runtime from pinning threads to cores, which fails under a cpuset.
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4  # errors reach the caller as exceptions
-        # A waiting pool that spins takes a whole core from everybody else.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = self._open(path, options, where)
-        self.signature = _signature(self._session, where)
-        if self.signature.free_shape:
+        # A pool that spins is quick within a run; between runs it would take whole cores from everybody else.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if hasattr(self, "signature") and self.signature.free_shape:
             # The arena keeps the largest block of every shape ever seen; with free shapes it only grows.
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
-            self._session = self._open(path, options, where)
-        self._outputs = list(self.signature.outputs)
-
-    @staticmethod
-    def _open(path: Path, options: Any, where: str) -> Any:
         try:
-            return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
-            raise ManifestInvalid(where, _explain(error, path)) from error
+            raise ManifestInvalid(self._where, _explain(error, self._path)) from error
 
-    def run(self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = ()) -> dict[str, Array]:
+    def run(
+        self,
+        tensors: Mapping[str, Array],
+        outputs: tuple[str, ...] = (),
+        *,
+        alone: bool = False,
+        keep_memory: bool = True,
+    ) -> dict[str, Array]:
         """Compute the outputs for one batch.
 
         Args:
             tensors: every input of the graph; when the graph's batch axis is fixed, fewer rows are padded.
             outputs: names of the outputs wanted; empty means all.
+            alone: nothing else runs now, so every core may be used.
+            keep_memory: keep what the run needed for the next one.
 
         Returns:
             Name -> array, with as many rows as the inputs have.
         """
         rows = len(next(iter(tensors.values())))
         fixed = self.signature.fixed_batch
-        feeds = pad_rows(tensors, fixed) if fixed and rows < fixed else dict(tensors)
+        padded = fixed is not None and rows < fixed
+        feeds = pad_rows(tensors, fixed) if fixed is not None and padded else dict(tensors)
         names = list(outputs) or self._outputs
-        values = self._session.run(names, feeds)
-        return {name: np.asarray(value)[:rows] for name, value in zip(names, values, strict=True)}
+        session = self._wide_or_narrow() if alone else self._session
+        values = session.run(names, feeds, None if keep_memory else self._shrink)
+        arrays = [np.asarray(value) for value in values]
+        # Only what was added is cut off: an output with rows of its own must be noticed, not shortened to fit.
+        return {name: array[:rows] if padded else array for name, array in zip(names, arrays, strict=True)}
 
 
 def _signature(session: Any, where: str) -> Signature:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -114,8 +115,9 @@ class TaskOutput(BaseModel):
 def _plain(value: Any) -> Any:
     """What the JSON encoder cannot write itself."""
     if isinstance(value, BaseModel):
-        given = value.model_fields_set  # what was not given (a heatmap nobody asked for) is left out
-        return {name: field for name, field in value if name in given}
+        fields, given = value.__dict__, value.model_fields_set
+        # What was not given (a heatmap nobody asked for) is left out.
+        return fields if len(fields) == len(given) else {n: v for n, v in fields.items() if n in given}
     if isinstance(value, np.ndarray):  # not contiguous
         return np.ascontiguousarray(value)
     raise TypeError(f"{type(value).__name__} in an answer")
@@ -134,7 +136,7 @@ class Limits:
     max_text_chars: int = 100_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelFolder:
     """One version of a model on disk, as a task sees it.
 
@@ -154,7 +156,7 @@ class ModelFolder:
     options: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
 
-    @property
+    @cached_property
     def ref(self) -> ModelRef:
         """Name and version, as every answer starts."""
         return ModelRef(name=self.name, version=self.version)
@@ -258,6 +260,14 @@ class Task(ABC, Generic[InputT, OutputT]):
         extra = cls.Input.model_config.get("json_schema_extra")
         found = extra.get("examples") if isinstance(extra, dict) else None
         return [example for example in found if isinstance(example, dict)] if isinstance(found, list) else []
+
+    def prepare(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Turn the tensors of a whole batch into the graph's inputs: for what is cheaper done once for all rows.
+
+        Args:
+            tensors: of runs that this task asked for, stacked; or the graph's own inputs, which come back unchanged.
+        """
+        return tensors
 
     @abstractmethod
     def steps(self, request: InputT) -> Steps[OutputT]:

@@ -210,7 +210,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
             before: how many images of the request come before these; messages count from there.
 
         Returns:
-            Pixels (images, ...) as the graph wants them, and what part of each picture they show.
+            Pixels, uint8 (images, height, width, 3), and what part of each picture they show.
 
         Raises:
             InvalidInput: one is no picture that can be read.
@@ -222,7 +222,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
                 file, f"Image {file.filename!r}" if file.filename else f"Image {number}"
             )
             view = View(width, height, self._box(width, height))
-            pixels.append(self._tensor(picture, view.box))
+            pixels.append(self._pixels(picture, view.box))
             views.append(view)
         return np.stack(pixels), views
 
@@ -243,10 +243,13 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
                 raise TooLarge(what, limit=limit, unit="pixels", setting=setting, actual=width * height)
             # A JPEG can be decoded at a half, quarter or eighth: as small as still leaves 4 pixels for each one.
             picture.draft("RGB", (4 * self._width, 4 * self._height))
-            upright = ImageOps.exif_transpose(picture)
-            if (upright.width > upright.height) != (picture.width > picture.height):
-                width, height = height, width
-            return _on_white(upright), width, height
+            picture.load()
+            if _may_be_turned(picture):
+                upright = ImageOps.exif_transpose(picture)
+                if (upright.width > upright.height) != (picture.width > picture.height):
+                    width, height = height, width
+                picture = upright
+            return _on_white(picture), width, height
         except UnidentifiedImageError:
             known = ", ".join(FORMATS)
             raise InvalidInput(f"{what} is not an image that can be read here. Send one of: {known}.") from None
@@ -267,22 +270,29 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
             (top + self._height) / resized_h,
         )
 
-    def _tensor(self, picture: Image.Image, box: tuple[float, float, float, float]) -> Array:
-        """Resize and crop in one pass, and lay the colours out as the graph wants them."""
+    def _pixels(self, picture: Image.Image, box: tuple[float, float, float, float]) -> Array:
+        """Resize and crop in one pass: uint8 (height, width, 3)."""
         if picture.size != (self._width, self._height) or box != (0.0, 0.0, 1.0, 1.0):
             w, h = picture.size
             corners = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
             picture = picture.resize((self._width, self._height), Resampling[self._options.filter.upper()], box=corners)
-        pixels = np.asarray(picture)  # (H, W, C) uint8
+        return np.asarray(picture)
+
+    def prepare(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Lay pixels out as the graph wants them: from uint8 (batch, height, width, 3), as `decode` gives them."""
+        (pixels,) = tensors.values()
+        if pixels.dtype != np.uint8 or (self._input.dtype == "uint8" and self._channels_last):
+            return tensors
         if self._input.dtype == "uint8":
-            return pixels if self._channels_last else pixels.transpose(2, 0, 1)
+            return {self._input.name: np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
         if self._channels_last:
-            return np.asarray(pixels * self._scale + self._shift)
-        planes = np.empty((3, self._height, self._width), np.float32)
+            return {self._input.name: np.asarray(pixels * self._scale + self._shift)}
+        planes = np.empty((len(pixels), 3, self._height, self._width), np.float32)
         for colour in range(3):  # one pass per plane beats a transposed copy
-            np.multiply(pixels[:, :, colour], self._scale[colour], out=planes[colour])
-            planes[colour] += self._shift[colour]
-        return planes
+            plane = planes[:, colour]
+            np.multiply(pixels[..., colour], self._scale[colour], out=plane)
+            plane += self._shift[colour]
+        return {self._input.name: planes}
 
     def encode(
         self,
@@ -318,6 +328,14 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, struct.error)
 
 
+_TURNED_BY = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
+
+
+def _may_be_turned(picture: Image.Image) -> bool:
+    """Whether the file has metadata that could hold an orientation; reading it takes longer than a small inference."""
+    return not _TURNED_BY.isdisjoint(picture.info) or hasattr(picture, "tag_v2")
+
+
 def _on_white(picture: Image.Image) -> Image.Image:
     """Any mode as RGB; transparent parts become white."""
     if picture.mode == "RGB" and "transparency" not in picture.info:
@@ -344,6 +362,10 @@ def softmax(logits: Array) -> Array:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
+_FEW = 64
+"""Up to so many classes sorting them all is quicker than choosing first (count)."""
+
+
 def top_k(scores: Array, k: int) -> Array:
     """Indices of the k largest scores of each row, largest first; all of them where there are fewer.
 
@@ -355,6 +377,8 @@ def top_k(scores: Array, k: int) -> Array:
         int64 (batch, min(k, classes)).
     """
     k = min(k, scores.shape[1])
+    if scores.shape[1] <= _FEW:
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
     order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
     return np.take_along_axis(best, order, axis=1)

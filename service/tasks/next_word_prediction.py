@@ -4,7 +4,8 @@ A model is a recurrent word-level language model: a graph with the inputs `token
 int32 (batch,) and `state` float32 (batch, S), and the outputs `logits` float32 (batch, words), after the last real
 token or, where `sequence_lens` is 0, after the state alone, and `next_state`. For `explain` it also needs the input
 `explain` bool (batch,) and the output `surprisal` float32 (batch, time), in bits. `vocabulary.txt` names the words in
-the spelling they have inside a sentence, the most frequent first; `<eos>` opens every stream and ends each paragraph.
+the spelling they have inside a sentence, the most frequent first; where it has `<eos>`, this opens every stream and
+ends each paragraph; where it has `<unk>`, this stands for words that it does not have, which are refused otherwise.
 
 **The law of streams.** Text is read in *chunks*, the runs of characters between spaces, and the tokens of a chunk
 depend on that chunk alone. The state holds the network's memory after the last chunk that a space follows, and the
@@ -19,7 +20,8 @@ import unicodedata
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -49,6 +51,8 @@ MAX_CHUNK_CHARS = 256
 """A longer run of characters without a space is cut there, so that the state stays small (characters)."""
 MAX_RUN_TOKENS = 256
 """A longer text is read in several runs, so that one caller cannot hold up a batch (tokens)."""
+REMEMBERED_CHUNKS = 16_384
+"""Chunks whose tokens are remembered: few words make up most of every text (count)."""
 RARER = 20
 """A title in capitals gives way to a word that stands so many times higher in the vocabulary (factor)."""
 BEAMS = 16
@@ -288,8 +292,8 @@ class Vocabulary:
         words: spelling of each token, index by index.
         group: int64 (words,): tokens which a reader takes for the same word ("The", "the") share a number.
         is_word: bool (words,): can be a prediction; punctuation, suffixes and control tokens cannot.
-        words_in_group: bool (groups,): whether a group can be a prediction.
-        count: how many groups can.
+        no_words: int64: tokens that cannot.
+        count: how many groups can be a prediction.
         follows: bool (words,): may come inside a continuation: words, `, ; :`, suffixes and joiners; no sentence end.
     """
 
@@ -313,11 +317,16 @@ class Vocabulary:
             members[number].append(index)
             self.group[index] = number
         self.members = members
-        self.words_in_group = np.array([bool(self.is_word[m[0]]) for m in members], bool)
-        self.count = int(self.words_in_group.sum())
+        self.no_words = np.flatnonzero(~self.is_word)
+        self.count = sum(bool(self.is_word[m[0]]) for m in members)
+        self._most_members = max(map(len, members))
+        self._table = np.array([m + [-1] * (self._most_members - len(m)) for m in members], np.int32)
         folded = sorted((key, number) for key, number in groups.items() if key[:1] != " ")
         self._folded = [key for key, _ in folded]
         self._folded_groups = np.array([number for _, number in folded], np.int64)
+        # The tokens of these groups one after another, and where each group's begin.
+        self._folded_tokens = np.array([index for _, number in folded for index in members[number]], np.int64)
+        self._folded_begins = np.cumsum([0, *(len(members[number]) for _, number in folded)])
 
     def __len__(self) -> int:
         return len(self.words)
@@ -339,26 +348,68 @@ class Vocabulary:
         head, mark, tail = token.partition("'")
         if head and tail:
             return self.encode(head) + self.encode(mark + tail)
+        if UNKNOWN not in self.number:
+            raise InvalidInput(f"{token!r} is none of the model's words. Send a text without it, or use another model.")
         return [self.number[UNKNOWN]]
 
-    def starting_with(self, fragment: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Groups of the word that *is* the fragment (none or one), and of all longer words which start with it."""
+    def starting_with(self, fragment: str) -> tuple[slice, slice]:
+        """Words in alphabetical order: the one that *is* the fragment (or none), and all longer ones that start so."""
         key = fragment.casefold()
         begin = bisect_left(self._folded, key)
         end = bisect_left(self._folded, key + "\U0010ffff", begin)
         longer = begin + (begin < len(self._folded) and self._folded[begin] == key)
-        return self._folded_groups[begin:longer], self._folded_groups[longer:end]
+        return slice(begin, longer), slice(longer, end)
 
-    def sums(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Probability of each group from that of each token."""
-        return np.asarray(np.bincount(self.group, probabilities, len(self.members)), np.float64)
+    def weights(self, alphabetical: slice, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Summed weight of each group in a range of the alphabetical order, from that of each token."""
+        begins = self._folded_begins[alphabetical.start : alphabetical.stop]
+        if not len(begins):
+            return np.empty(0, np.float32)
+        return np.asarray(np.add.reduceat(weights[self.tokens(alphabetical)], begins - begins[0]), np.float32)
 
-    def spelling(self, group: int, p: NDArray[np.float64], *, starts: bool, typed: str) -> tuple[int, str]:
+    def tokens(self, alphabetical: slice) -> NDArray[np.int64]:
+        """The tokens of a range of the alphabetical order."""
+        return self._folded_tokens[self._folded_begins[alphabetical.start] : self._folded_begins[alphabetical.stop]]
+
+    def heaviest(
+        self, weights: NDArray[np.float32], k: int, among: slice | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The groups with the largest summed weights.
+
+        Nearly all words are nearly impossible, so only tokens above a bar are looked at. The bar is low enough when
+        even a group whose tokens all lie just under it could not reach the last place.
+
+        Args:
+            weights: float32 (words,), at least 0, the largest of them at most 1.
+            k: at least 1; of fewer groups, all are returned.
+            among: only groups in this range of the alphabetical order.
+
+        Returns:
+            Groups int64 (k,), heaviest first, equal ones in their order; their weights float64 (k,).
+        """
+        if among is not None:
+            groups, sums = self._folded_groups[among], self.weights(among, weights).astype(np.float64)
+            order = np.lexsort((groups, -sums))[:k]
+            return groups[order], sums[order]
+        bar = float(weights.max())
+        while True:
+            bar = bar * 0.1 if bar > 1e-30 else -1.0
+            tokens = np.flatnonzero(weights > bar)
+            if len(tokens) < k and bar > 0:
+                continue
+            groups = np.unique(self.group[tokens]) if self._most_members > 1 else self.group[tokens]
+            members = self._table[groups]
+            sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
+            order = np.lexsort((groups, -sums))[:k]
+            if bar < 0 or (len(order) == k and sums[order[-1]] >= self._most_members * bar):
+                return groups[order], sums[order]
+
+    def spelling(self, group: int, p: NDArray[np.float32], *, starts: bool, typed: str) -> tuple[int, str]:
         """The token of a group that the context calls for, and how a person would write it here.
 
         Args:
             group: a group of words.
-            p: probability of each token.
+            p: probability of each token, or what is proportional to it.
             starts: whether a sentence starts here.
             typed: letters the person typed already; their capitals are kept.
         """
@@ -405,9 +456,8 @@ class Memory:
 
     def after(self, token: str) -> Memory:
         """The same memory, with `place` moved past a token."""
-        if token in _OPENERS and self.place:
-            return replace(self, place=1)
-        return replace(self, place=2 if token == END else int(token in _ENDERS))
+        place = 1 if token in _OPENERS and self.place else 2 if token == END else int(token in _ENDERS)
+        return self if place == self.place else replace(self, place=place)
 
 
 class Token(NamedTuple):
@@ -469,9 +519,6 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         folder.output("next_state", dtype="float32", rank=2)
         self.vocabulary = Vocabulary(folder.lines("vocabulary.txt"))
         where = f"{folder.name}/{folder.version}/vocabulary.txt"
-        for token in (END, UNKNOWN):
-            if token not in self.vocabulary.number:
-                raise ManifestInvalid(where, f"has no line {token}, which the tokeniser needs.")
         if len(self.vocabulary.number) != len(self.vocabulary):
             raise ManifestInvalid(where, "names a word twice.")
         size, width = state.shape[1], logits.shape[1]
@@ -480,6 +527,8 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if isinstance(width, int) and width != len(self.vocabulary):
             raise ManifestInvalid(where, f"has {len(self.vocabulary)} lines, but the model's logits {width} columns.")
         self._state_size = size
+        self._read_chunk = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._tokens)
+        self._end = tuple(number for token, number in self.vocabulary.number.items() if token == END)
         self._explains = "explain" in folder.signature.inputs and "surprisal" in folder.signature.outputs
 
     # ---- decode
@@ -507,7 +556,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             raise InvalidState("does not fit this model")
         return Memory(array, pending, place, fresh=False)
 
-    def decode(self, memory: Memory, text: str) -> tuple[Memory, list[Token], list[Token]]:
+    def decode(self, memory: Memory, text: str) -> tuple[Memory, list[Token], Sequence[Token]]:
         """Read typed text.
 
         Returns:
@@ -516,18 +565,15 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         """
         text = memory.pending + text
         complete: list[Token] = []
-        pending: list[Token] = []
+        pending: Sequence[Token] = ()
         chunk = ""
         for piece in _PIECE.finditer(text):
             if piece.group() == "\n":
                 if memory.place < 2:
-                    complete.append(Token(END, 0, (self.vocabulary.number[END],)))
+                    complete.append(Token(END, 0, self._end))
                     memory = memory.after(END)
                 continue
-            tokens = [
-                Token(token, start, tuple(self.vocabulary.encode(token)))
-                for start, token in _split(normalise(piece.group()))
-            ]
+            tokens = self._read_chunk(piece.group())
             if piece.end() == len(text) and len(piece.group()) < MAX_CHUNK_CHARS:
                 chunk, pending = piece.group(), tokens
                 break
@@ -535,6 +581,12 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             for token in tokens:
                 memory = memory.after(token.text)
         return replace(memory, pending=chunk), complete, pending
+
+    def _tokens(self, chunk: str) -> tuple[Token, ...]:
+        """The tokens of a chunk."""
+        return tuple(
+            Token(token, start, tuple(self.vocabulary.encode(token))) for start, token in _split(normalise(chunk))
+        )
 
     # ---- the runs
 
@@ -554,11 +606,11 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             One reading for each stop; the surprisal of each token in bits, all zero where they are not wanted.
         """
         ids = [number for token in tokens for number in token.ids]
-        ends = np.cumsum([0, *(len(token.ids) for token in tokens)])
-        opening = int(memory.fresh)
+        ends = list(accumulate((len(token.ids) for token in tokens), initial=0))
+        opening = len(self._end) if memory.fresh else 0
         if memory.fresh:
-            ids.insert(0, self.vocabulary.number[END])
-        places = ends[list(stops)] + opening
+            ids[:0] = self._end
+        places = np.array([ends[stop] for stop in stops]) + opening
         states = memory.array[None]
         bits: list[NDArray[np.float32]] = []
         begin = 0
@@ -631,7 +683,9 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             predictions = yield from self.search(here, request.top_k, request.words, completing or "", choice)
         extra = {"pending": kept.pending, "place": kept.place}
         state = self.folder.pack_state({"state": kept.array}, extra)
-        answer = NextWordOutput(model=self.folder.ref, predictions=predictions, completing=completing, state=state)
+        answer = NextWordOutput.model_construct(
+            model=self.folder.ref, predictions=predictions, completing=completing, state=state
+        )
         if not request.explain:
             return answer
         told = [
@@ -647,57 +701,67 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         No letters, when the chunk ends in a mark or when nothing in the vocabulary is longer.
         """
         match = _FRAGMENT.search(normalise(chunk))
-        if match is None or not len(self.vocabulary.starting_with(match.group())[1]):
+        if match is None:
+            return "", 0
+        longer = self.vocabulary.starting_with(match.group())[1]
+        if longer.start == longer.stop:
             return "", 0
         return match.group(), sum(token.start < match.start() for token in tokens)
 
     # ---- encode
 
-    def unfinished(self, logits: NDArray[np.float32], fragment: str) -> NDArray[np.int64] | None:
-        """Groups of the words that may come of a fragment, or None when it is a finished word.
+    def unfinished(self, logits: NDArray[np.float32], fragment: str) -> slice | None:
+        """The words that may come of a fragment, as a range of the alphabetical order; None when it is a finished word.
 
         It is unfinished when the longer words which start with it are together more probable here than the word that
         it would be by itself, or when there is no such word.
         """
         exact, longer = self.vocabulary.starting_with(fragment)
-        if not len(longer):
+        if longer.start == longer.stop:
             return None
-        sums = self.vocabulary.sums(softmax(logits))
-        if len(exact) and sums[exact].sum() >= sums[longer].sum():
-            return None
-        return np.concatenate([exact, longer])
+        weights = proportional(logits)
+        if exact.start < exact.stop:
+            alone, more = self.vocabulary.weights(exact, weights).sum(), self.vocabulary.weights(longer, weights).sum()
+            if alone >= more:
+                return None
+        return slice(exact.start, longer.stop)
 
-    def encode(self, here: Reading, top_k: int, typed: str, choice: NDArray[np.int64] | None) -> list[Prediction]:
+    def encode(self, here: Reading, top_k: int, typed: str, choice: slice | None) -> list[Prediction]:
         """The best words at this place.
 
         Args:
             here: logits of the next token, and the place in the sentence.
             top_k: how many.
             typed: letters of the word which are there already.
-            choice: groups that the letters leave; None: all words.
+            choice: the words that the letters leave; None: all words.
         """
         return [
-            Prediction(text=text, score=score)
+            Prediction.model_construct(text=text, score=score)
             for _, text, score in self._best(here.logits, top_k, here.memory.place > 0, typed, choice)
         ]
 
     def _best(
-        self, logits: NDArray[np.float32], top_k: int, starts: bool, typed: str, choice: NDArray[np.int64] | None
+        self, logits: NDArray[np.float32], top_k: int, starts: bool, typed: str, choice: slice | None
     ) -> list[tuple[int, str, float]]:
         """The best words as (token, spelling, probability among the words of `choice`)."""
-        p = softmax(logits)
-        sums = self.vocabulary.sums(p)
-        scores = np.where(self.vocabulary.words_in_group, sums, 0.0) if choice is None else sums[choice]
-        scores /= scores.sum()
-        best = top(scores, min(top_k, self.vocabulary.count if choice is None else len(choice)))
-        groups = best if choice is None else choice[best]
+        weights = proportional(logits)
+        weights[self.vocabulary.no_words] = 0.0
+        if choice is None:
+            total = float(weights.sum(dtype=np.float64))
+        else:
+            largest = float(self.vocabulary.weights(choice, weights).max())
+            if largest < 1e-30:  # all of them are next to impossible: count from the least impossible one
+                weights = proportional(logits, among=self.vocabulary.tokens(choice))
+            total = float(self.vocabulary.weights(choice, weights).sum(dtype=np.float64))
+        k = min(top_k, self.vocabulary.count if choice is None else choice.stop - choice.start)
+        groups, sums = self.vocabulary.heaviest(weights, k, choice)
         return [
-            (*self.vocabulary.spelling(int(group), p, starts=starts, typed=typed), min(1.0, float(score)))
-            for group, score in zip(groups, scores[best], strict=True)
+            (*self.vocabulary.spelling(group, weights, starts=starts, typed=typed), min(1.0, weight / total))
+            for group, weight in zip(groups.tolist(), sums.tolist(), strict=True)
         ]
 
     def search(
-        self, here: Reading, top_k: int, words: int, typed: str, choice: NDArray[np.int64] | None
+        self, here: Reading, top_k: int, words: int, typed: str, choice: slice | None
     ) -> Generator[Run, Mapping[str, NDArray[Any]], list[Prediction]]:
         """Beam search for continuations of several words.
 
@@ -719,15 +783,15 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             outputs = yield self._run(ids, np.ones(len(ids), np.int32), states, "logits", "next_state")
             ahead: list[Beam] = []
             for row, beam in enumerate(beams):
-                p = softmax(outputs["logits"][row])
-                p *= vocabulary.is_word if beam.glued else vocabulary.follows
-                sums = vocabulary.sums(p)
-                scores = sums * (beam.score / sums.sum())
-                for group in top(scores, max(top_k, BEAMS)):
-                    score = float(scores[group])
+                weights = proportional(outputs["logits"][row])
+                weights *= vocabulary.is_word if beam.glued else vocabulary.follows
+                scale = beam.score / float(weights.sum(dtype=np.float64))
+                groups, sums = vocabulary.heaviest(weights, max(top_k, BEAMS), None)
+                for group, weight in zip(groups.tolist(), sums.tolist(), strict=True):
+                    score = weight * scale
                     if score <= least:
                         break
-                    token, text = vocabulary.spelling(int(group), p, starts=False, typed="")
+                    token, text = vocabulary.spelling(group, weights, starts=False, typed="")
                     spelling = vocabulary.words[token]
                     state = outputs["next_state"][row]
                     if not vocabulary.is_word[token]:
@@ -747,21 +811,15 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
 # ----------------------------------------------------------------------------------------------------------- numbers
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities (words,) from logits (words,)."""
-    powers = np.exp(logits - logits.max())
-    return np.asarray(powers / powers.sum(dtype=np.float64), np.float64)
+def proportional(logits: NDArray[np.float32], among: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """Weights (words,) proportional to the probabilities, from logits (words,): the likeliest has weight 1.
 
-
-def top(scores: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """Places of the k largest scores, best first; equal ones in their order.
-
-    Nearly all words are nearly impossible, so those that are not are looked at alone where they suffice.
+    Args:
+        logits: of one place in the text.
+        among: tokens of which the likeliest is to have weight 1; left out, all of them.
     """
-    places = np.flatnonzero(scores > 1e-4)
-    if len(places) < k:
-        places = np.arange(len(scores))
-        if k < len(scores):
-            least = np.partition(scores, len(scores) - k)[len(scores) - k]
-            places = np.flatnonzero(scores >= least)
-    return places[np.lexsort((places, -scores[places]))][:k]
+    highest = logits.max() if among is None else logits[among].max()
+    weights = logits - highest
+    if among is not None:
+        np.minimum(weights, 0.0, out=weights)
+    return np.asarray(np.exp(weights, out=weights))

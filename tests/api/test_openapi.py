@@ -88,9 +88,13 @@ async def test_a_file_endpoint_has_an_example_that_can_be_executed_too(
     assert answer.json()["results"][0]["predictions"][0]["label"] == "horse"
 
 
+def path_examples(operation: dict[str, Any]) -> dict[str, str]:
+    return {p["name"]: p["example"] for p in operation.get("parameters", []) if p["in"] == "path" and "example" in p}
+
+
 def examples() -> list[tuple[str, str, Any]]:
     return [
-        (path, name, example["value"])
+        (path.format(**path_examples(operation)), name, example["value"])
         for path, _, operation in operations()
         for name, example in operation.get("requestBody", {})
         .get("content", {})
@@ -101,7 +105,11 @@ def examples() -> list[tuple[str, str, Any]]:
 
 
 def test_every_json_endpoint_has_an_example() -> None:
-    with_body = {p for p, _, op in operations() if "application/json" in op.get("requestBody", {}).get("content", {})}
+    with_body = {
+        path.format(**path_examples(op))
+        for path, _, op in operations()
+        if "application/json" in op.get("requestBody", {}).get("content", {})
+    }
     assert {path for path, _, _ in examples()} == with_body
 
 

@@ -199,10 +199,10 @@ async def test_a_caller_who_leaves_is_dropped_and_the_others_are_answered(models
         entered, gate = threading.Event(), threading.Event()
         run = handle._session.run
 
-        def held(*args: Any) -> Any:
+        def held(*args: Any, **options: Any) -> Any:
             entered.set()
             assert gate.wait(10)
-            return run(*args)
+            return run(*args, **options)
 
         handle._session.run = held
         first = asyncio.create_task(client.post("/v1/anomaly-detection", json={"values": [1]}))

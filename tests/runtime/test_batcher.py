@@ -29,9 +29,11 @@ class Gated:
         self.gate, self.entered = threading.Event(), threading.Event()
         self.gate.set()
         self.rows: list[int] = []
+        self.alone: list[bool] = []
 
-    def run(self, tensors: Any, outputs: tuple[str, ...] = ()) -> dict[str, Any]:
+    def run(self, tensors: Any, outputs: tuple[str, ...] = (), *, alone: bool = False) -> dict[str, Any]:
         self.rows.append(len(next(iter(tensors.values()))))
+        self.alone.append(alone)
         self.entered.set()
         assert self.gate.wait(10)
         return self._session.run(tensors, outputs)
@@ -84,6 +86,19 @@ async def test_a_lone_request_is_run_at_once(double: Gated, make: Any) -> None:
     done = await make(double).submit(ask([[1, 2]]))
     assert done.value.tolist() == [[3, 5]]
     assert double.rows == [1]
+
+
+async def test_only_a_request_that_is_alone_may_use_every_core(double: Gated, make: Any) -> None:
+    batcher = make(double)
+    first = await double.busy(batcher)
+    double.alone.clear()
+    others = [asyncio.create_task(batcher.submit(ask([[n]]), alone=True)) for n in range(2)]
+    await settled(batcher, 2)
+    double.gate.set()
+    await asyncio.gather(first, *others)
+    await batcher.submit(ask([[1]]), alone=True)
+    await batcher.submit(ask([[1]]))
+    assert double.alone == [False, True, False]  # the two shared a run
 
 
 async def test_requests_that_gather_while_the_graph_is_busy_share_the_next_run(double: Gated, make: Any) -> None:

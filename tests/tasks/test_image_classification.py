@@ -128,8 +128,11 @@ def test_cropping_takes_the_centre_and_keeps_the_aspect_ratio(tmp_path: Path) ->
 def test_a_float_graph_gets_planes_normalised_with_the_manifests_mean_and_std(tmp_path: Path) -> None:
     classifier = task(tmp_path, (3, 2, 2), "float32", mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 1.0))
     pixels, _ = classifier.decode([Upload(graphs.png((255, 0, 255)))])
-    assert pixels.shape == (1, 3, 2, 2)
-    np.testing.assert_allclose(pixels[0, :, 0, 0], [1.0, -2.0, 0.5], atol=1e-6)
+    (planes,) = classifier.prepare({"image": pixels}).values()
+    assert planes.shape == (1, 3, 2, 2)
+    assert planes.dtype == np.float32
+    np.testing.assert_allclose(planes[0, :, 0, 0], [1.0, -2.0, 0.5], atol=1e-6)
+    assert classifier.prepare({"image": planes})["image"] is planes
 
 
 def test_an_image_over_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

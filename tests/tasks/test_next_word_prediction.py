@@ -576,7 +576,6 @@ def test_every_public_field_is_described() -> None:
     [
         (WORDS[:-1], "46 lines|lines, but"),
         ([*WORDS[:-1], "the"], "twice"),
-        ([w if w != "<unk>" else "unknown" for w in WORDS], "<unk>"),
     ],
 )
 def test_a_vocabulary_that_does_not_fit_is_refused(
@@ -585,3 +584,12 @@ def test_a_vocabulary_that_does_not_fit_is_refused(
     (tmp_path / "vocabulary.txt").write_text("\n".join(vocabulary) + "\n")
     with pytest.raises(ManifestInvalid, match=problem):
         NextWordPrediction(_folder(tmp_path, bigram.session))
+
+
+def test_a_model_without_a_word_for_the_unknown_refuses_what_it_does_not_know(bigram: Model, tmp_path: Path) -> None:
+    words = [w if w != "<unk>" else "unknown" for w in WORDS]
+    (tmp_path / "vocabulary.txt").write_text("\n".join(words) + "\n")
+    closed = Model(NextWordPrediction(_folder(tmp_path, bigram.session)), bigram.session)
+    with pytest.raises(InvalidInput, match="'zebra' is none of the model's words"):
+        closed.ask("the zebra ")
+    assert closed.ask("the ").predictions

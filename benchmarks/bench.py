@@ -1,0 +1,662 @@
+"""The service beside plain FastAPI and beside the same work with no HTTP at all, in one run on this machine.
+
+    make bench                                          # under six minutes, all cores
+    python benchmarks/bench.py --seconds 10             # longer, calmer
+    python benchmarks/bench.py --connections 1 --repeat 1
+
+| name | what runs |
+|---|---|
+| L1 | in process: body bytes to answer bytes, with the service's own decoding and encoding and batches of the best size; a process of one ONNX Runtime thread for each core |
+| gridloop | `gridloop serve` with its defaults |
+| fastapi | `plain_fastapi.py`: FastAPI and ONNX Runtime as most people put them together, one uvicorn worker |
+| fastapi ×N | the same with as many workers as cores |
+
+Three models, three workloads, the same bodies for everybody; every answer's status is checked, and a sample of answers is compared
+with those of L1. Servers run one at a time, in another order each round; rounds are repeated and medians reported. A measurement
+during which other programs used more than 0.15 cores is made again while there is time; what remains is in the JSON beside every number.
+
+Exit code 0 when every answer was right, 1 when one was not or a server failed, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import load
+from load import BenchmarkFailed, Limit, Workload, cpu_seconds, memory_mib, process_tree, same_answer
+from rich.console import Console
+from rich.table import Table
+
+from service import bench as client
+from service.cpu import cpu_budget
+
+HERE = Path(__file__).resolve().parent
+
+WORKLOADS = tuple(
+    workload
+    for workload in load.WORKLOADS
+    if workload.name in ("image, PNG 32×32", "text, 32 words", "series, 256 points")
+)
+MODELS = {
+    "image-classification": "cifar10-cnn",
+    "next-word-prediction": "english-lstm",
+    "anomaly-detection": "series-gru",
+}
+
+LIMIT = "L1"
+LIMIT_BATCHES = (1, 2, 4, 8, 16, 32)
+SAMPLES = 200
+"""Answers of one measurement that are compared (count)."""
+
+QUIET_CORES = 0.15
+"""Cores that other programs may use during a measurement."""
+RETRIES = 2
+EXTRA_TIME = 0.25
+"""Share of the planned time that measurements made again may take."""
+
+
+# ------------------------------------------------------------------------------------------------------------- machine
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What else the machine did during a measurement.
+
+    Attributes:
+        other_cores: used by programs that are not part of the benchmark.
+        stolen_cores: taken by the hypervisor.
+    """
+
+    other_cores: float = 0.0
+    stolen_cores: float = 0.0
+
+    @property
+    def is_quiet(self) -> bool:
+        return not self.total > QUIET_CORES  # NaN, where there is no /proc, is taken as quiet
+
+    @property
+    def total(self) -> float:
+        return self.other_cores + self.stolen_cores
+
+
+def _own_seconds() -> float:
+    """CPU time of this process and of all that it started, ended ones included."""
+    ended = os.times()
+    return cpu_seconds(process_tree(os.getpid())) + ended.children_user + ended.children_system
+
+
+def _stolen_seconds() -> float:
+    try:
+        return int(Path("/proc/stat").read_text().split("\n")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Callable[[], Noise]]:
+    """Watch the machine in the block; what is yielded tells its noise afterwards."""
+    wall, busy, own, stolen = time.perf_counter(), load.busy_seconds(), _own_seconds(), _stolen_seconds()
+    noise = Noise()
+    yield lambda: noise
+    wall = time.perf_counter() - wall
+    others = load.busy_seconds() - busy - (_own_seconds() - own)
+    noise = Noise(max(0.0, others) / wall, max(0.0, _stolen_seconds() - stolen) / wall)
+
+
+def calmest(attempts: Iterator[tuple[Any, Noise]], may_repeat: Callable[[], bool]) -> tuple[Any, Noise, int]:
+    """The first quiet attempt, else the calmest of those that there was time for; and how many were made."""
+    best: tuple[Any, Noise] | None = None
+    for made, attempt in enumerate(attempts, start=1):
+        if best is None or attempt[1].total < best[1].total:
+            best = attempt
+        if best[1].is_quiet or made > RETRIES or not may_repeat():
+            return *best, made
+    raise BenchmarkFailed("nothing was measured")
+
+
+# ------------------------------------------------------------------------------------------------------------- servers
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server to measure.
+
+    Attributes:
+        name: in the table.
+        command: starts it; `{port}` and `{models}` are filled in.
+        ready: asked with GET until it answers 200.
+        request: a workload's body as this server takes it: path, content type, body.
+    """
+
+    name: str
+    command: Sequence[str]
+    ready: str
+    request: Callable[[Workload, bytes], tuple[str, str, bytes]]
+
+
+def as_service(workload: Workload, body: bytes) -> tuple[str, str, bytes]:
+    return workload.path, workload.content_type, body
+
+
+def as_form(workload: Workload, body: bytes) -> tuple[str, str, bytes]:
+    """JSON as it is; files as a browser's form sends them."""
+    path = f"/{workload.task}"
+    if workload.content_type == "application/json":
+        return path, workload.content_type, body
+    boundary = "bench-0f8a1c"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
+    head += f"Content-Type: {workload.content_type}\r\n\r\n"
+    return path, f"multipart/form-data; boundary={boundary}", head.encode() + body + f"\r\n--{boundary}--\r\n".encode()
+
+
+def targets(cores: int) -> list[Target]:
+    """Everything that is compared, on this many cores."""
+    service = [
+        sys.executable,
+        "-m",
+        "service",
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+        "--models",
+        "{models}",
+    ]
+    plain = [sys.executable, "-m", "uvicorn", "plain_fastapi:app", "--app-dir", str(HERE), "--port", "{port}"]
+    plain += ["--log-level", "warning"]
+    found = [
+        Target("gridloop", service, "/readyz", as_service),
+        Target("fastapi", plain, "/openapi.json", as_form),
+    ]
+    if cores > 1:
+        found.append(Target(f"fastapi ×{cores}", [*plain, "--workers", str(cores)], "/openapi.json", as_form))
+    return found
+
+
+class Running:
+    """A target that runs.
+
+    Attributes:
+        port: on 127.0.0.1.
+        ready_s: from the start to its first answer.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self._process, self.port, self.ready_s = process, port, float("nan")
+
+    def pids(self) -> list[int]:
+        return process_tree(self._process.pid)
+
+    def memory_mib(self) -> float:
+        """Proportional set size of all its processes."""
+        return sum(size for pid in self.pids() if (size := memory_mib(pid)) is not None)
+
+    def settle(self, most_s: float = 3.0) -> None:
+        """Wait until it does nothing."""
+        until = time.perf_counter() + most_s
+        while time.perf_counter() < until:
+            before = cpu_seconds(self.pids())
+            time.sleep(0.2)
+            if cpu_seconds(self.pids()) - before < 0.02:
+                return
+
+
+@contextlib.contextmanager
+def running(target: Target, models: Path) -> Iterator[Running]:
+    """Start a server on a free port, wait until it is ready, and stop it at the end.
+
+    Raises:
+        BenchmarkFailed: it does not become ready; the message has its last words.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [part.format(port=port, models=models) for part in target.command]
+    environment = {name: value for name, value in os.environ.items() if name != "GRIDLOOP_API_KEYS"}
+    environment["GRIDLOOP_MODELS"] = str(models)
+    with tempfile.TemporaryFile() as log:
+        began = time.perf_counter()
+        # A process group of its own, so that Ctrl-C reaches only this process, which stops the server in order.
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+        )
+        server = Running(process, port)
+        try:
+            _wait_until_ready(target, server, process, began)
+            yield server
+        except BenchmarkFailed as error:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
+            raise BenchmarkFailed(f"{error}; its last words:\n{log.read().decode(errors='replace')}") from None
+        finally:
+            _stop(process)
+
+
+def _wait_until_ready(target: Target, server: Running, process: subprocess.Popen[bytes], began: float) -> None:
+    asked = client.Server("127.0.0.1", server.port)
+    while True:
+        try:
+            asked.ask(target.ready)
+        except client.BenchFailed as error:
+            if process.poll() is not None:
+                raise BenchmarkFailed(f"{target.name} ended with exit code {process.returncode}") from None
+            if time.perf_counter() - began > load.READY_TIMEOUT_S:
+                raise BenchmarkFailed(f"{target.name} was not ready in time: {error}") from None
+            time.sleep(0.02)
+        else:
+            break
+    server.ready_s = time.perf_counter() - began
+    server.settle(10)  # workers that are not ready yet
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    leftover = process_tree(process.pid)
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        for pid in leftover:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+# -------------------------------------------------------------------------------------------------------- measurements
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target (or L1) on one workload, measured once.
+
+    Attributes:
+        target: its name.
+        workload: its name.
+        round: counted from 0.
+        rate: requests answered well per second.
+        cpu_ms: CPU time of all its processes per request.
+        p50_ms: latency; None for L1.
+        p99_ms: likewise.
+        batch: rows per run, where it is known; the batch size of L1.
+        memory_mib: of all processes, after the load; None for L1.
+        ready_s: from start to ready; None for L1.
+        errors: by kind.
+        wrong: answers that were not those of L1, among those compared.
+        checked: how many were compared.
+        noise: of the machine meanwhile.
+        attempts: how often it was measured for the sake of quiet.
+    """
+
+    target: str
+    workload: str
+    round: int
+    rate: float
+    cpu_ms: float
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    batch: float | None = None
+    memory_mib: float | None = None
+    ready_s: float | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
+    wrong: int = 0
+    checked: int = 0
+    noise: Noise = Noise()
+    attempts: int = 1
+
+
+@dataclass
+class Bodies:
+    """A workload's bodies, the answer to each, and the batch size at which L1 is fastest."""
+
+    workload: Workload
+    folder: Path
+    bodies: Sequence[bytes]
+    expected: Sequence[Any] = ()
+    batch: int = 1
+
+
+@dataclass
+class Benchmark:
+    """The whole comparison.
+
+    Attributes:
+        models: the model repository.
+        targets: what is compared.
+        connections: kept alive.
+        seconds: of each measurement.
+        repeat: rounds.
+        cores: processes of L1.
+        say: prints progress.
+    """
+
+    models: Path
+    targets: Sequence[Target]
+    connections: int
+    seconds: float
+    repeat: int
+    cores: int
+    say: Callable[[str], None]
+    rows: list[Row] = field(default_factory=list)
+    work: list[Bodies] = field(default_factory=list)
+    _extra_s: float = 0.0
+    _repeating_s: float = 0.0
+
+    @property
+    def limit_seconds(self) -> float:
+        return max(0.5, self.seconds / 2)
+
+    def run(self) -> None:
+        """Measure everything.
+
+        Raises:
+            BenchmarkFailed: something cannot be measured.
+        """
+        per_load = self.seconds + client.WARM_UP_S
+        self._extra_s = EXTRA_TIME * self.repeat * len(WORKLOADS) * (len(self.targets) * per_load + self.seconds)
+        for workload in WORKLOADS:
+            folder = self.models / MODELS[workload.task] / "1"
+            work = Bodies(workload, folder, workload.bodies(_nobody))
+            self.work.append(work)
+            with contextlib.closing(self._open(work)) as limit:
+                work.expected = limit.answers
+                tried = {batch: limit.measure(batch, 0.5).rate for batch in LIMIT_BATCHES}
+                work.batch = max(tried, key=lambda batch: tried[batch])
+            self.say(f"L1 {workload.name}: " + ", ".join(f"{rate:.0f}/s in {batch}" for batch, rate in tried.items()))
+        draw = random.Random(0)
+        for number in range(self.repeat):
+            self._limits(number)
+            for target in draw.sample(list(self.targets), len(self.targets)):
+                self._target(target, number)
+            self._limits(number)
+
+    def _open(self, work: Bodies) -> Limit:
+        return Limit(self.cores, work.folder, work.workload, work.bodies)
+
+    def _limits(self, number: int) -> None:
+        for work in self.work:
+            with contextlib.closing(self._open(work)) as limit:
+
+                def attempts(limit: Limit = limit, work: Bodies = work) -> Iterator[tuple[load.LimitSample, Noise]]:
+                    while True:
+                        with listening() as noise:
+                            sample = limit.measure(work.batch, self.limit_seconds)
+                        yield sample, noise()
+
+                sample, noise, made = calmest(attempts(), self._may_repeat)
+            name = work.workload.name
+            self._add(
+                Row(LIMIT, name, number, sample.rate, sample.cpu_ms, batch=work.batch, noise=noise, attempts=made)
+            )
+
+    def _target(self, target: Target, number: int) -> None:
+        with running(target, self.models) as server:
+            for work in self.work:
+                requests = []
+                for body in work.bodies:
+                    path, content_type, sent = target.request(work.workload, body)
+                    wire = client.http_request("127.0.0.1", server.port, path, content_type, sent)
+                    requests.append(client.Request(wire, work.folder.parent.name))
+                loop = client.Load("127.0.0.1", server.port, requests, self.connections, self.seconds, samples=SAMPLES)
+
+                def attempts(server: Running = server, work: Bodies = work, loop: client.Load = loop) -> Iterator[Any]:
+                    while True:
+                        server.settle()
+                        asked = client.Server("127.0.0.1", server.port)
+                        rows, runs = asked.runs(work.folder.parent.name)
+                        cpu = cpu_seconds(server.pids())
+                        with listening() as noise:
+                            outcome = client.put_load(loop)
+                        cpu = cpu_seconds(server.pids()) - cpu
+                        after = asked.runs(work.folder.parent.name)
+                        batch = (after[0] - rows) / (after[1] - runs) if after[1] > runs else None
+                        yield (outcome, cpu, batch), noise()
+
+                try:
+                    (outcome, cpu, batch), noise, made = calmest(attempts(), self._may_repeat)
+                except client.BenchFailed as error:
+                    raise BenchmarkFailed(f"{target.name}, {work.workload.name}: {error}") from None
+                self._add(
+                    Row(
+                        target.name,
+                        work.workload.name,
+                        number,
+                        outcome.rate,
+                        cpu / max(1, outcome.answers) * 1e3,
+                        outcome.p50_ms,
+                        outcome.p99_ms,
+                        batch,
+                        server.memory_mib(),
+                        server.ready_s,
+                        outcome.errors,
+                        sum(not _is_right(body, work.expected[index]) for index, body in outcome.samples),
+                        len(outcome.samples),
+                        noise,
+                        made,
+                    )
+                )
+
+    def _may_repeat(self) -> bool:
+        self._repeating_s += self.seconds + client.WARM_UP_S
+        return self._repeating_s <= self._extra_s
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        noisy = "" if row.noise.is_quiet else f", others used {row.noise.total:.2f} cores"
+        self.say(f"{row.round + 1}/{self.repeat}  {row.target:12} {row.workload}: {row.rate:.0f}/s{noisy}")
+
+
+def _nobody(*_: Any) -> bytes:
+    raise BenchmarkFailed("a workload of this benchmark asks the server first")
+
+
+def _is_right(body: bytes, expected: Any) -> bool:
+    try:
+        return same_answer(expected, json.loads(body))
+    except ValueError:
+        return False
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def summaries(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Medians over the rounds, by workload and target; `share` is of the mean of L1 in the same round."""
+    limits: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if row.target == LIMIT:
+            limits.setdefault((row.workload, row.round), []).append(row.rate)
+    found = []
+    for workload in dict.fromkeys(row.workload for row in rows):
+        of_workload = [row for row in rows if row.workload == workload]
+        for target in sorted(
+            {row.target for row in of_workload}, key=lambda name: (name != LIMIT, name != "gridloop", name)
+        ):
+            mine = [row for row in of_workload if row.target == target]
+            shares = [
+                row.rate / statistics.mean(limits[workload, row.round])
+                for row in mine
+                if (workload, row.round) in limits
+            ]
+            errors: Counter[str] = Counter()
+            for row in mine:
+                errors.update(row.errors)
+            found.append(
+                {
+                    "workload": workload,
+                    "target": target,
+                    **{
+                        name: load.median([getattr(row, name) for row in mine])
+                        for name in ("rate", "p50_ms", "p99_ms", "cpu_ms", "batch", "memory_mib", "ready_s")
+                    },
+                    "rate_range": [min(row.rate for row in mine), max(row.rate for row in mine)],
+                    "share": load.median(shares),
+                    "share_range": [min(shares), max(shares)] if shares else None,
+                    "errors": dict(errors),
+                    "wrong": sum(row.wrong for row in mine),
+                    "checked": sum(row.checked for row in mine),
+                    "noisiest_cores": max(row.noise.total for row in mine),
+                }
+            )
+    return found
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """The table, and what a reader must know beside it."""
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    table = Table(box=None, header_style="bold")
+    for name in ("workload", "target"):
+        table.add_column(name, no_wrap=True)
+    for name in ("requests/s", "of L1", "p50 ms", "p99 ms", "rows/run", "CPU ms/request", "MiB", "ready s", "errors"):
+        table.add_column(name, justify="right", no_wrap=True)
+    before = None
+    for row in report["results"]:
+        if before not in (None, row["workload"]):
+            table.add_section()
+            table.add_row()
+        failures = sum(row["errors"].values()) + row["wrong"]
+        is_limit = row["target"] == LIMIT
+        many = report["settings"]["repeat"] > 1
+        table.add_row(
+            row["workload"] if row["workload"] != before else "",
+            f"[bold]{row['target']}[/]" if row["target"] == "gridloop" else row["target"],
+            load.number(row["rate"], 0) + (" ({:.0f}–{:.0f})".format(*row["rate_range"]) if many else ""),
+            ""
+            if is_limit or row["share"] is None
+            else load.number(row["share"], 2) + (" ({:.2f}–{:.2f})".format(*row["share_range"]) if many else ""),
+            *("" if is_limit else load.number(row[key], 1) for key in ("p50_ms", "p99_ms")),
+            load.number(row["batch"], 1),
+            load.number(row["cpu_ms"], 2),
+            *("" if is_limit else load.number(row[key], digits) for key, digits in (("memory_mib", 0), ("ready_s", 1))),
+            "" if is_limit else f"[red]{failures}[/]" if failures else "0",
+        )
+        before = row["workload"]
+    console.print(table)
+    about, settings = report["machine"], report["settings"]
+    facts = [
+        "{connections} connections, {seconds:g} s, median of {repeat}".format(**settings),
+        f"{about['cpu']}, {about['cores']} cores",
+        f"Python {about['python']}, onnxruntime {about['onnxruntime']}, FastAPI {about['fastapi']}, uvicorn {about['uvicorn']}",
+        f"commit {about['commit'][:12]}{'+' * about['commit'].endswith('+')}" if about["commit"] else "",
+        report["date"],
+    ]
+    console.print("; ".join(filter(None, facts)), style="dim", highlight=False)
+    for remark in remarks(report):
+        console.print(remark, style="yellow", highlight=False)
+
+
+def remarks(report: Mapping[str, Any]) -> Iterator[str]:
+    """What makes a number doubtful."""
+    for row in report["results"]:
+        where = f"{row['target']}, {row['workload']}"
+        if row["errors"]:
+            yield f"{where}: errors: " + ", ".join(f"{count} × {kind}" for kind, count in row["errors"].items())
+        if row["wrong"]:
+            yield f"{where}: {row['wrong']} of {row['checked']} answers compared were not those of L1"
+    noisy = [row for row in report["results"] if row["noisiest_cores"] > QUIET_CORES]
+    if noisy:
+        most = max(row["noisiest_cores"] for row in noisy)
+        yield (
+            f"others used up to {most:.2f} cores during {len(noisy)} of {len(report['results'])} rows: "
+            "compare CPU ms/request, which hardly moves with noise, or run again on a quiet machine"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------- main
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; leaves with exit code 2 when it is wrong."""
+    cores = cpu_budget().cores
+    names = [target.name for target in targets(cores)]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    option = parser.add_argument
+    option("--models", type=Path, default=Path("models"), help="the model repository (default: models)")
+    option("--seconds", type=float, default=4.0, help="of each measurement, after a warm-up of 1 s (default: 4)")
+    option("--connections", type=int, default=64, help="kept-alive connections (default: 64)")
+    option("--repeat", type=int, default=3, help="rounds; medians are reported (default: 3)")
+    option("--target", action="append", choices=names, help="only this one; may be given several times")
+    option(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where to write everything (default: benchmarks/results/bench-DATE.json)",
+    )
+    settings = parser.parse_args(arguments)
+    for name, low, high in (("seconds", 0.2, 600), ("connections", 1, 1024), ("repeat", 1, 20)):
+        if not low <= getattr(settings, name) <= high:
+            parser.error(f"--{name} must be {low:g} to {high:g}")
+    for name in MODELS.values():
+        if not (settings.models / name / "1" / "model.onnx").is_file():
+            parser.error(f"--models: {settings.models} has no {name}/1, which is measured here")
+    settings.models, settings.cores = settings.models.resolve(), cores
+    return settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    settings = parse_arguments(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are stopped too
+    progress = Console(stderr=True)
+    now = datetime.now(UTC)
+    chosen = [target for target in targets(settings.cores) if target.name in (settings.target or [target.name])]
+    benchmark = Benchmark(
+        settings.models,
+        chosen,
+        settings.connections,
+        settings.seconds,
+        settings.repeat,
+        settings.cores,
+        lambda text: progress.print(text, style="dim", highlight=False, soft_wrap=True),
+    )
+    about = {**load.machine(), "fastapi": version("fastapi"), "uvicorn": version("uvicorn")}
+    try:
+        benchmark.run()
+    except BenchmarkFailed as error:
+        print(f"bench.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    report: dict[str, Any] = {
+        "date": now.isoformat(timespec="seconds"),
+        "machine": about,
+        "settings": {
+            **{name: getattr(settings, name) for name in ("connections", "seconds", "repeat", "cores")},
+            "environment": {
+                name: value
+                for name, value in sorted(os.environ.items())
+                if name.startswith("GRIDLOOP_") and name not in ("GRIDLOOP_API_KEYS", "GRIDLOOP_MODELS")
+            },
+        },
+        "results": summaries(benchmark.rows),
+        "measurements": [asdict(row) for row in benchmark.rows],
+    }
+    print_report(report)
+    file = settings.json or HERE / "results" / f"bench-{now:%Y%m%d-%H%M}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    progress.print(f"written: {file}", style="dim", highlight=False)
+    failures = sum(sum(row["errors"].values()) + row["wrong"] for row in report["results"])
+    return 1 if failures or not all(row["rate"] for row in report["results"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,361 @@
+"""The Open Inference Protocol, version 2: `/v2`, tensors in and tensors out, for every model of every task.
+
+Any client of the protocol works: the specification is github.com/kserve/open-inference-protocol, and the binary tensor
+extension is Triton Inference Server's. What a body means is decided in `tensor_codec`; this module is the routes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import orjson
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from service import __version__, errors
+from service.api import health
+from service.api.body import receive_body
+from service.api.context import Answer, RequestContext
+from service.api.deps import GateDep, RegistryDep, WorkersDep
+from service.api.problems import PROBLEMS
+from service.api.tasks import Attended
+from service.api.tensor_codec import Codec
+from service.errors import BadRequest, ModelNotFound, ModelNotReady
+from service.registry.handle import ModelHandle
+from service.registry.registry import Registry
+from service.schemas.open_inference import (
+    InferenceRequest,
+    InferenceResponse,
+    ModelMetadata,
+    ModelNames,
+    ModelReady,
+    ProtocolError,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+)
+from service.settings import Settings
+
+EXTENSIONS = ["binary_tensor_data"]
+PLATFORM = "onnxruntime_onnx"
+
+SCHEMAS = (InferenceRequest, InferenceResponse)
+"""Types that `path_items` refers to."""
+
+PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer")
+
+_JSON_BYTES = b"inference-header-content-length"
+_SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})')
+_LOOK_BYTES = 512
+
+
+def match(path: str) -> tuple[str, str | None] | None:
+    """Model and version of `/v2/models/{m}[/versions/{v}]/infer`; None for any other path."""
+    if not path.startswith("/v2/models/"):
+        return None
+    parts = path.split("/")
+    if parts[-1] != "infer" or not parts[3]:
+        return None
+    if len(parts) == 5:
+        return parts[3], None
+    return (parts[3], parts[5]) if len(parts) == 7 and parts[4] == "versions" and parts[5] else None
+
+
+def find(registry: Registry, name: str, version: str | None) -> ModelHandle:
+    """The handle of a model, whatever its task.
+
+    Raises:
+        ModelNotFound: no such model or version.
+        ModelNotReady: known, but not loaded.
+    """
+    model = registry.get(name)
+    found = model.versions.get(version or model.default_version or "")
+    if version and found is None:
+        raise ModelNotFound(version, available=list(model.versions), what=f"version of model {name!r}")
+    if found is None:
+        raise ModelNotReady(name, "failed", model.problem)
+    if found.handle is None:
+        raise ModelNotReady(name, found.state, found.reason)
+    return found.handle
+
+
+class InferEndpoint:
+    """What answers `POST /v2/models/{m}[/versions/{v}]/infer`; no FastAPI route, for speed.
+
+    Attributes:
+        path: its label in the metrics, with and without a version.
+
+    Args:
+        settings: the server's limits.
+        registry: where the models are.
+    """
+
+    path = PATHS[0]
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings, self._registry = settings, registry
+        self._codecs: WeakKeyDictionary[ModelHandle, Codec] = WeakKeyDictionary()
+
+    async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
+        settings = self._settings
+        body = await receive_body(
+            context.headers, scope, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
+        )
+        json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
+        handle = find(self._registry, *(match(scope["path"]) or ("", None)))
+        context.model = handle.name
+        steps, rows = self._codec(handle).steps(body, json_bytes), _rows(body) if json_bytes != 0 else 1
+        async with Attended(receive):
+            done = await handle.submit(steps, rows=rows, timeout_s=context.remaining_s, alone=context.alone)
+        context.timings = done.timings
+        reply = done.value
+        if reply.json_bytes is None:
+            return Answer(reply.body)
+        length = (_JSON_BYTES, b"%d" % reply.json_bytes)
+        return Answer(reply.body, b"application/octet-stream", headers=(length,))
+
+    def _codec(self, handle: ModelHandle) -> Codec:
+        codec = self._codecs.get(handle)
+        if codec is None:
+            settings = self._settings
+            codec = self._codecs[handle] = Codec(
+                handle.ref, handle.signature, max_bytes=settings.max_body_bytes, max_length=settings.max_series_points
+            )
+        return codec
+
+
+def _json_bytes(header: bytes | None, size: int) -> int | None:
+    """Length of the JSON part as the caller says; None when the whole body is JSON."""
+    if header is None:
+        return None
+    if not header.isdigit() or len(header) > 10 or int(header) > size:
+        raise BadRequest(
+            "Inference-Header-Content-Length must be the number of bytes of the body's JSON part; it is "
+            f"{header.decode('latin-1')[:20]!r}, and the body has {size} bytes."
+        )
+    return int(header)
+
+
+def _rows(body: bytes) -> int:
+    """About how many rows a request has, for the queue's limit: the first axis of the first shape near its beginning.
+
+    It is the model's thread that reads the body. What is said here without being so does no harm but to its author: a
+    row has at least a byte.
+    """
+    found = _SHAPE.search(body, 0, _LOOK_BYTES)
+    return max(1, min(int(found[1]), len(body))) if found else 1
+
+
+# --- metadata and health
+
+
+def _failures(kinds: Iterable[type[errors.ServiceError]]) -> dict[int | str, dict[str, Any]]:
+    """Documentation of a route's errors, in the protocol's form, with an example of each."""
+    documented: dict[int | str, dict[str, Any]] = {}
+    for kind in (PROBLEMS[error] for error in kinds):
+        entry = documented.setdefault(
+            kind.status,
+            {
+                "model": ProtocolError,
+                "description": HTTPStatus(kind.status).phrase,
+                "content": {"application/json": {"examples": {}}},
+            },
+        )
+        example = {"summary": kind.title, "value": {"error": str(kind.example)}}
+        entry["content"]["application/json"]["examples"][kind.slug] = example
+    return documented
+
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+
+_OF_MODEL = _failures((errors.NotAuthorised, errors.ModelNotFound, errors.ModelNotReady))
+
+
+@router.get("", summary="What is this server?", responses=_failures((errors.NotAuthorised,)))
+@router.get("/", include_in_schema=False)
+async def server_metadata() -> ServerMetadata:
+    """Its name and version, and which extensions of the protocol it has."""
+    return ServerMetadata(name="gridloop", version=__version__, extensions=EXTENSIONS)
+
+
+@router.get("/health/live", summary="Is the server alive?")
+async def server_live() -> ServerLive:
+    """200 as long as the process can answer, whatever its models do."""
+    return ServerLive(live=True)
+
+
+@router.get(
+    "/health/ready",
+    summary="Can every model that must be there infer?",
+    response_model=ServerReady,
+    responses=_failures((errors.ModelNotReady,)),
+)
+async def server_ready(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> JSONResponse:
+    """As `/readyz`: 503 with the reason while a required model is missing, and while the server drains."""
+    answer = await health.readyz(registry, gate, workers)
+    if answer.status_code == HTTPStatus.OK:
+        return JSONResponse({"ready": True})
+    reasons = orjson.loads(answer.body)["reasons"]
+    error = "Not ready: " + "; ".join(f"{what}: {reason}" for what, reason in reasons.items())
+    return JSONResponse({"ready": False, "error": error}, answer.status_code, {"Retry-After": "1"})
+
+
+@router.get("/models", summary="Which models can infer?", responses=_failures((errors.NotAuthorised,)))
+async def model_names(registry: RegistryDep) -> ModelNames:
+    """Names of the models that are ready."""
+    return ModelNames(models=[model.name for model in registry if model.is_ready])
+
+
+@router.get(
+    "/models/{model_name}",
+    summary="What does a model take and give?",
+    response_model_exclude_none=True,
+    responses=_OF_MODEL,
+)
+async def model_metadata(model_name: str, registry: RegistryDep) -> ModelMetadata:
+    """Names, datatypes and shapes of the graph's tensors; of the version that answers when none is named."""
+    return _metadata(registry, model_name, None)
+
+
+@router.get(
+    "/models/{model_name}/versions/{model_version}",
+    summary="What does a version of a model take and give?",
+    response_model_exclude_none=True,
+    responses=_OF_MODEL,
+)
+async def version_metadata(model_name: str, model_version: str, registry: RegistryDep) -> ModelMetadata:
+    """Names, datatypes and shapes of the graph's tensors."""
+    return _metadata(registry, model_name, model_version)
+
+
+@router.get("/models/{model_name}/ready", summary="Can a model infer?", responses=_OF_MODEL)
+async def model_ready(model_name: str, registry: RegistryDep) -> ModelReady:
+    """200 when it can; 404 when there is no such model, 503 when it is not loaded."""
+    return ModelReady(name=find(registry, model_name, None).ref.name, ready=True)
+
+
+@router.get(
+    "/models/{model_name}/versions/{model_version}/ready",
+    summary="Can a version of a model infer?",
+    responses=_OF_MODEL,
+)
+async def version_ready(model_name: str, model_version: str, registry: RegistryDep) -> ModelReady:
+    """200 when it can; 404 when there is no such version, 503 when it is not loaded."""
+    return ModelReady(name=find(registry, model_name, model_version).ref.name, ready=True)
+
+
+def _metadata(registry: Registry, name: str, version: str | None) -> ModelMetadata:
+    handle = find(registry, name, version)
+    ready = [v.name for v in registry.get(name).versions.values() if v.handle is not None]
+    inputs, outputs = Codec(handle.ref, handle.signature, max_bytes=0, max_length=0).metadata()
+    return ModelMetadata.model_validate(
+        {"name": name, "versions": ready, "platform": PLATFORM, "inputs": inputs, "outputs": outputs}
+    )
+
+
+# --- the OpenAPI document
+
+_INFER_FAILURES = (
+    errors.BadRequest,
+    errors.NotAuthorised,
+    errors.ModelNotFound,
+    errors.BodyTimeout,
+    errors.TooLarge,
+    errors.UnsupportedMedia,
+    errors.RateLimited,
+    errors.InferenceFailed,
+    errors.ModelNotReady,
+    errors.Overloaded,
+    errors.Draining,
+    errors.DeadlineExceeded,
+)
+
+_POINTS = [10.1, 10.3, 9.9, 10.2, 10.0, 25.0]
+_EXAMPLES = {
+    "a series": {
+        "value": {"inputs": [{"name": "values", "shape": [1, len(_POINTS)], "datatype": "FP64", "data": _POINTS}]}
+    },
+    "two rows, one output, nested": {
+        "value": {
+            "id": "42",
+            "inputs": [
+                {"name": "values", "shape": [2, 3], "datatype": "FP64", "data": [_POINTS[:3], _POINTS[3:]]},
+                {"name": "sequence_lens", "shape": [2], "datatype": "INT32", "data": [3, 2]},
+            ],
+            "outputs": [{"name": "expected"}],
+        }
+    },
+}
+_WITH_TENSORS = {
+    "type": "string",
+    "format": "binary",
+    "description": "A JSON object as above, and after it the little-endian bytes of the tensors that it gives a "
+    "`binary_data_size`. `Inference-Header-Content-Length` is the length of the JSON.",
+}
+
+
+def path_items() -> dict[str, dict[str, Any]]:
+    """The infer routes as OpenAPI path items; the application adds `SCHEMAS` to its components."""
+    model = _path_parameter("model_name", "Name of the model.", "series-gru")
+    version = _path_parameter("model_version", "Name of its version.", "1")
+    operations = (
+        _operation("Run a model on tensors", "infer", [model]),
+        _operation("Run a version of a model on tensors", "infer_version", [model, version]),
+    )
+    return {path: {"post": operation} for path, operation in zip(PATHS, operations, strict=True)}
+
+
+def _path_parameter(name: str, description: str, example: str) -> dict[str, Any]:
+    schema = {"type": "string"}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema} | {
+        "example": example
+    }
+
+
+def _operation(summary: str, operation_id: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
+    length = {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "required": False,
+        "description": "Bytes of the JSON part, where tensors follow it. 0: the body is the bytes of the model's one "
+        "input.",
+        "schema": {"type": "integer", "minimum": 0},
+    }
+    failures = {str(status): entry for status, entry in _failures(_INFER_FAILURES).items()}
+    for entry in failures.values():
+        del entry["model"]
+        entry["content"]["application/json"]["schema"] = _reference(ProtocolError)
+    return {
+        "tags": router.tags,
+        "summary": summary,
+        "description": "The graph's own tensors, past the task's pre- and post-processing. Rows of several callers "
+        "share a run. Inputs that carry recurrent state may be left out (they begin at zero), and so may "
+        "`sequence_lens` (full length).",
+        "operationId": operation_id,
+        "parameters": [*parameters, length],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _reference(InferenceRequest), "examples": _EXAMPLES},
+                "application/octet-stream": {"schema": _WITH_TENSORS},
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "The outputs.",
+                "content": {
+                    "application/json": {"schema": _reference(InferenceResponse)},
+                    "application/octet-stream": {"schema": _WITH_TENSORS},
+                },
+            },
+            **failures,
+        },
+    }
+
+
+def _reference(schema: type) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{schema.__name__}"}

@@ -1,0 +1,162 @@
+"""How a graph runs best on this machine: measured once when a model is loaded, and remembered.
+
+Two things are worth choosing. *Rows in a run*: recurrent graphs gain a lot from batches, because weights are read once
+for all rows; convolutions gain little; and every graph loses again when a batch no longer fits the caches. *Threads of
+a lone run*: a run that has the machine to itself may use every core, which halves the latency of large convolutions
+and slows small recurrent graphs down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+import structlog
+from pydantic import BaseModel, Field, ValidationError
+
+from service.graph import Array
+from service.runtime.session import OnnxSession
+
+log = structlog.get_logger(__name__)
+
+BUDGET_S = 0.5
+"""Time that measuring one graph may take, but for the last run begun (seconds)."""
+RUN_COSTS_MS = 0.2
+"""What a run costs besides the graph: stacking, splitting, waking up (milliseconds)."""
+NEAR_BEST = 1.05
+"""The smallest batch is taken whose time per row is within this factor of the best one's."""
+WORTH_A_POOL = 0.8
+"""A pool of threads is kept when a lone run takes at most this share of its time on one core."""
+MOST_BYTES_TWICE = 64 * 1024 * 1024
+"""A larger graph is not opened a second time for lone runs: its weights would be in memory twice (bytes)."""
+TRIAL_S = 0.03
+"""A batch size is tried for so long, and at least three times (seconds)."""
+
+_FORMAT = 1
+
+
+class Tuning(BaseModel):
+    """How a graph is run, and what was measured."""
+
+    max_batch_size: int = Field(description="Most rows in one run.", examples=[16])
+    lone_threads: int = Field(
+        description="Threads of a run that has the machine to itself; all other runs take one each.", examples=[2]
+    )
+    source: Literal["manifest", "measured", "remembered", "default"] = Field(
+        description="Who chose the batch size: the model's manifest; a measurement now or earlier; nobody, for want of "
+        "a golden sample to measure with."
+    )
+    ms_per_row: dict[int, float] = Field(
+        default={},
+        description="Measured on one core with the first golden sample: rows in a run -> milliseconds a row.",
+    )
+    lone_ms: dict[int, float] = Field(default={}, description="Measured: threads -> milliseconds of a run of one row.")
+
+
+def tune(
+    session: OnnxSession,
+    row: Mapping[str, Array],
+    outputs: tuple[str, ...],
+    *,
+    most_rows: int,
+    cores: int,
+    size_bytes: int,
+) -> Tuning:
+    """Measure a graph and choose.
+
+    Args:
+        session: the graph; comes back as it went in.
+        row: every input, with one row.
+        outputs: names of the outputs to compute.
+        most_rows: largest batch to try.
+        cores: that a lone run may use.
+        size_bytes: of the graph file.
+    """
+    end = time.perf_counter() + BUDGET_S
+    per_row: dict[int, float] = {}
+    rows = session.signature.fixed_batch or 1
+    while rows <= (session.signature.fixed_batch or most_rows) and (not per_row or time.perf_counter() < end):
+        feeds = {name: np.repeat(array, rows, axis=0) for name, array in row.items()}
+        per_row[rows] = _milliseconds(session, feeds, outputs, alone=False) / rows
+        rows *= 2
+    costs = {rows: taken + RUN_COSTS_MS / rows for rows, taken in per_row.items()}
+    batch = min(rows for rows, cost in costs.items() if cost <= NEAR_BEST * min(costs.values()))
+    lone: dict[int, float] = {}
+    threads = 1
+    if cores > 1 and size_bytes <= MOST_BYTES_TWICE:
+        session.lone_threads = cores
+        session.open_pool()
+        one = {name: array[:1] for name, array in row.items()}
+        lone = {
+            1: _milliseconds(session, one, outputs, alone=False),
+            cores: _milliseconds(session, one, outputs, alone=True),
+        }
+        session.close_pool()
+        session.lone_threads = 1
+        threads = cores if lone[cores] <= WORTH_A_POOL * lone[1] else 1
+    return Tuning(
+        max_batch_size=batch,
+        lone_threads=threads,
+        source="measured",
+        ms_per_row={rows: round(taken, 4) for rows, taken in per_row.items()},
+        lone_ms={threads: round(taken, 4) for threads, taken in lone.items()},
+    )
+
+
+def _milliseconds(session: OnnxSession, feeds: Mapping[str, Array], outputs: tuple[str, ...], *, alone: bool) -> float:
+    """The best of a few runs: what disturbs a measurement only ever makes it longer."""
+    session.run(feeds, outputs, alone=alone)
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < TRIAL_S:
+        begun = time.perf_counter()
+        session.run(feeds, outputs, alone=alone)
+        times.append(time.perf_counter() - begun)
+    session.run(feeds, outputs, alone=alone, keep_memory=False)  # a large trial's memory would stay for ever
+    return min(times) * 1e3
+
+
+def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tuning]) -> Tuning:
+    """The choice made earlier for this graph on this kind of machine, else a new one, which is then remembered.
+
+    It is kept in the user's cache folder (`XDG_CACHE_HOME`); where that cannot be written, every start measures.
+
+    Args:
+        digest: of the graph file.
+        most_rows: as for `tune`.
+        cores: as for `tune`.
+        measure: what to call when nothing is remembered.
+    """
+    machine = [_FORMAT, digest, most_rows, cores, _processor(), ort.__version__]
+    key = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:32]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    file = cache / "gridloop" / "tuning" / f"{key}.json"
+    try:
+        return Tuning.model_validate_json(file.read_bytes()).model_copy(update={"source": "remembered"})
+    except (OSError, ValidationError):
+        pass
+    choice = measure()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_text(choice.model_dump_json())
+        part.replace(file)
+    except OSError as error:
+        log.debug("the choice is not remembered", reason=error.strerror)
+    return choice
+
+
+def _processor() -> str:
+    """The processor's name: `platform` knows none on most Linux machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

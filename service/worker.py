@@ -1,0 +1,116 @@
+"""A worker: the process that answers requests, with uvicorn.
+
+It listens by itself, or, beside others, is handed its connections by the supervisor over a Unix socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from service.api.context import Workers
+from service.api.protocol import LimitedHttpProtocol
+from service.app import create_app
+from service.registry.registry import Registry
+from service.settings import Settings
+
+KEEP_ALIVE_S = 75
+"""Idle time after which a kept-alive connection is closed: longer than the pools of usual clients (seconds)."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which exits with 0 after a signal and tells the application as soon as one arrives."""
+
+    channel: socket.socket | None = None
+    """Where connections are handed over, each as a file descriptor; closed by the supervisor, or by its death."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.config.app.app.state.gate.draining = True  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.channel is not None:
+            self.channel.setblocking(False)
+            self._adopting: set[asyncio.Task[Any]] = set()
+            asyncio.get_running_loop().add_reader(self.channel, self._take, self.channel)
+
+    def _take(self, channel: socket.socket) -> None:
+        """Serve the connections that were handed over."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+            except BlockingIOError:
+                return
+            if not message:  # the supervisor is gone: nobody would stop or replace this worker any more
+                loop.remove_reader(channel)
+                self.handle_exit(signal.SIGTERM, None)
+                return
+            for descriptor in descriptors:
+                connection = socket.socket(fileno=descriptor)
+                task = loop.create_task(self._adopt(connection))
+                self._adopting.add(task)
+                task.add_done_callback(self._adopting.discard)
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # the client has left already
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return LimitedHttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def work(
+    settings: Settings,
+    source: socket.socket,
+    *,
+    registry: Registry | None = None,
+    workers: Workers | None = None,
+) -> None:
+    """Answer requests until SIGTERM or SIGINT.
+
+    Args:
+        settings: of the server.
+        source: a listening TCP socket, or the Unix socket on which connections are handed over.
+        registry: the models as they are to be served; left out, they are loaded here.
+        workers: what the workers know of each other; left out, this is the only one.
+    """
+    workers = workers or Workers()
+    app = create_app(settings, registry=registry, workers=workers)
+    LimitedHttpProtocol.header_timeout_s, LimitedHttpProtocol.workers = settings.body_timeout_s, workers
+    config = uvicorn.Config(
+        app,
+        http=LimitedHttpProtocol,
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=True,
+        backlog=2048,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+    )
+    server = _Server(config)
+    if source.family in (socket.AF_INET, socket.AF_INET6):
+        server.run(sockets=[source])
+    else:
+        server.channel = source
+        server.run(sockets=[])
