@@ -25,7 +25,9 @@ REQUESTS = Counter("gridloop_requests", "HTTP requests answered.", ["route", "me
 REQUEST_SECONDS = Histogram(
     "gridloop_request_seconds", "Time from the request's head to its answer.", ["route"], buckets=_LATENCY_BUCKETS_S
 )
-IN_FLIGHT = Gauge("gridloop_requests_in_flight", "HTTP requests being answered now.", multiprocess_mode="livesum")
+IN_FLIGHT = Gauge(
+    "gridloop_requests_in_flight", "HTTP requests being answered now.", multiprocess_mode="livemostrecent"
+)
 
 BATCH_ROWS = Histogram(
     "gridloop_batch_rows", "Rows in each run of a model.", ["model"], buckets=(1, 2, 4, 8, 16, 32, 64, 128)

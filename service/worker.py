@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -21,6 +22,8 @@ from service.app import create_app
 from service.registry.registry import Registry
 from service.settings import Settings
 
+ALLOCATIONS = 10_000
+"""Objects made before the collector looks for cycles: a request makes hundreds, and leaves none (count)."""
 KEEP_ALIVE_S = 75
 """Idle time after which a kept-alive connection is closed: longer than the pools of usual clients (seconds)."""
 
@@ -91,6 +94,7 @@ def work(
         registry: the models as they are to be served; left out, they are loaded here.
         workers: what the workers know of each other; left out, this is the only one.
     """
+    gc.set_threshold(ALLOCATIONS, 20, 50)
     workers = workers or Workers()
     app = create_app(settings, registry=registry, workers=workers)
     LimitedHttpProtocol.header_timeout_s, LimitedHttpProtocol.workers = settings.body_timeout_s, workers

@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser, parse_options_header
 
-from service.api.context import CYCLE, ClientDisconnected
+from service.api.context import EXCHANGE, ClientDisconnected, Exchange
 from service.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMedia, ValidationFailed
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput, TaskInput, Upload
@@ -24,8 +24,6 @@ from service.tasks.base import MediaInput, TaskInput, Upload
 INLINE_BYTES = 64 * 1024
 """Larger bodies are parsed in a thread: the event loop answers probes meanwhile (bytes)."""
 
-_SMALL_BYTES = 64 * 1024
-"""The server reads on while a body is not larger (bytes); of a larger one it waits for each piece to be taken."""
 _ENCODINGS = ("gzip", "deflate", "identity")
 
 
@@ -55,17 +53,16 @@ async def receive_body(headers: Headers, scope: Any, receive: Any, *, max_bytes:
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes, int(declared))
-    cycle = scope.get(CYCLE)
-    if cycle is not None and not cycle.more_body and len(cycle.body) <= _SMALL_BYTES:
-        body, cycle.body = bytes(cycle.body), bytearray()  # it came with the head: nothing to wait for
-        if len(body) > max_bytes:
-            raise _too_large(max_bytes, None)
-    else:
+    exchange: Exchange | None = scope.get(EXCHANGE)
+    body = exchange.whole_body() if exchange else None  # mostly it came with the head: nothing to wait for
+    if body is None:
         try:
             async with asyncio.timeout(timeout_s):
                 body = await _receive(receive, max_bytes)
         except TimeoutError:
             raise BodyTimeout(timeout_s) from None
+    elif len(body) > max_bytes:
+        raise _too_large(max_bytes, None)
     if encoding == "identity":
         return body
     return await asyncio.to_thread(_inflate, body, max_bytes)

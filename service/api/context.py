@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from service.runtime.batcher import Timings
 
 _KEY = "gridloop.context"
 IN_FLIGHT = "gridloop.in_flight"
 """Key of the ASGI scope under which the server puts the set of all requests being answered in the process."""
-CYCLE = "gridloop.cycle"
-"""Key of the ASGI scope under which the server puts what it holds of the request: `body` and `more_body`."""
+EXCHANGE = "gridloop.exchange"
+"""Key of the ASGI scope under which the server puts the `Exchange`."""
 
 
 @dataclass(slots=True)
@@ -41,6 +42,16 @@ class Answer:
     media_type: bytes = b"application/json"
     status: int = 200
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Exchange(Protocol):
+    """A request and its answer as the server's protocol holds them: a short way past ASGI's messages."""
+
+    def whole_body(self) -> bytes | None:
+        """The request's body where all of it has arrived already; None where it is still to be received."""
+
+    async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send a whole answer."""
 
 
 class ClientDisconnected(Exception):
@@ -75,6 +86,15 @@ class RequestContext:
     def remaining_s(self) -> float:
         """Seconds left until the deadline; not below 0."""
         return max(0.0, self.started + self.timeout_s - time.perf_counter())
+
+
+def new_request_id() -> str:
+    """128 random bits in hex.
+
+    Not from the operating system: that call releases the interpreter's lock, and a busy worker thread keeps it for
+    milliseconds. The generator is seeded from the operating system in every process.
+    """
+    return f"{random.getrandbits(128):032x}"
 
 
 def set_context(scope: Any, context: RequestContext) -> None:

@@ -15,13 +15,24 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import structlog
 from fastapi import FastAPI
 
 from service import telemetry
-from service.api.context import IN_FLIGHT, Answer, ClientDisconnected, RequestContext, Workers, set_context
+from service.api.context import (
+    EXCHANGE,
+    IN_FLIGHT,
+    Answer,
+    ClientDisconnected,
+    Exchange,
+    RequestContext,
+    Workers,
+    new_request_id,
+    set_context,
+)
 from service.api.problems import answer_of
 from service.errors import BadRequest, Draining, InferenceFailed, NotAuthorised, RateLimited, ServiceError
 
@@ -139,7 +150,6 @@ class Edge:
         context.alone = self._is_alone(scope, context.started)
         endpoint = self._endpoint_of(scope["path"]) if scope["method"] == "POST" else None
         status = 499  # as proxies count a client who has left
-        telemetry.IN_FLIGHT.inc()
         try:
             context.trace = _trace(headers)
             context.timeout_s = _timeout_s(headers, self._default_timeout_s)
@@ -148,7 +158,7 @@ class Edge:
                 status = await self._through_framework(context, scope, receive, send)
             else:
                 answer = await endpoint(context, scope, receive)
-                await _send(send, answer, context)
+                await _send(answer, context, scope, send)
                 status = answer.status
         except ClientDisconnected:
             pass
@@ -158,11 +168,10 @@ class Edge:
                 raise crash.error from None
         except Exception as error:
             answer = _problem(error, scope["path"], context)
-            await _send(send, answer, context)
+            await _send(answer, context, scope, send)
             status = answer.status
         finally:
             workers.in_flight[workers.own] -= 1
-            telemetry.IN_FLIGHT.dec()
             self._record(scope, context, endpoint.path if endpoint else None, status)
 
     def _is_alone(self, scope: Any, now: float) -> bool:
@@ -199,8 +208,9 @@ class Edge:
         seconds = time.perf_counter() - context.started
         # The template: a caller's own text would never end.
         route = path or getattr(scope.get("route"), "path", "none")
-        telemetry.REQUESTS.labels(route, scope["method"], status).inc()
-        telemetry.REQUEST_SECONDS.labels(route).observe(seconds)
+        count, duration = _metrics(route, scope["method"], status)
+        count.inc()
+        duration.observe(seconds)
         if self._access_log and (self._log_probes or scope["path"] not in _PROBES):
             self._access_log(
                 {
@@ -213,6 +223,11 @@ class Edge:
                     "trace_id": context.trace[3:35] if context.trace else None,
                 }
             )
+
+
+@lru_cache(maxsize=1024)
+def _metrics(route: str, method: str, status: int) -> tuple[Any, Any]:
+    return telemetry.REQUESTS.labels(route, method, status), telemetry.REQUEST_SECONDS.labels(route)
 
 
 class _AlreadyAnswered(Exception):
@@ -236,13 +251,17 @@ def _problem(error: Exception, path: str, context: RequestContext) -> Answer:
     return Answer(body, kind.encode(), status, fields)
 
 
-async def _send(send: Any, answer: Answer, context: RequestContext) -> None:
+async def _send(answer: Answer, context: RequestContext, scope: Any, send: Any) -> None:
     headers = [
         (b"content-type", answer.media_type),
         (b"content-length", b"%d" % len(answer.body)),
         *answer.headers,
         *_headers(context),
     ]
+    exchange: Exchange | None = scope.get(EXCHANGE)
+    if exchange is not None:
+        await exchange.answer(answer.status, headers, answer.body)
+        return
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
 
@@ -251,15 +270,6 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
     """The caller's own id where it is 1 to 128 visible ASCII characters, else a new one."""
     sent = headers.get(b"x-request-id", b"")
     return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else new_request_id()
-
-
-def new_request_id() -> str:
-    """128 random bits in hex.
-
-    Not from the operating system: that call releases the interpreter's lock, and a busy worker thread keeps it for
-    milliseconds. The generator is seeded from the operating system in every process.
-    """
-    return f"{random.getrandbits(128):032x}"
 
 
 def _timeout_s(headers: dict[bytes, bytes], default: float) -> float:

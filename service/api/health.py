@@ -47,6 +47,7 @@ async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> J
 
 
 @router.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
-async def metrics() -> Response:
+async def metrics(workers: WorkersDep) -> Response:
     """Counts and times of requests, queues, batches and runs."""
+    telemetry.IN_FLIGHT.set(sum(workers.in_flight))
     return Response(await asyncio.to_thread(telemetry.exposition), media_type=CONTENT_TYPE_LATEST)

@@ -10,10 +10,10 @@ from asyncio import TimerHandle
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.api.context import CYCLE, IN_FLIGHT, Workers
-from service.api.edge import new_request_id
+from service.api.context import EXCHANGE, IN_FLIGHT, Workers, new_request_id
 from service.api.problems import answer_of
 from service.errors import BadRequest, BodyTimeout
 
@@ -70,7 +70,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         scope: Any = self.scope
         super().on_headers_complete()  # makes the cycle; the application begins later
-        scope[IN_FLIGHT], scope[CYCLE] = self.tasks, self.cycle
+        scope[IN_FLIGHT], scope[EXCHANGE] = self.tasks, _Exchange(self.cycle)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what could not be parsed, or was refused above, and close."""
@@ -113,3 +113,43 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         self._refusal = BodyTimeout(self.header_timeout_s)
         self.send_400_response("")
+
+
+class _Exchange:
+    """uvicorn's request-response cycle, used directly: ASGI's messages would cost as much as a small inference."""
+
+    __slots__ = ("_cycle",)
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def whole_body(self) -> bytes | None:
+        """See `Exchange`. A body over uvicorn's limit is read piece by piece, as each piece is taken."""
+        cycle = self._cycle
+        if cycle.more_body or len(cycle.body) > HIGH_WATER_LIMIT:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """See `Exchange`. What `RequestResponseCycle.send` does for a start and a body, in one write."""
+        cycle = self._cycle
+        if cycle.flow.write_paused and not cycle.disconnected:
+            await cycle.flow.drain()
+        if cycle.disconnected:
+            return
+        if (b"connection", b"close") in headers:
+            cycle.keep_alive = False
+        elif not cycle.keep_alive:
+            headers.append((b"connection", b"close"))
+        pieces = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            pieces += (name, b": ", value, b"\r\n")
+        pieces += (b"\r\n", body)
+        cycle.transport.write(b"".join(pieces))
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()

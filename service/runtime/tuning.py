@@ -27,9 +27,9 @@ from service.runtime.session import OnnxSession
 
 log = structlog.get_logger(__name__)
 
-BUDGET_S = 0.5
-"""Time that measuring one graph may take, but for the last run begun (seconds)."""
-RUN_COSTS_MS = 0.2
+BUDGET_S = 0.8
+"""Time for measuring batch sizes of one graph, but for the round begun last; a quarter more for lone runs (seconds)."""
+RUN_COSTS_MS = 0.5
 """What a run costs besides the graph: stacking, splitting, waking up (milliseconds)."""
 NEAR_BEST = 1.05
 """The smallest batch is taken whose time per row is within this factor of the best one's."""
@@ -37,8 +37,6 @@ WORTH_A_POOL = 0.8
 """A pool of threads is kept when a lone run takes at most this share of its time on one core."""
 MOST_BYTES_TWICE = 64 * 1024 * 1024
 """A larger graph is not opened a second time for lone runs: its weights would be in memory twice (bytes)."""
-TRIAL_S = 0.03
-"""A batch size is tried for so long, and at least three times (seconds)."""
 
 _FORMAT = 1
 
@@ -81,27 +79,38 @@ def tune(
         size_bytes: of the graph file.
     """
     end = time.perf_counter() + BUDGET_S
-    per_row: dict[int, float] = {}
-    rows = session.signature.fixed_batch or 1
-    while rows <= (session.signature.fixed_batch or most_rows) and (not per_row or time.perf_counter() < end):
-        feeds = {name: np.repeat(array, rows, axis=0) for name, array in row.items()}
-        per_row[rows] = _milliseconds(session, feeds, outputs, alone=False) / rows
-        rows *= 2
-    costs = {rows: taken + RUN_COSTS_MS / rows for rows, taken in per_row.items()}
-    batch = min(rows for rows, cost in costs.items() if cost <= NEAR_BEST * min(costs.values()))
+    fixed = session.signature.fixed_batch
+    sizes = [fixed] if fixed else [2**n for n in range(most_rows.bit_length())]
+    one = {name: array[:1] for name, array in row.items()}
+    times: dict[int, list[float]] = {}
+    while not times or time.perf_counter() < end:  # in turns: whatever slows the machine down hits all of them
+        for size in sizes:
+            feeds = {name: np.repeat(array, size, axis=0) for name, array in one.items()}
+            if size not in times:
+                if times and time.perf_counter() > end - BUDGET_S / 2:
+                    break
+                session.run(feeds, outputs)  # the first run of a shape costs more
+                times[size] = []
+            times[size].append(_seconds(session, feeds, outputs, alone=False))
+        sizes = list(times)
+    session.run(one, outputs, keep_memory=False)  # what the large batches needed would stay for ever
+    per_row = {size: min(taken) * 1e3 / size for size, taken in times.items()}
+    costs = {size: taken + RUN_COSTS_MS / size for size, taken in per_row.items()}
+    batch = min(size for size, cost in costs.items() if cost <= NEAR_BEST * min(costs.values()))
+
     lone: dict[int, float] = {}
-    threads = 1
     if cores > 1 and size_bytes <= MOST_BYTES_TWICE:
         session.lone_threads = cores
         session.open_pool()
-        one = {name: array[:1] for name, array in row.items()}
-        lone = {
-            1: _milliseconds(session, one, outputs, alone=False),
-            cores: _milliseconds(session, one, outputs, alone=True),
-        }
+        session.run(one, outputs, alone=True)
+        end = time.perf_counter() + BUDGET_S / 4
+        while not lone or time.perf_counter() < end:
+            for threads in (1, cores):
+                taken = _seconds(session, one, outputs, alone=threads > 1) * 1e3
+                lone[threads] = min(taken, lone.get(threads, taken))
         session.close_pool()
         session.lone_threads = 1
-        threads = cores if lone[cores] <= WORTH_A_POOL * lone[1] else 1
+    threads = cores if lone and lone[cores] <= WORTH_A_POOL * lone[1] else 1
     return Tuning(
         max_batch_size=batch,
         lone_threads=threads,
@@ -111,16 +120,10 @@ def tune(
     )
 
 
-def _milliseconds(session: OnnxSession, feeds: Mapping[str, Array], outputs: tuple[str, ...], *, alone: bool) -> float:
-    """The best of a few runs: what disturbs a measurement only ever makes it longer."""
+def _seconds(session: OnnxSession, feeds: Mapping[str, Array], outputs: tuple[str, ...], *, alone: bool) -> float:
+    begun = time.perf_counter()
     session.run(feeds, outputs, alone=alone)
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < TRIAL_S:
-        begun = time.perf_counter()
-        session.run(feeds, outputs, alone=alone)
-        times.append(time.perf_counter() - begun)
-    session.run(feeds, outputs, alone=alone, keep_memory=False)  # a large trial's memory would stay for ever
-    return min(times) * 1e3
+    return time.perf_counter() - begun
 
 
 def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tuning]) -> Tuning:
