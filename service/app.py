@@ -109,7 +109,7 @@ def create_app(
         app.include_router(module.router)
     problems.install(app)
     app.openapi = lambda: _openapi(app, models.tasks, secured=bool(settings.api_keys))  # type: ignore[method-assign]
-    return Edge(
+    edge = Edge(
         app,
         endpoint_of=endpoint_of,
         gate=gate,
@@ -118,6 +118,8 @@ def create_app(
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
         log_probes=settings.log_level == "debug",
     )
+    app.state.flush_metrics = edge.flush_metrics
+    return edge
 
 
 async def _answered_by_the_edge(_: Request) -> Response:

@@ -7,15 +7,16 @@ and the log line.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import math
 import random
 import re
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any, Protocol
 
 import structlog
@@ -138,6 +139,8 @@ class Edge:
         self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
         self._crowded_until = 0.0
+        self._answered: Counter[tuple[str, str, int]] = Counter()
+        self._flush: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -204,13 +207,22 @@ class Edge:
             raise _AlreadyAnswered(error, status, is_complete=complete) from None
         return status or 499
 
+    def flush_metrics(self) -> None:
+        """Write the counts and times that have gathered."""
+        self._flush = None
+        for labels, count in self._answered.items():
+            telemetry.REQUESTS.labels(*labels).inc(count)
+        self._answered.clear()
+        telemetry.Recorder.flush_all()
+
     def _record(self, scope: Any, context: RequestContext, path: str | None, status: int) -> None:
         seconds = time.perf_counter() - context.started
         # The template: a caller's own text would never end.
-        route = path or getattr(scope.get("route"), "path", "none")
-        count, duration = _metrics(route, scope["method"], status)
-        count.inc()
-        duration.observe(seconds)
+        route = path or str(getattr(scope.get("route"), "path", "none"))
+        _seconds(route).observe(seconds)
+        self._answered[route, scope["method"], status] += 1
+        if self._flush is None:
+            self._flush = asyncio.get_running_loop().call_later(telemetry.FLUSH_S, self.flush_metrics)
         if self._access_log and (self._log_probes or scope["path"] not in _PROBES):
             self._access_log(
                 {
@@ -225,9 +237,9 @@ class Edge:
             )
 
 
-@lru_cache(maxsize=1024)
-def _metrics(route: str, method: str, status: int) -> tuple[Any, Any]:
-    return telemetry.REQUESTS.labels(route, method, status), telemetry.REQUEST_SECONDS.labels(route)
+@cache
+def _seconds(route: str) -> telemetry.Recorder:
+    return telemetry.Recorder(telemetry.REQUEST_SECONDS, route)
 
 
 class _AlreadyAnswered(Exception):

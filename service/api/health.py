@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -47,7 +47,8 @@ async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> J
 
 
 @router.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
-async def metrics(workers: WorkersDep) -> Response:
+async def metrics(request: Request, workers: WorkersDep) -> Response:
     """Counts and times of requests, queues, batches and runs."""
+    request.app.state.flush_metrics()
     telemetry.IN_FLIGHT.set(sum(workers.in_flight))
     return Response(await asyncio.to_thread(telemetry.exposition), media_type=CONTENT_TYPE_LATEST)

@@ -22,7 +22,7 @@ from service.api.body import receive_body
 from service.api.context import Answer, RequestContext
 from service.api.deps import GateDep, RegistryDep, WorkersDep
 from service.api.problems import PROBLEMS
-from service.api.tasks import Attended
+from service.api.tasks import SMALL_BYTES, Attended
 from service.api.tensor_codec import Codec
 from service.errors import BadRequest, ModelNotFound, ModelNotReady
 from service.registry.handle import ModelHandle
@@ -110,7 +110,9 @@ class InferEndpoint:
         context.model = handle.name
         steps, rows = self._codec(handle).steps(body, json_bytes), _rows(body) if json_bytes != 0 else 1
         async with Attended(receive):
-            done = await handle.submit(steps, rows=rows, timeout_s=context.remaining_s, alone=context.alone)
+            done = await handle.submit(
+                steps, rows=rows, timeout_s=context.remaining_s, alone=context.alone, small=len(body) <= SMALL_BYTES
+            )
         context.timings = done.timings
         reply = done.value
         if reply.json_bytes is None:

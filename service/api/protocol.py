@@ -35,6 +35,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._header_bytes = 0
+        self._in_head = False
         self._refusal: Exception | None = None
         self._header_timer: TimerHandle | None = None
 
@@ -47,11 +48,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.workers.closed[self.workers.own] += 1
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Nearly always the whole head is in one piece, and there is nothing to time.
+        if self._in_head and self._header_timer is None and not self.transport.is_closing():
+            self._start_timer()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._header_bytes = 0
-        if self._header_timer is None:
-            self._start_timer()
+        self._in_head = True
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -67,6 +73,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._refuse(HTTPException(417))
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._stop_timer()
         scope: Any = self.scope
         super().on_headers_complete()  # makes the cycle; the application begins later

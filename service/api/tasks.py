@@ -15,6 +15,8 @@ from service.settings import Settings
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput
 
+SMALL_BYTES = 64 * 1024
+"""A larger request is never worked on in the event loop's thread, even when it is alone (bytes)."""
 WATCH_AFTER_S = 0.05
 """A request that takes longer is watched for its client hanging up (seconds); shorter ones are not worth a task."""
 
@@ -61,7 +63,8 @@ class TaskEndpoint:
         handle = self._registry.resolve(self._task.name, request.model)
         context.model = handle.name
         async with Attended(receive):
-            done = await handle.predict(request, timeout_s=context.remaining_s, alone=context.alone)
+            small = len(body) <= SMALL_BYTES
+            done = await handle.predict(request, timeout_s=context.remaining_s, alone=context.alone, small=small)
         context.timings = done.timings
         return Answer(done.value)
 

@@ -146,7 +146,9 @@ class ModelHandle:
                     where, f"output {name!r} of one row changes with the batch it is in; set max_batch_size = 1."
                 )
 
-    async def predict(self, request: TaskInput, *, timeout_s: float, alone: bool = False) -> Done[bytes]:
+    async def predict(
+        self, request: TaskInput, *, timeout_s: float, alone: bool = False, small: bool = False
+    ) -> Done[bytes]:
         """Answer a request, batched with whatever else waits for this model.
 
         Returns:
@@ -155,9 +157,13 @@ class ModelHandle:
         Raises:
             ServiceError: see `Batcher.submit` and the task.
         """
-        return await self.submit(self._answer(request), rows=request.rows, timeout_s=timeout_s, alone=alone)
+        return await self.submit(
+            self._answer(request), rows=request.rows, timeout_s=timeout_s, alone=alone, small=small
+        )
 
-    async def submit(self, steps: Steps[T], *, rows: int, timeout_s: float, alone: bool = False) -> Done[T]:
+    async def submit(
+        self, steps: Steps[T], *, rows: int, timeout_s: float, alone: bool = False, small: bool = False
+    ) -> Done[T]:
         """Work on any generator of runs, batched with whatever else waits for this model; see `Batcher.submit`."""
         if self._batcher is None:
             self._batcher = Batcher(
@@ -166,7 +172,7 @@ class ModelHandle:
                 max_batch_size=self.tuning.max_batch_size,
                 max_queue=self._options.max_queue,
             )
-        return await self._batcher.submit(steps, rows=rows, timeout_s=timeout_s, alone=alone)
+        return await self._batcher.submit(steps, rows=rows, timeout_s=timeout_s, alone=alone, small=small)
 
     def _answer(self, request: TaskInput) -> Steps[bytes]:
         output: TaskOutput = yield from self.task.steps(request)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
 import threading
 import time
@@ -32,6 +33,11 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+HERE_S = 0.002
+"""A lone request that should take no longer is worked on in the caller's thread, for waking another takes time, too
+(seconds)."""
+_FORGETS = 0.95
+"""How quickly an unusually long lone request is forgotten (factor per request)."""
 _DECODED_AHEAD = 4
 """Batches of rows that may be decoded and waiting for a run (count)."""
 
@@ -133,10 +139,12 @@ class Batcher:
         self._stopping = False  # of the worker thread: the last request has been taken
         self._ready: dict[Hashable, _Group] = {}
         self._ready_rows = 0
+        self._lone_s = math.inf  # longest lone request of late; none was seen yet
         self._finished: list[_Job] = []
-        self._batch_rows = telemetry.BATCH_ROWS.labels(model)
-        self._run_seconds = telemetry.RUN_SECONDS.labels(model)
-        self._queue_seconds = telemetry.QUEUE_SECONDS.labels(model)
+        self._batch_rows = telemetry.Recorder(telemetry.BATCH_ROWS, model)
+        self._run_seconds = telemetry.Recorder(telemetry.RUN_SECONDS, model)
+        self._queue_seconds = telemetry.Recorder(telemetry.QUEUE_SECONDS, model)
+        self._told_waiting = 0
         self._waiting_rows = telemetry.WAITING_ROWS.labels(model)
         self._thread = threading.Thread(target=self._serve, name=f"batcher-{model}", daemon=True)
         self._thread.start()
@@ -146,7 +154,15 @@ class Batcher:
         """Rows in the queue now."""
         return self._waiting
 
-    async def submit(self, steps: Steps[T], *, rows: int = 1, timeout_s: float = 30.0, alone: bool = False) -> Done[T]:
+    async def submit(
+        self,
+        steps: Steps[T],
+        *,
+        rows: int = 1,
+        timeout_s: float = 30.0,
+        alone: bool = False,
+        small: bool = False,
+    ) -> Done[T]:
         """Have a request worked on, together with others, and wait for its result.
 
         Cancelling the caller drops the request before its next run.
@@ -156,6 +172,7 @@ class Batcher:
             rows: rows it will need at once, counted against the queue's limit.
             timeout_s: work that has not ended by then is dropped.
             alone: nothing else is being answered on this machine, nor was a moment ago.
+            small: so little was sent that it may be worked on in the event loop's thread when it is alone.
 
         Raises:
             Overloaded: the queue is full.
@@ -166,6 +183,11 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         job = _Job(steps, rows, timeout_s, now + timeout_s, loop.create_future(), now, alone)
+        if alone and small and self._lone_s <= HERE_S and not self._waiting and self._work_here(job):
+            if isinstance(job.outcome, Done):
+                return job.outcome
+            assert job.outcome is not None  # noqa: S101  it has ended
+            raise job.outcome
         self._enqueue(job)
         timer = loop.call_later(timeout_s, self._expire, job)
         try:
@@ -190,6 +212,37 @@ class Batcher:
         return not self._thread.is_alive()
 
     # --- on the event loop
+
+    def _work_here(self, job: _Job) -> bool:
+        """Work on a lone request in this thread.
+
+        Returns:
+            False when it needs another run and has had its time: it goes on in the worker thread.
+        """
+        if self._closing:
+            return False
+        begun = time.perf_counter()
+        job.advance(None, self._session.signature)
+        while job.outcome is None and job.run is not None:
+            started = time.perf_counter()
+            if started - begun > HERE_S:
+                self._lone_s = started - begun
+                return False
+            try:
+                outputs = self._run(dict(job.run.tensors), job.run.outputs, alone=True)
+            except Exception as error:
+                job.outcome = self._failed(job, error)
+                break
+            job.timings.infer += time.perf_counter() - started
+            job.since = time.perf_counter()
+            job.advance(outputs, self._session.signature)
+        self._took_alone(time.perf_counter() - begun)
+        self._queue_seconds.observe(0.0)
+        return True
+
+    def _took_alone(self, seconds: float) -> None:
+        """Remember how long a lone request may take here: the longest of late."""
+        self._lone_s = max(seconds, self._lone_s * _FORGETS if math.isfinite(self._lone_s) else 0.0)
 
     def _enqueue(self, job: _Job) -> None:
         with self._lock:
@@ -251,14 +304,24 @@ class Batcher:
             self._waiting -= job.rows
         now = time.perf_counter()
         self._queue_seconds.observe(now - job.since)
-        if not self._is_dead(job, now):
+        if self._is_dead(job, now):
+            return
+        if job.run is None:
             self._advance(job, None)
+        else:  # begun in the caller's thread
+            self._line_up(job)
 
     def _advance(self, job: _Job, outputs: Mapping[str, Array] | None) -> None:
         job.advance(outputs, self._session.signature)
         if job.outcome is not None:
             self._finished.append(job)
+            if job.alone:
+                t = job.timings
+                self._took_alone(t.decode + t.infer + t.encode)
             return
+        self._line_up(job)
+
+    def _line_up(self, job: _Job) -> None:
         group = self._ready.setdefault(job.key, _Group())
         group.jobs.append(job)
         group.rows += job.run_rows
@@ -284,7 +347,9 @@ class Batcher:
 
         Runs that fit together form a group, and groups take turns.
         """
-        self._waiting_rows.set(self._waiting)
+        if self._waiting != self._told_waiting:
+            self._told_waiting = self._waiting
+            self._waiting_rows.set(self._told_waiting)
         if not self._ready:
             return []
         key, group = next(iter(self._ready.items()))
@@ -345,13 +410,16 @@ class Batcher:
                 job.since = time.perf_counter()
                 self._execute([job])
             return
-        log.error("a run failed", model=self._model, exc_info=error)
         (job,) = batch
+        job.outcome = self._failed(job, error)
+        self._finished.append(job)
+
+    def _failed(self, job: _Job, error: Exception) -> InferenceFailed:
+        log.error("a run failed", model=self._model, exc_info=error)
         job.steps.close()
         failure = InferenceFailed(self._model)
         failure.__cause__ = error
-        job.outcome = failure
-        self._finished.append(job)
+        return failure
 
     def _hand_out(self) -> None:
         """Wake the callers whose requests are finished: one wake-up for all of them."""

@@ -34,11 +34,13 @@ RUN_COSTS_MS = 0.5
 NEAR_BEST = 1.05
 """The smallest batch is taken whose time per row is within this factor of the best one's."""
 WORTH_A_POOL = 0.8
-"""A pool of threads is kept when a lone run takes at most this share of its time on one core."""
+"""A pool of threads is used when a lone run takes at most this share of its time on one core…"""
+POOL_FROM_MS = 2.0
+"""…and that is so long: what a pool wins on less is lost in waking it up (milliseconds)."""
 MOST_BYTES_TWICE = 64 * 1024 * 1024
 """A larger graph is not opened a second time for lone runs: its weights would be in memory twice (bytes)."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Tuning(BaseModel):
@@ -110,10 +112,10 @@ def tune(
                 lone[threads] = min(taken, lone.get(threads, taken))
         session.close_pool()
         session.lone_threads = 1
-    threads = cores if lone and lone[cores] <= WORTH_A_POOL * lone[1] else 1
+    pays = bool(lone) and lone[1] >= POOL_FROM_MS and lone[cores] <= WORTH_A_POOL * lone[1]
     return Tuning(
         max_batch_size=batch,
-        lone_threads=threads,
+        lone_threads=cores if pays else 1,
         source="measured",
         ms_per_row={rows: round(taken, 4) for rows, taken in per_row.items()},
         lone_ms={threads: round(taken, 4) for threads, taken in lone.items()},
