@@ -109,6 +109,7 @@ class Supervisor:
 
     def _start(self, index: int, registry: Registry) -> _Worker:
         here, there = socket.socketpair()
+        here.setblocking(False)  # a worker that hangs must not keep connections from the others
         inherited = [self._listening, here, *(worker.channel for worker in self._workers)]
         slots = self._slots(index)
         slots.closed[index] = slots.in_flight[index] = 0
@@ -143,7 +144,7 @@ class Supervisor:
                     for index, worker in enumerate(self._workers)
                 ):
                     worker = self._workers[(index + self._turn) % self._count]
-                    with contextlib.suppress(OSError):  # it died a moment ago
+                    with contextlib.suppress(OSError):  # it died a moment ago, or hangs
                         socket.send_fds(worker.channel, [b"c"], [connection.fileno()])
                         worker.given += 1
                         break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,20 @@ import pytest
 
 from service.api.context import Workers
 from service.app import create_app, make_registry
+from service.runtime import tuning
 from service.settings import Settings
 from tests import graphs
 
 MakeClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def brief_tuning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test depends on how a graph is run: measure briefly, and remember it apart from the user's own choices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(tuning, "BUDGET_S", 0.02)
+        yield
 
 
 @pytest.fixture

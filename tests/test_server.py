@@ -229,6 +229,48 @@ def test_workers_do_not_outlive_their_supervisor(models: Path) -> None:
             detect(server)
 
 
+def test_probes_are_answered_while_the_models_are_loaded(models: Path, tmp_path: Path) -> None:
+    """The greeter says that it is alive and not ready, and hands over without losing a connection."""
+    held = tmp_path / "go"
+    script = f"""
+import time, pathlib
+from service.registry.registry import Registry
+load = Registry.load
+def slow(self, task=None):
+    while not pathlib.Path({str(held)!r}).exists():
+        time.sleep(0.01)
+    load(self, task)
+Registry.load = slow
+from service.cli import main
+main()
+"""
+    port = free_port()
+    command = [sys.executable, "-c", script, "serve", f"--models={models}", f"--port={port}", "--workers=2"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(lambda: answers(f"{url}/livez") == 200)
+            assert answers(f"{url}/readyz") == 503
+            refused = httpx.post(f"{url}/v1/anomaly-detection", json={"values": [0, 0, 5]})
+            assert refused.status_code == 503
+            assert refused.json()["type"] == "/problems/model-not-ready"
+            held.touch()
+            seen = []
+            wait_for(lambda: seen.append(answers(f"{url}/readyz")) or seen[-1] == 200)
+            assert set(seen) <= {200, 503, None}
+            assert len(children_of(process.pid)) == 2
+        finally:
+            process.terminate()
+            assert process.wait(30) == 0
+
+
+def answers(url: str) -> int | None:
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return None
+
+
 def test_connections_are_spread_evenly(models: Path) -> None:
     """Kept-alive connections, opened one after another; some are closed and others opened in between."""
     with serving(models, workers=2) as server, contextlib.ExitStack() as stack:

@@ -72,7 +72,13 @@ def _version(version: Version) -> VersionInfo:
         for specs in (handle.signature.inputs, handle.signature.outputs)
     )
     return info.model_copy(
-        update={"size_bytes": handle.size_bytes, "digest": handle.digest, "inputs": inputs, "outputs": outputs}
+        update={
+            "size_bytes": handle.size_bytes,
+            "digest": handle.digest,
+            "tuning": handle.tuning,
+            "inputs": inputs,
+            "outputs": outputs,
+        }
     )
 
 

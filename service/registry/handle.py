@@ -22,7 +22,8 @@ from service.registry.golden import FILENAME, check_golden, golden_request, read
 from service.registry.manifest import MOST_ROWS, Batching, Manifest
 from service.runtime.batcher import Batcher, Done, drive
 from service.runtime.session import OnnxSession
-from service.runtime.tuning import Tuning, remembered, tune
+from service.runtime.tuning import remembered, tune
+from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
 from service.tasks.base import Limits, ModelFolder, ModelRef, TaskInput, TaskOutput
 

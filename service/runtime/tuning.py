@@ -15,23 +15,23 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 import structlog
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from service.graph import Array
 from service.runtime.session import OnnxSession
+from service.schemas.model_info import Tuning
 
 log = structlog.get_logger(__name__)
 
 BUDGET_S = 0.8
 """Time for measuring batch sizes of one graph, but for the round begun last; a quarter more for lone runs (seconds)."""
-RUN_COSTS_MS = 0.5
-"""What a run costs besides the graph: stacking, splitting, waking up (milliseconds)."""
-NEAR_BEST = 1.05
+RUN_COSTS_MS = 1.0
+"""What a run costs besides the graph: stacking, splitting, waking up, caches gone cold (milliseconds)."""
+NEAR_BEST = 1.02
 """The smallest batch is taken whose time per row is within this factor of the best one's."""
 WORTH_A_POOL = 0.8
 """A pool of threads is used when a lone run takes at most this share of its time on one core…"""
@@ -40,25 +40,7 @@ POOL_FROM_MS = 2.0
 MOST_BYTES_TWICE = 64 * 1024 * 1024
 """A larger graph is not opened a second time for lone runs: its weights would be in memory twice (bytes)."""
 
-_FORMAT = 2
-
-
-class Tuning(BaseModel):
-    """How a graph is run, and what was measured."""
-
-    max_batch_size: int = Field(description="Most rows in one run.", examples=[16])
-    lone_threads: int = Field(
-        description="Threads of a run that has the machine to itself; all other runs take one each.", examples=[2]
-    )
-    source: Literal["manifest", "measured", "remembered", "default"] = Field(
-        description="Who chose the batch size: the model's manifest; a measurement now or earlier; nobody, for want of "
-        "a golden sample to measure with."
-    )
-    ms_per_row: dict[int, float] = Field(
-        default={},
-        description="Measured on one core with the first golden sample: rows in a run -> milliseconds a row.",
-    )
-    lone_ms: dict[int, float] = Field(default={}, description="Measured: threads -> milliseconds of a run of one row.")
+_FORMAT = 3
 
 
 def tune(

@@ -7,6 +7,24 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 
+class Tuning(BaseModel):
+    """How a graph is run, and what was measured."""
+
+    max_batch_size: int = Field(description="Most rows in one run.", examples=[16])
+    lone_threads: int = Field(
+        description="Threads of a run that has the machine to itself; all other runs take one each.", examples=[2]
+    )
+    source: Literal["manifest", "measured", "remembered", "default"] = Field(
+        description="Who chose the batch size: the model's manifest; a measurement now or earlier; nobody, for want of "
+        "a golden sample to measure with."
+    )
+    ms_per_row: dict[int, float] = Field(
+        default={},
+        description="Measured on one core with the first golden sample: rows in a run -> milliseconds a row.",
+    )
+    lone_ms: dict[int, float] = Field(default={}, description="Measured: threads -> milliseconds of a run of one row.")
+
+
 class TensorInfo(BaseModel):
     """A graph input or output."""
 
@@ -23,6 +41,7 @@ class VersionInfo(BaseModel):
     reason: str | None = Field(default=None, description="Why it is not ready.")
     size_bytes: int | None = Field(default=None, description="Size of the graph file.", examples=[1_234_567])
     digest: str | None = Field(default=None, description="SHA-256 of the graph file: equal on equal replicas.")
+    tuning: Tuning | None = Field(default=None, description="How its graph is run, and what was measured for that.")
     inputs: list[TensorInfo] = Field(default=[], description="The graph's inputs, read from the file.")
     outputs: list[TensorInfo] = Field(default=[], description="The graph's outputs.")
 

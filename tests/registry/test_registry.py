@@ -12,6 +12,7 @@ import pytest
 
 from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady
 from service.registry.check import check_folder
+from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.registry.repository import scan, version_key
 from tests import graphs
@@ -209,3 +210,21 @@ def test_checking_wants_samples_and_a_card_too(models: Path) -> None:
     (models / "colours" / "1" / "golden.json").unlink()
     wrong = {f.what: f.detail for f in check_folder(models / "colours") if not f.ok}
     assert "is missing; add a real input" in wrong["version 1: graph and golden samples"]
+
+
+def test_a_graph_is_run_as_it_was_measured_unless_the_manifest_says_how(models: Path) -> None:
+    manifest = graphs.detector_model(models, "asked") / "manifest.toml"
+    manifest.write_text(manifest.read_text() + "\n[batching]\nmax_batch_size = 3\nlone_threads = 2\n")
+    registry = Registry(models, LoadOptions(cores=2, tune=True))
+    registry.load()
+    asked, measured = (registry.resolve("anomaly-detection", name).tuning for name in ("asked", "steps"))
+    assert (asked.max_batch_size, asked.lone_threads, asked.source) == (3, 2, "manifest")
+    assert measured.source in ("measured", "remembered")
+    assert measured.max_batch_size in measured.ms_per_row
+
+
+def test_without_measuring_batches_are_of_32(models: Path) -> None:
+    registry = Registry(models)
+    registry.load()
+    tuning = registry.resolve("anomaly-detection", "steps").tuning
+    assert (tuning.max_batch_size, tuning.lone_threads, tuning.source) == (32, 1, "default")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from service.errors import DeadlineExceeded, Draining, InferenceFailed, InvalidInput, Overloaded
 from service.graph import Run, Steps
+from service.runtime import batcher as batcher_module
 from service.runtime.batcher import Batcher, Done
 from service.runtime.session import OnnxSession
 from tests import graphs
@@ -321,3 +322,87 @@ def test_batched_equals_one_by_one(summing: OnnxSession, series: list[list[int]]
 
     for x, done in zip(series, asyncio.run(together()), strict=True):
         assert done.value == (np.cumsum(x).tolist(), sum(x))
+
+
+# ------------------------------------------------------------------------------------------- in the caller's thread
+
+
+def noting(threads: list[int], *inputs: Any) -> Steps[Any]:
+    """Runs y = 2x + 1 on each input; notes in which thread the code between the runs is executed."""
+    y = None
+    for x in inputs:
+        threads.append(threading.get_ident())
+        y = (yield Run({"x": np.asarray(x, np.float32)}))["y"]
+    threads.append(threading.get_ident())
+    return y
+
+
+async def test_a_small_lone_request_is_worked_on_in_the_callers_thread(
+    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)  # whatever this machine's mood
+    batcher = make(double)
+    here = threading.get_ident()
+
+    async def worked_on(**options: bool) -> set[int]:
+        threads: list[int] = []
+        done = await batcher.submit(noting(threads, [[1]]), **options)
+        assert done.value.tolist() == [[3]]
+        return set(threads)
+
+    assert here not in await worked_on(alone=True, small=True)  # nobody knows yet how long it takes
+    assert await worked_on(alone=True, small=True) == {here}
+    assert here not in await worked_on(alone=True)
+    assert here not in await worked_on(small=True)
+    assert double.alone == [True, True, True, False]
+
+
+async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
+    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    batcher = make(double)
+    await batcher.submit(ask([[1]]), alone=True, small=True)
+    monkeypatch.setattr(batcher_module, "HERE_S", 0.001)
+
+    def slow(threads: list[int]) -> Steps[Any]:
+        steps = noting(threads, [[1]], [[2]])
+        run = next(steps)
+        outputs = yield run
+        double.entered.clear()
+        double.gate.clear()
+        threading.Timer(0.01, double.gate.set).start()
+        double.gate.wait(10)  # longer than it may take here
+        run = steps.send(outputs)
+        outputs = yield run
+        try:
+            steps.send(outputs)
+        except StopIteration as stop:
+            return stop.value
+
+    batcher._lone_s = 0.0
+    threads: list[int] = []
+    done = await batcher.submit(slow(threads), alone=True, small=True)
+    assert done.value.tolist() == [[5]]
+    assert threads[0] == threading.get_ident() != threads[-1]
+    threads.clear()
+    await batcher.submit(noting(threads, [[1]]), alone=True, small=True)
+    assert threading.get_ident() not in threads  # it is remembered
+
+
+async def test_a_failure_in_the_callers_thread_is_told_like_any_other(
+    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    batcher = make(OnnxSession(graphs.affine(tmp_path / "affine.onnx")))
+    await batcher.submit(ask([[1]]), alone=True, small=True)
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(ask([1]), alone=True, small=True)  # one axis too few
+    with pytest.raises(InvalidInput):
+        await batcher.submit(refusing(), alone=True, small=True)
+    assert (await batcher.submit(ask([[1]]), alone=True, small=True)).value.tolist() == [[3]]
+
+
+def refusing() -> Steps[Any]:
+    raise InvalidInput("no")
+    yield
