@@ -123,7 +123,10 @@ def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tu
     """
     machine = [_FORMAT, digest, most_rows, cores, _processor(), ort.__version__]
     key = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:32]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in many containers
+        return measure()
     file = cache / "gridloop" / "tuning" / f"{key}.json"
     try:
         return Tuning.model_validate_json(file.read_bytes()).model_copy(update={"source": "remembered"})

@@ -148,3 +148,12 @@ def test_without_a_place_to_remember_every_start_measures(cache: Path) -> None:
     for _ in range(2):
         assert remembered("digest", 32, 2, lambda: measured(calls)).source == "measured"
     assert len(calls) == 2
+
+
+def test_a_user_without_a_home_is_served_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(tuning.Path, "home", no_home)  # type: ignore[attr-defined]
+    assert remembered("digest", 32, 2, lambda: measured([])).source == "measured"
