@@ -75,7 +75,7 @@ class Supervisor:
         greeter: BaseProcess | None = None
         try:
             registry = make_registry(self._settings)
-            greeter = self._fork(_greet, self._settings, self._listening.dup(), registry)
+            greeter = self._fork(_greet, self._settings, self._listening, registry)
             registry.load()
             telemetry.forget()  # what the loading has counted: the workers tell it
             give_back_memory()
@@ -137,18 +137,19 @@ class Supervisor:
                 connection, _ = self._listening.accept()
             except OSError:  # nobody waits any more, or who did has left
                 return
-            closed = self._shared[2]
             with connection:
-                for _, index in sorted(
-                    (worker.given - closed[index], (index - self._turn) % self._count)
-                    for index, worker in enumerate(self._workers)
-                ):
-                    worker = self._workers[(index + self._turn) % self._count]
+                for index in sorted(range(self._count), key=self._load):
+                    worker = self._workers[index]
                     with contextlib.suppress(OSError):  # it died a moment ago, or hangs
                         socket.send_fds(worker.channel, [b"c"], [connection.fileno()])
                         worker.given += 1
                         break
             self._turn = (self._turn + 1) % self._count
+
+    def _load(self, index: int) -> tuple[int, int]:
+        """A worker's open connections, and how far off its turn is."""
+        closed = self._shared[2]
+        return self._workers[index].given - closed[index], (index - self._turn) % self._count
 
     def _end(self, *processes: BaseProcess) -> None:
         """Let processes finish what they have, and wait."""

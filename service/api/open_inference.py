@@ -22,7 +22,7 @@ from service.api.body import receive_body
 from service.api.context import Answer, RequestContext
 from service.api.deps import GateDep, RegistryDep, WorkersDep
 from service.api.problems import PROBLEMS
-from service.api.tasks import SMALL_BYTES, Attended
+from service.api.tasks import INFERENCE_FAILURES, SMALL_BYTES, Attended
 from service.api.tensor_codec import Codec
 from service.errors import BadRequest, ModelNotFound, ModelNotReady
 from service.registry.handle import ModelHandle
@@ -261,21 +261,6 @@ def _metadata(registry: Registry, name: str, version: str | None) -> ModelMetada
 
 # --- the OpenAPI document
 
-_INFER_FAILURES = (
-    errors.BadRequest,
-    errors.NotAuthorised,
-    errors.ModelNotFound,
-    errors.BodyTimeout,
-    errors.TooLarge,
-    errors.UnsupportedMedia,
-    errors.RateLimited,
-    errors.InferenceFailed,
-    errors.ModelNotReady,
-    errors.Overloaded,
-    errors.Draining,
-    errors.DeadlineExceeded,
-)
-
 _POINTS = [10.1, 10.3, 9.9, 10.2, 10.0, 25.0]
 _EXAMPLES = {
     "a series": {
@@ -327,7 +312,7 @@ def _operation(summary: str, operation_id: str, parameters: list[dict[str, Any]]
         "input.",
         "schema": {"type": "integer", "minimum": 0},
     }
-    failures = {str(status): entry for status, entry in _failures(_INFER_FAILURES).items()}
+    failures = {str(status): entry for status, entry in _failures(INFERENCE_FAILURES).items()}
     for entry in failures.values():
         del entry["model"]
         entry["content"]["application/json"]["schema"] = _reference(ProtocolError)

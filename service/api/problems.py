@@ -147,16 +147,6 @@ def respond(request: Request, error: Exception) -> Response:
     return Response(body, status, headers, kind)
 
 
-async def send_body(
-    send: Any, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
-) -> None:
-    """Answer over ASGI with a whole body."""
-    fields = {"content-type": content_type, "content-length": str(len(body)), **(headers or {})}
-    pairs = [(name.lower().encode(), value.encode()) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
-
-
 def install(app: FastAPI) -> None:
     """Send every error of the application through the same door."""
 

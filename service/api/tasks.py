@@ -20,15 +20,13 @@ SMALL_BYTES = 64 * 1024
 WATCH_AFTER_S = 0.05
 """A request that takes longer is watched for its client hanging up (seconds); shorter ones are not worth a task."""
 
-_FAILURES = (
+INFERENCE_FAILURES = (
     errors.BadRequest,
     errors.NotAuthorised,
     errors.ModelNotFound,
     errors.BodyTimeout,
     errors.TooLarge,
     errors.UnsupportedMedia,
-    errors.ValidationFailed,
-    errors.InvalidInput,
     errors.RateLimited,
     errors.InferenceFailed,
     errors.ModelNotReady,
@@ -36,6 +34,8 @@ _FAILURES = (
     errors.Draining,
     errors.DeadlineExceeded,
 )
+"""How any request that reaches a model may fail."""
+_FAILURES = (*INFERENCE_FAILURES, errors.ValidationFailed, errors.InvalidInput)
 
 
 class TaskEndpoint:
