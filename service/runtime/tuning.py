@@ -32,7 +32,7 @@ BUDGET_S = 0.8
 RUN_COSTS_MS = 1.0
 """What a run costs besides the graph: stacking, splitting, waking up, caches gone cold (milliseconds)."""
 NEAR_BEST = 1.02
-"""The smallest batch is taken whose time per row is within this factor of the best one's."""
+"""The smallest batch is taken whose processor time per row is within this factor of the best one's."""
 WORTH_A_POOL = 0.8
 """A pool of threads is used when a lone run takes at most this share of its time on one core…"""
 POOL_FROM_MS = 2.0
@@ -40,7 +40,7 @@ POOL_FROM_MS = 2.0
 MOST_BYTES_TWICE = 64 * 1024 * 1024
 """A larger graph is not opened a second time for lone runs: its weights would be in memory twice (bytes)."""
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 def tune(
@@ -75,7 +75,9 @@ def tune(
                     break
                 session.run(feeds, outputs)  # the first run of a shape costs more
                 times[size] = []
-            times[size].append(_seconds(session, feeds, outputs, alone=False))
+            begun = time.thread_time()  # not the wall clock: who else is busy while this is measured must not decide
+            session.run(feeds, outputs)
+            times[size].append(time.thread_time() - begun)
         sizes = list(times)
     session.run(one, outputs, keep_memory=False)  # what the large batches needed would stay for ever
     per_row = {size: min(taken) * 1e3 / size for size, taken in times.items()}
@@ -90,7 +92,9 @@ def tune(
         end = time.perf_counter() + BUDGET_S / 4
         while not lone or time.perf_counter() < end:
             for threads in (1, cores):
-                taken = _seconds(session, one, outputs, alone=threads > 1) * 1e3
+                begun = time.perf_counter()
+                session.run(one, outputs, alone=threads > 1)
+                taken = (time.perf_counter() - begun) * 1e3
                 lone[threads] = min(taken, lone.get(threads, taken))
         session.close_pool()
         session.lone_threads = 1
@@ -102,12 +106,6 @@ def tune(
         ms_per_row={rows: round(taken, 4) for rows, taken in per_row.items()},
         lone_ms={threads: round(taken, 4) for threads, taken in lone.items()},
     )
-
-
-def _seconds(session: OnnxSession, feeds: Mapping[str, Array], outputs: tuple[str, ...], *, alone: bool) -> float:
-    begun = time.perf_counter()
-    session.run(feeds, outputs, alone=alone)
-    return time.perf_counter() - begun
 
 
 def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tuning]) -> Tuning:
