@@ -35,12 +35,12 @@ NEAR_BEST = 1.02
 """The smallest batch is taken whose processor time per row is within this factor of the best one's."""
 WORTH_A_POOL = 0.8
 """A pool of threads is used when a lone run takes at most this share of its time on one core…"""
-POOL_FROM_MS = 2.0
+POOL_FROM_MS = 0.5
 """…and that is so long: what a pool wins on less is lost in waking it up (milliseconds)."""
 MOST_BYTES_TWICE = 64 * 1024 * 1024
 """A larger graph is not opened a second time for lone runs: its weights would be in memory twice (bytes)."""
 
-_FORMAT = 4
+_FORMAT = 5
 
 
 def tune(

@@ -77,7 +77,7 @@ def test_a_slow_graph_is_measured_within_the_time(choose: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "pool", "threads"), [(9.0, 5.0, 2), (9.0, 8.0, 1), (0.9, 0.5, 1)], ids=["pays", "too little", "too short"]
+    ("one", "pool", "threads"), [(9.0, 5.0, 2), (9.0, 8.0, 1), (0.4, 0.2, 1)], ids=["pays", "too little", "too short"]
 )
 def test_lone_runs_take_all_cores_where_that_pays(choose: Any, one: float, pool: float, threads: int) -> None:
     graph = Timed(lambda rows, threads: rows * (pool if threads == 2 else one))
