@@ -108,6 +108,7 @@ def work(
         log_config=None,
         server_header=False,
         date_header=True,
+        proxy_headers=False,  # no answer depends on the caller's address
         backlog=2048,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import structlog
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 
 from service import telemetry
 from service.api.context import (
@@ -156,6 +157,8 @@ class Edge:
         try:
             context.trace = _trace(headers)
             context.timeout_s = _timeout_s(headers, self._default_timeout_s)
+            if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+                raise HTTPException(417)
             self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
             if endpoint is None:
                 status = await self._through_framework(context, scope, receive, send)

@@ -22,7 +22,7 @@ MAX_HEADER_BYTES = 64 * 1024
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """Refuses long URLs (414), long headers (431), unknown expectations (417) and slow headers (408).
+    """Refuses long URLs (414), long headers (431) and slow headers (408).
 
     Attributes:
         header_timeout_s: time from a request's first byte to the end of its headers; set by `worker`.
@@ -34,7 +34,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._header_bytes = 0
+        self._head_bytes = self._piece_bytes = 0
         self._in_head = False
         self._refusal: Exception | None = None
         self._header_timer: TimerHandle | None = None
@@ -49,14 +49,24 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._piece_bytes = len(data)
         super().data_received(data)
-        # Nearly always the whole head is in one piece, and there is nothing to time.
-        if self._in_head and self._header_timer is None and not self.transport.is_closing():
+        if self._in_head and not self.transport.is_closing():
+            self._await_rest_of_head()
+
+    def _await_rest_of_head(self) -> None:
+        """Nearly always the whole head is in one piece; one that is not is timed, and may not go on for ever."""
+        if self._header_timer is None:
             self._start_timer()
+            return
+        self._head_bytes += self._piece_bytes
+        if self._head_bytes > MAX_HEADER_BYTES:
+            self._refusal = HTTPException(431)
+            self.send_400_response("")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._header_bytes = 0
+        self._head_bytes = 0
         self._in_head = True
 
     def on_url(self, url: bytes) -> None:
@@ -64,17 +74,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if len(self.url) > MAX_URL_BYTES:
             self._refuse(HTTPException(414))
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._header_bytes += len(name) + len(value) + 4
-        if self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse(HTTPException(431))
-        if name.lower() == b"expect" and value.lower() != b"100-continue":
-            self._refuse(HTTPException(417))
-
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_timer()
+        if self._head_bytes + self._piece_bytes > MAX_HEADER_BYTES:  # of the body, too; so now they are counted
+            if sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
+                self._refuse(HTTPException(431))
         scope: Any = self.scope
         super().on_headers_complete()  # makes the cycle; the application begins later
         scope[IN_FLIGHT], scope[EXCHANGE] = self.tasks, _Exchange(self.cycle)
