@@ -33,9 +33,9 @@ class Batching(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A model folder's declaration."""
+    """A model folder's declaration: the keys that every model may have; the rest are its task's own, in `options`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     task: str
     """Name of the endpoint that serves it, such as `image-classification`."""
@@ -51,10 +51,13 @@ class Manifest(BaseModel):
     default_version: str | None = None
     """The version that answers when a request names none; left out: the highest that is ready."""
     batching: Batching = Batching()
-    preprocessing: dict[str, Any] = {}
-    """Options of the task, such as how pictures are resized; the task checks them."""
     metrics: dict[str, float] = {}
     """Figures that the model card claims, by name."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All other keys and tables, such as `[preprocessing]`: the task checks them (`Task.Options`)."""
+        return self.model_extra or {}
 
 
 def read_manifest(folder: Path) -> Manifest:

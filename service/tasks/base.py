@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidState, ManifestInvalid
 from service.graph import Array, Run, Signature, Steps, TensorSpec
@@ -40,6 +40,7 @@ __all__ = [
     "Steps",
     "Task",
     "TaskInput",
+    "TaskOptions",
     "TaskOutput",
     "TensorSpec",
     "Upload",
@@ -123,6 +124,15 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} in an answer")
 
 
+class TaskOptions(BaseModel):
+    """Base of what a task reads from a model's manifest, beside the keys that every manifest may have.
+
+    A field that is a model itself is a TOML table of that name. What is declared nowhere is refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 OutputT = TypeVar("OutputT", bound=TaskOutput)
 InputT = TypeVar("InputT", bound=TaskInput)
 
@@ -145,7 +155,7 @@ class ModelFolder:
         version: the version's folder name.
         path: the version's folder, with the files the task needs beside `model.onnx`.
         signature: the graph's inputs and outputs.
-        options: the manifest's table for this task (`[preprocessing]` and the like).
+        options: the manifest's keys and tables that are the task's own, as read from TOML; `Task.options` checks them.
         limits: the server's limits.
     """
 
@@ -232,6 +242,8 @@ class Task(ABC, Generic[InputT, OutputT]):
         name: the endpoint: `POST /v1/<name>`.
         Input: request type; a `MediaInput` makes the endpoint take files.
         Output: answer type.
+        Options: keys and tables of the manifest that this task reads, such as `[preprocessing]`; left out: none.
+        options: what the model's manifest says there, checked.
         media: content types of the files taken; empty for JSON tasks.
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
@@ -242,17 +254,44 @@ class Task(ABC, Generic[InputT, OutputT]):
     summary: ClassVar[str]
     Input: ClassVar[type[TaskInput]]
     Output: ClassVar[type[TaskOutput]]
+    Options: ClassVar[type[TaskOptions]] = TaskOptions
     media: ClassVar[tuple[str, ...]] = ()
     sample_file: ClassVar[str] = "file"
     sample_data_url: ClassVar[str] = ""
+
+    options: TaskOptions
 
     def __init__(self, folder: ModelFolder) -> None:
         """Read what the task needs from the model's folder.
 
         Raises:
-            ManifestInvalid: a file is missing, or the graph's tensors do not fit the task.
+            ManifestInvalid: a file is missing, the graph's tensors do not fit the task, or the manifest has keys that
+                are not known or values that cannot be.
         """
         self.folder = folder
+        try:
+            self.options = self.Options.model_validate(folder.options)
+        except ValidationError as error:
+            problems = "; ".join(self._problem(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors())
+            raise ManifestInvalid(f"{folder.name}/manifest.toml", f"{problems}.") from None
+
+    def _problem(self, place: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
+        """What is wrong with one key or table of the manifest, such as `[preprocessing] resize = 3: ...`."""
+        top, *inner = map(str, place)
+        key = f"[{top}]" if inner or isinstance(value, Mapping) else top
+        where = f"{key} {'.'.join(inner)}".strip()
+        if kind == "extra_forbidden" and not inner:
+            known = ", ".join(self.Options.model_fields) or "nothing"
+            return (
+                f"{where} is not known; models/README.md lists the keys of every manifest, "
+                f"and {self.name} reads beside them: {known}"
+            )
+        if kind == "extra_forbidden":
+            return f"{where} is not known; remove it or correct its name"
+        if kind == "model_type":
+            return f"{where} must be a table: write [{'.'.join([top, *inner])}] and its keys below"
+        shown = "" if isinstance(value, Mapping) else f" = {value!r}"
+        return f"{where}{shown}: {message.removeprefix('Value error, ')}"
 
     @classmethod
     def examples(cls) -> list[dict[str, Any]]:

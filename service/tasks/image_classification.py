@@ -18,10 +18,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import InvalidInput, ManifestInvalid, TooLarge
-from service.tasks.base import Array, MediaInput, ModelFolder, Run, Steps, Task, TaskOutput, Upload
+from service.tasks.base import Array, MediaInput, ModelFolder, Run, Steps, Task, TaskOptions, TaskOutput, Upload
 
 Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, before anything is decoded
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that can be read all the same
@@ -109,10 +109,8 @@ class ImageClassificationOutput(TaskOutput):
     results: list[ImageResult] = Field(description="One entry per image, in the order sent.")
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(TaskOptions):
     """How a picture becomes the graph's input; the manifest's `[preprocessing]` table."""
-
-    model_config = ConfigDict(extra="forbid")
 
     resize: Literal["stretch", "crop"] = "stretch"
     """`stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre."""
@@ -124,6 +122,12 @@ class Preprocessing(BaseModel):
     """Subtracted from each colour, on a scale of 0..1; float graphs only."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Each colour is divided by it afterwards; float graphs only."""
+
+
+class ImageClassificationOptions(TaskOptions):
+    """What the manifest of an image classifier may say."""
+
+    preprocessing: Preprocessing = Preprocessing()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,8 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
     summary = "What does this picture show?"
     Input = ImageClassificationInput
     Output = ImageClassificationOutput
+    Options = ImageClassificationOptions
+    options: ImageClassificationOptions
     media: ClassVar[tuple[str, ...]] = (
         "image/jpeg",
         "image/png",
@@ -163,11 +169,6 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
         where = f"{folder.name}/{folder.version}"
-        try:
-            self._options = Preprocessing.model_validate(folder.options)
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ManifestInvalid(f"{folder.name}/manifest.toml", f"[preprocessing] {problems}.") from None
         if len(folder.signature.inputs) != 1:
             raise ManifestInvalid(f"{where}/model.onnx", "an image classifier takes one input: the picture.")
         (self._input,) = folder.signature.inputs.values()
@@ -186,8 +187,10 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
             raise ManifestInvalid(
                 f"{where}/labels.txt", f"has {len(self.labels)} labels, but the graph has {logits.shape[1]} classes."
             )
-        self._scale = (1 / (255 * np.array(self._options.std))).astype(np.float32)
-        self._shift = (-np.array(self._options.mean) / np.array(self._options.std)).astype(np.float32)
+        mean, std = np.array(self.options.preprocessing.mean), np.array(self.options.preprocessing.std)
+        self._scale = (1 / (255 * std)).astype(np.float32)
+        self._shift = (-mean / std).astype(np.float32)
+        self._filter = Resampling[self.options.preprocessing.filter.upper()]
 
     def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
         if request.explain and "activation_map" not in self.folder.signature.outputs:
@@ -258,9 +261,9 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
 
     def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of a picture that is shown to the model, as fractions."""
-        if self._options.resize == "stretch":
+        if self.options.preprocessing.resize == "stretch":
             return 0.0, 0.0, 1.0, 1.0
-        scale = (self._options.resize_to or max(self._width, self._height)) / min(width, height)
+        scale = (self.options.preprocessing.resize_to or max(self._width, self._height)) / min(width, height)
         resized_w, resized_h = max(round(width * scale), self._width), max(round(height * scale), self._height)
         left, top = (resized_w - self._width) // 2, (resized_h - self._height) // 2
         return (
@@ -275,7 +278,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         if picture.size != (self._width, self._height) or box != (0.0, 0.0, 1.0, 1.0):
             w, h = picture.size
             corners = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
-            picture = picture.resize((self._width, self._height), Resampling[self._options.filter.upper()], box=corners)
+            picture = picture.resize((self._width, self._height), self._filter, box=corners)
         return np.asarray(picture)
 
     def prepare(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:

@@ -38,7 +38,7 @@ def folder(
         {"image": TensorSpec("image", dtype, ("batch", *shape))},
         {"logits": TensorSpec("logits", "float32", ("batch", 3))},
     )
-    return ModelFolder("colours", "1", tmp_path, signature, options, limits or Limits())
+    return ModelFolder("colours", "1", tmp_path, signature, {"preprocessing": options}, limits or Limits())
 
 
 def task(

@@ -13,7 +13,7 @@ from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
 from service.settings import Settings
 from service.tasks import AnyTask, discover
-from service.tasks.base import ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
+from service.tasks.base import ModelFolder, Run, Steps, Task, TaskInput, TaskOptions, TaskOutput
 
 
 class EchoInput(TaskInput):
@@ -28,6 +28,12 @@ class EchoOutput(TaskOutput):
     number: float
 
 
+class EchoOptions(TaskOptions):
+    """Keys of somebody else's manifest."""
+
+    gain: float = 1.0
+
+
 class Echo(Task[EchoInput, EchoOutput]):
     """A task of somebody else's."""
 
@@ -35,10 +41,13 @@ class Echo(Task[EchoInput, EchoOutput]):
     summary = "What was that?"
     Input = EchoInput
     Output = EchoOutput
+    Options = EchoOptions
+    options: EchoOptions
 
     def steps(self, request: EchoInput) -> Steps[EchoOutput]:
         outputs = yield Run({})
         assert_type(self.folder, ModelFolder)
+        assert_type(self.options.gain, float)
         return EchoOutput(model=self.folder.ref, number=float(outputs["y"][0]))
 
 

@@ -1,0 +1,96 @@
+"""A manifest has keys that every model may have, and those of its task; everything else is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import Field
+
+from service.registry.manifest import read_manifest
+from service.registry.registry import Registry
+from service.tasks.base import Run, Steps, Task, TaskInput, TaskOptions, TaskOutput
+from tests import graphs
+
+
+class EchoInput(TaskInput):
+    """A number."""
+
+    number: float
+
+
+class EchoOutput(TaskOutput):
+    """What comes back."""
+
+    number: float
+
+
+class Room(TaskOptions):
+    """Where the echo is."""
+
+    delay_s: float = Field(default=1.0, ge=0)
+
+
+class EchoOptions(TaskOptions):
+    """A key and a table of its own."""
+
+    gain: float = 1.0
+    room: Room = Room()
+
+
+class Echo(Task[EchoInput, EchoOutput]):
+    """One more than twice the number, times the gain."""
+
+    name = "echo"
+    summary = "What comes back?"
+    Input, Output, Options = EchoInput, EchoOutput, EchoOptions
+    options: EchoOptions
+
+    def steps(self, request: EchoInput) -> Steps[EchoOutput]:
+        outputs = yield Run({"x": np.array([[request.number]], np.float32)})
+        return EchoOutput(model=self.folder.ref, number=self.options.gain * float(outputs["y"][0, 0]))
+
+
+def served(models: Path, manifest: str) -> Any:
+    """The model as the registry lists it."""
+    graphs.write_model(models / "echo", task="echo", graph=graphs.affine)
+    with (models / "echo" / "manifest.toml").open("a") as file:
+        file.write("\n" + manifest)
+    registry = Registry(models, tasks={"echo": Echo})
+    registry.load()
+    return registry.get("echo")
+
+
+async def test_a_task_gets_keys_and_tables_of_its_own_with_no_change_elsewhere(tmp_path: Path) -> None:
+    model = served(tmp_path, "gain = 10\n[room]\ndelay_s = 0.5")
+    handle = model.versions["1"].handle
+    assert handle.task.options == EchoOptions(gain=10, room=Room(delay_s=0.5))
+    assert read_manifest(tmp_path / "echo").options == {"gain": 10, "room": {"delay_s": 0.5}}
+
+
+def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+    assert served(tmp_path, "").versions["1"].handle.task.options == EchoOptions()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "sentence"),
+    [
+        ("volume = 3", "volume is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room."),
+        ("[calibration]\ncoverage = 0.9", "[calibration] is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room."),
+        ("[room]\nlength = 3", "[room] length is not known; remove it or correct its name."),
+        ("room = 3", "room must be a table: write [room] and its keys below."),
+        ("gain = 'loud'", "gain = 'loud': Input should be a valid number, unable to parse string as a number."),
+        ("[room]\ndelay_s = -1", "[room] delay_s = -1: Input should be greater than or equal to 0."),
+        ("volume = 3\ngain = []", "gain = []: Input should be a valid number; volume is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room."),
+    ],
+)  # fmt: skip
+def test_what_a_task_does_not_know_is_refused_by_name(tmp_path: Path, manifest: str, sentence: str) -> None:
+    model = served(tmp_path, manifest)
+    assert not model.is_ready
+    assert model.reason == f"echo/manifest.toml: {sentence}"
+
+
+def test_the_common_keys_are_checked_before_any_task_is_asked(tmp_path: Path) -> None:
+    assert "batching.max_batch: Extra inputs" in served(tmp_path, "[batching]\nmax_batch = 3").reason
