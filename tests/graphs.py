@@ -108,6 +108,28 @@ def colours(path: Path) -> Path:
     )
 
 
+def colours_and_novelty(path: Path) -> Path:
+    """The classifier of colours, which finds a picture the more novel the brighter its brightest colour, in hundreds."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=T.FLOAT),
+        helper.make_node("Div", ["pixels", "hundred"], ["scaled"]),
+        helper.make_node("ReduceMean", ["scaled"], ["logits"], axes=[1, 2], keepdims=0),
+        helper.make_node("Transpose", ["scaled"], ["activation_map"], perm=[0, 3, 1, 2]),
+        helper.make_node("ReduceMax", ["scaled"], ["novelty"], axes=[1, 2, 3], keepdims=0),
+    ]
+    return save(
+        path,
+        nodes,
+        [("image", T.UINT8, ["batch", 2, 2, 3])],
+        [
+            ("logits", T.FLOAT, ["batch", 3]),
+            ("activation_map", T.FLOAT, ["batch", 3, 2, 2]),
+            ("novelty", T.FLOAT, ["batch"]),
+        ],
+        {"hundred": np.float32(100)},
+    )
+
+
 def last_value(path: Path) -> Path:
     """A detector that expects each point to equal the one before it, give or take 1; the state is the last point."""
     nodes = [
@@ -164,7 +186,7 @@ def write_model(
     return folder
 
 
-def colour_model(models: Path, name: str = "colours", **manifest: Any) -> Path:
+def colour_model(models: Path, name: str = "colours", graph: Any = colours, **manifest: Any) -> Path:
     """The colour classifier as a complete model folder."""
     # Red 2, green 0, blue 1: softmax (0.665, 0.090, 0.245).
     golden = [
@@ -173,7 +195,7 @@ def colour_model(models: Path, name: str = "colours", **manifest: Any) -> Path:
             "output": {"results": [{"predictions": [{"label": "red", "score": 0.6652, "index": 0}]}]},
         }
     ]
-    folder = write_model(models / name, task="image-classification", graph=colours, golden=golden, **manifest)
+    folder = write_model(models / name, task="image-classification", graph=graph, golden=golden, **manifest)
     (folder / "1" / "labels.txt").write_text("red\ngreen\nblue\n")
     (folder / "1" / "golden").mkdir()
     (folder / "1" / "golden" / "pink.png").write_bytes(png())

@@ -4,6 +4,12 @@ A model is any graph with one picture input, either `uint8 (batch, height, width
 or `float32 (batch, 3, height, width)`, normalised here with the manifest's mean and std; and an output `logits`
 `float32 (batch, classes)`. With `explain` it also needs `activation_map` `float32 (batch, classes, rows, columns)`, the
 class activation map of Zhou et al., "Learning Deep Features for Discriminative Localization" (CVPR 2016).
+
+How sure an answer is, the manifest's `[calibration]` table says, fitted on held-out pictures (`service.calibration`):
+a prediction set holds every class whose probability reaches a threshold, by split conformal prediction with the score
+of Sadinle, Lei, Wasserman, "Least Ambiguous Set-Valued Classifiers With Bounded Error Levels" (JASA 2019); and the
+model abstains from a picture that is too novel, which a graph says itself with an output `novelty` `float32 (batch,)`,
+and the energy of Liu et al., "Energy-based Out-of-distribution Detection" (NeurIPS 2020), says for every other.
 """
 
 from __future__ import annotations
@@ -13,13 +19,14 @@ import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.calibration import energy, softmax
 from service.errors import InvalidInput, ManifestInvalid, TooLarge
 from service.tasks.base import Array, MediaInput, ModelFolder, Run, Steps, Task, TaskOptions, TaskOutput, Upload
 
@@ -65,6 +72,22 @@ class Prediction(BaseModel):
     index: int = Field(description="Row of the label in the model's labels.", ge=0, examples=[3])
 
 
+class PredictionSet(BaseModel):
+    """The labels that the model cannot rule out."""
+
+    coverage: float = Field(
+        description="Share of such sets that hold the true label, for pictures like those the model was calibrated on.",
+        gt=0,
+        lt=1,
+        examples=[0.99],
+    )
+    labels: list[str] = Field(
+        description="Class names, best first, however few `top_k` asks for; the best label is always there.",
+        min_length=1,
+        examples=[["cat", "dog"]],
+    )
+
+
 class Heatmap(BaseModel):
     """Class activation map over the image that was sent."""
 
@@ -82,6 +105,15 @@ class ImageResult(BaseModel):
     width: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[640])
     height: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[480])
     predictions: list[Prediction] = Field(description="Best first.")
+    prediction_set: PredictionSet | None = Field(
+        description="More than one label where the model is in doubt; null where the model is not calibrated for sets.",
+        examples=[{"coverage": 0.99, "labels": ["cat", "dog"]}],
+    )
+    abstain: bool | None = Field(
+        description="True: the picture is like nothing that the model was trained on, so do not rely on the labels; "
+        "null where the model is not calibrated to tell.",
+        examples=[False],
+    )
     heatmap: Heatmap | None = Field(default=None, description="Only with `explain=true`.")
 
 
@@ -98,7 +130,12 @@ class ImageClassificationOutput(TaskOutput):
                             "filename": "cat.jpg",
                             "width": 640,
                             "height": 480,
-                            "predictions": [{"label": "cat", "score": 0.93, "index": 3}],
+                            "predictions": [
+                                {"label": "cat", "score": 0.93, "index": 3},
+                                {"label": "dog", "score": 0.05, "index": 5},
+                            ],
+                            "prediction_set": {"coverage": 0.99, "labels": ["cat", "dog"]},
+                            "abstain": False,
                         }
                     ],
                 }
@@ -124,10 +161,38 @@ class Preprocessing(TaskOptions):
     """Each colour is divided by it afterwards; float graphs only."""
 
 
+class Calibration(TaskOptions):
+    """What held-out pictures say about doubt; the manifest's `[calibration]` table (`service.calibration` fits it)."""
+
+    coverage: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of prediction sets that hold the true class."""
+    set_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """A class whose probability reaches this is in the set."""
+    abstain_above: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """A picture whose novelty is above this is like nothing the model was trained on."""
+    abstain_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of pictures like the training ones that are above it all the same."""
+
+    @model_validator(mode="after")
+    def _pairs_are_whole(self) -> Self:
+        for number, promise, fit in (
+            ("set_threshold", "coverage", "fit_set_threshold"),
+            ("abstain_above", "abstain_rate", "fit_abstain_threshold"),
+        ):
+            given = [name for name in (number, promise) if getattr(self, name) is not None]
+            if len(given) == 1:
+                (missing,) = {number, promise} - set(given)
+                raise ValueError(
+                    f"has {given[0]} but no {missing}; write both, as service.calibration.{fit} finds them, or neither"
+                )
+        return self
+
+
 class ImageClassificationOptions(TaskOptions):
     """What the manifest of an image classifier may say."""
 
     preprocessing: Preprocessing = Preprocessing()
+    calibration: Calibration = Calibration()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +256,17 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         self._scale = (1 / (255 * std)).astype(np.float32)
         self._shift = (-mean / std).astype(np.float32)
         self._filter = Resampling[self.options.preprocessing.filter.upper()]
+        self._outputs: tuple[str, ...] = ("logits",)
+        if self.options.calibration.abstain_above is not None and "novelty" in folder.signature.outputs:
+            folder.output("novelty", dtype="float32", rank=1)
+            self._outputs += ("novelty",)
 
     def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
         if request.explain and "activation_map" not in self.folder.signature.outputs:
             raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
         if not request.files:
             raise InvalidInput("No image was sent. Send one as the body, or parts named 'file' as multipart/form-data.")
-        wanted = ("logits", "activation_map") if request.explain else ("logits",)
+        wanted = (*self._outputs, "activation_map") if request.explain else self._outputs
         results: list[dict[str, Any]] = []
         for start in range(0, len(request.files), SLICE):
             pixels, views = self.decode(request.files[start : start + SLICE], start)
@@ -304,13 +373,14 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         views: Sequence[View],
         outputs: Mapping[str, Array],
     ) -> list[dict[str, Any]]:
-        """Turn logits (images, classes) into one result per image: labels, best first, and heatmaps."""
+        """Turn logits (images, classes) into one result per image: labels, best first, doubts about them, heatmaps."""
         scores = softmax(outputs["logits"])  # (N, classes)
-        best = top_k(scores, request.top_k)  # (N, k)
+        ranked = top_k(scores, max(request.top_k, FEW))  # (N, k or more): sets are drawn from it too
+        best = ranked[:, : request.top_k]
+        shown = zip(best.tolist(), scores[np.arange(len(best))[:, None], best].tolist(), strict=True)
+        sets, abstains = self._sets(scores, ranked), self._abstains(outputs)
         results = []
-        for row, (file, view) in enumerate(zip(files, views, strict=True)):
-            indices = best[row].tolist()
-            probabilities = scores[row, best[row]].tolist()
+        for row, (file, view, (indices, probabilities)) in enumerate(zip(files, views, shown, strict=True)):
             found: dict[str, Any] = {
                 "filename": file.filename,
                 "width": view.width,
@@ -319,12 +389,33 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
                     {"label": self.labels[index], "score": score, "index": index}
                     for index, score in zip(indices, probabilities, strict=True)
                 ],
+                "prediction_set": sets[row],
+                "abstain": abstains[row],
             }
             if request.explain:
                 values = heatmap(outputs["activation_map"][row, indices[0]], view)
                 found["heatmap"] = {"label": self.labels[indices[0]], "values": values}
             results.append(found)
         return results
+
+    def _sets(self, scores: Array, ranked: Array) -> Sequence[dict[str, Any] | None]:
+        """The prediction set of each image, or None where the manifest has no threshold for them."""
+        coverage, threshold = self.options.calibration.coverage, self.options.calibration.set_threshold
+        if threshold is None:
+            return [None] * len(scores)
+        return [
+            {"coverage": coverage, "labels": [self.labels[index] for index in indices]}
+            for indices in prediction_sets(scores, ranked, threshold)
+        ]
+
+    def _abstains(self, outputs: Mapping[str, Array]) -> Sequence[bool | None]:
+        """Whether each image is too novel to be judged, or None where the manifest does not say what is."""
+        threshold = self.options.calibration.abstain_above
+        if threshold is None:
+            return [None] * len(outputs["logits"])
+        novelty = outputs["novelty"] if "novelty" in self._outputs else energy(outputs["logits"])
+        known: list[bool] = (novelty <= threshold).tolist()  # false for NaN as well
+        return [not row for row in known]
 
 
 # What Pillow's decoders raise on damaged files.
@@ -352,21 +443,8 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def softmax(logits: Array) -> Array:
-    """Turn scores into probabilities, subtracting the maximum first so that large logits do not overflow.
-
-    Args:
-        logits: float32 (batch, classes).
-
-    Returns:
-        float32 (batch, classes); each row sums to 1.
-    """
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-_FEW = 64
-"""Up to so many classes sorting them all is quicker than choosing first (count)."""
+FEW = 64
+"""Up to so many classes sorting all is quicker than choosing first; of more, ranking so many costs no more than one."""
 
 
 def top_k(scores: Array, k: int) -> Array:
@@ -380,11 +458,32 @@ def top_k(scores: Array, k: int) -> Array:
         int64 (batch, min(k, classes)).
     """
     k = min(k, scores.shape[1])
-    if scores.shape[1] <= _FEW:
+    if scores.shape[1] <= FEW:
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
     order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
     return np.take_along_axis(best, order, axis=1)
+
+
+def prediction_sets(scores: Array, ranked: Array, threshold: float) -> list[list[int]]:
+    """The classes of each row whose probability reaches the threshold, and the best one in any case.
+
+    Args:
+        scores: float32 (batch, classes), probabilities.
+        ranked: int64 (batch, k), the k best classes of each row as `top_k` gives them; a longer set takes longer.
+        threshold: 0..1.
+
+    Returns:
+        Indices of classes for each row, best first.
+    """
+    k = ranked.shape[1]
+    sizes = (scores >= threshold).sum(axis=1).tolist()
+    sets = [row[: max(size, 1)] for row, size in zip(ranked.tolist(), sizes, strict=True)]
+    for row in [row for row, size in enumerate(sizes) if size > k]:
+        others = scores[row].copy()
+        others[ranked[row]] = -1
+        sets[row] += top_k(others[None], sizes[row] - k)[0].tolist()
+    return sets
 
 
 def heatmap(activations: Array, view: View) -> Array:
