@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +24,7 @@ from service.calibration import (
     fit_temperature,
     softmax,
 )
+from service.tasks.image_classification import Calibration
 
 
 def answers(rng: np.random.Generator, count: int, classes: int = 5, sharpness: float = 1.0) -> tuple[Array, Array]:
@@ -162,3 +169,24 @@ TWO = np.array([[0.5, 0.5], [0.9, 0.1]])
 def test_what_does_not_fit_is_refused_with_the_reason(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- the script of models/README.md
+
+
+def test_the_script_for_your_own_model_prints_a_table_that_is_served(tmp_path: Path) -> None:
+    """On logits that are twice too sure; the table then keeps its two promises on as many new rows."""
+    text = (Path(__file__).parent.parent / "models" / "README.md").read_text()
+    (script,) = re.findall(r"```python\n(import numpy.*?)```", text, re.DOTALL)
+    logits, labels = answers(np.random.default_rng(6), 4000, sharpness=2)
+    np.save(tmp_path / "logits.npy", logits.astype(np.float32)[:2000])
+    np.save(tmp_path / "labels.npy", labels[:2000])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    printed = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    table = Calibration.model_validate(tomllib.loads(printed)["calibration"])
+    new, own = logits[2000:] / fit_temperature(logits[:2000], labels[:2000]), labels[2000:]
+    covered = softmax(new)[np.arange(2000), own] >= table.set_threshold
+    assert covered.mean() == pytest.approx(0.99, abs=0.01)
+    assert (energy(new) > table.abstain_above).mean() == pytest.approx(0.02, abs=0.015)
