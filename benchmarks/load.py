@@ -543,7 +543,7 @@ class Direct:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        place = ModelFolder(folder.parent.name, folder.name, folder, signature, manifest.options)
+        place = ModelFolder(folder.parent.name, folder.name, folder, signature, manifest.options(folder))
         return cls(session, signature, discover()[manifest.task](place), content_type)
 
     def answer(self, bodies: Sequence[bytes]) -> list[bytes]:

@@ -32,7 +32,7 @@ class Model:
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
         manifest = read_manifest(folder.parent)
         signature = OnnxSession(folder / "model.onnx").signature
-        place = ModelFolder(folder.parent.name, folder.name, folder, signature, manifest.options)
+        place = ModelFolder(folder.parent.name, folder.name, folder, signature, manifest.options(folder))
         self.task = discover()[manifest.task](place)
 
     def answer(self, request: TaskInput) -> Any:

@@ -79,7 +79,7 @@ class ModelHandle:
         self._graph = OnnxSession(graph)
         self.signature: Signature = self._graph.signature
         self.ref, self.name = ModelRef(name=name, version=version), f"{name}@{version}"
-        model_folder = ModelFolder(name, version, folder, self.signature, manifest.options)
+        model_folder = ModelFolder(name, version, folder, self.signature, manifest.options(folder))
         self.task = task(model_folder)
         self._session = _Prepared(self.task, self._graph)
         self.digest = _sha256(graph)

@@ -54,10 +54,28 @@ class Manifest(BaseModel):
     metrics: dict[str, float] = {}
     """Figures that the model card claims, by name."""
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """All other keys and tables, such as `[preprocessing]`: the task checks them (`Task.Options`)."""
-        return self.model_extra or {}
+    def options(self, version: Path) -> dict[str, Any]:
+        """All other keys and tables, such as `[preprocessing]`: the task checks them (`Task.Options`).
+
+        Args:
+            version: the version's folder; each key and table of its own `manifest.toml`, if it has one, replaces the
+                model's.
+
+        Raises:
+            ManifestInvalid: that file is no TOML, or has a key that is the model's to say.
+        """
+        ours = dict(self.model_extra or {})
+        if not (version / FILENAME).exists():
+            return ours
+        where = f"{version.parent.name}/{version.name}/{FILENAME}"
+        own = _read_toml(version / FILENAME, where)
+        if common := [key for key in own if key in Manifest.model_fields]:
+            raise ManifestInvalid(
+                where,
+                f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
+                "Here may be only what the task reads, such as [calibration].",
+            )
+        return ours | own
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -68,17 +86,20 @@ def read_manifest(folder: Path) -> Manifest:
     """
     where = f"{folder.name}/{FILENAME}"
     try:
-        with (folder / FILENAME).open("rb") as file:
-            declared = tomllib.load(file)
+        return Manifest.model_validate(_read_toml(folder / FILENAME, where))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
+        raise ManifestInvalid(where, f"{problems}.") from None
+
+
+def _read_toml(path: Path, where: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
     except FileNotFoundError:
         raise ManifestInvalid(where, "is missing; models/README.md shows a minimal one.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ManifestInvalid(where, f"is not valid TOML: {error}.") from None
-    try:
-        return Manifest.model_validate(declared)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
-        raise ManifestInvalid(where, f"{problems}.") from None
 
 
 def declares_required(folder: Path) -> bool:

@@ -273,7 +273,10 @@ class Task(ABC, Generic[InputT, OutputT]):
             self.options = self.Options.model_validate(folder.options)
         except ValidationError as error:
             problems = "; ".join(self._problem(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors())
-            raise ManifestInvalid(f"{folder.name}/manifest.toml", f"{problems}.") from None
+            where = f"{folder.name}/manifest.toml"
+            if (folder.path / "manifest.toml").exists():
+                where = f"{folder.name}/{folder.version}/manifest.toml over {where}"
+            raise ManifestInvalid(where, f"{problems}.") from None
 
     def _problem(self, place: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
         """What is wrong with one key or table of the manifest, such as `[preprocessing] resize = 3: ...`."""

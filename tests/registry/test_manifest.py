@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from service.registry.manifest import read_manifest
 from service.registry.registry import Registry
 from service.tasks.base import Run, Steps, Task, TaskInput, TaskOptions, TaskOutput
 from tests import graphs
@@ -53,8 +52,11 @@ class Echo(Task[EchoInput, EchoOutput]):
         return EchoOutput(model=self.folder.ref, number=self.options.gain * float(outputs["y"][0, 0]))
 
 
-def served(models: Path, manifest: str) -> Any:
-    """The model as the registry lists it."""
+def served(models: Path, manifest: str, of_version_2: str | None = None) -> Any:
+    """The model as the registry lists it, with a second version when that has a manifest of its own."""
+    if of_version_2 is not None:
+        graphs.affine(models / "echo" / "2" / "model.onnx")
+        (models / "echo" / "2" / "manifest.toml").write_text(of_version_2)
     graphs.write_model(models / "echo", task="echo", graph=graphs.affine)
     with (models / "echo" / "manifest.toml").open("a") as file:
         file.write("\n" + manifest)
@@ -63,11 +65,10 @@ def served(models: Path, manifest: str) -> Any:
     return registry.get("echo")
 
 
-async def test_a_task_gets_keys_and_tables_of_its_own_with_no_change_elsewhere(tmp_path: Path) -> None:
+def test_a_task_gets_keys_and_tables_of_its_own_with_no_change_elsewhere(tmp_path: Path) -> None:
     model = served(tmp_path, "gain = 10\n[room]\ndelay_s = 0.5")
     handle = model.versions["1"].handle
     assert handle.task.options == EchoOptions(gain=10, room=Room(delay_s=0.5))
-    assert read_manifest(tmp_path / "echo").options == {"gain": 10, "room": {"delay_s": 0.5}}
 
 
 def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
@@ -94,3 +95,28 @@ def test_what_a_task_does_not_know_is_refused_by_name(tmp_path: Path, manifest: 
 
 def test_the_common_keys_are_checked_before_any_task_is_asked(tmp_path: Path) -> None:
     assert "batching.max_batch: Extra inputs" in served(tmp_path, "[batching]\nmax_batch = 3").reason
+
+
+def test_a_version_replaces_keys_and_tables_of_its_own(tmp_path: Path) -> None:
+    """Whole tables, so that nothing fitted for one version is mixed with what was fitted for another."""
+    model = served(tmp_path, "gain = 10\n[room]\ndelay_s = 0.5", of_version_2="[room]")
+    one, two = (model.versions[name].handle.task.options for name in "12")
+    assert one == EchoOptions(gain=10, room=Room(delay_s=0.5))
+    assert two == EchoOptions(gain=10, room=Room(delay_s=1.0))
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ("required = true\ngain = 2", "echo/2/manifest.toml: required holds for every version; write it in echo/manifest.toml. Here may be only what the task reads, such as [calibration]."),
+        ("gain = ", "echo/2/manifest.toml: is not valid TOML"),
+        ("gain = []", "echo/2/manifest.toml over echo/manifest.toml: gain = []: Input should be a valid number."),
+    ],
+)  # fmt: skip
+def test_a_version_whose_own_manifest_is_wrong_is_not_served_but_the_others_are(
+    tmp_path: Path, own: str, sentence: str
+) -> None:
+    model = served(tmp_path, "", of_version_2=own)
+    assert model.versions["2"].reason.startswith(sentence)
+    assert model.versions["1"].state == "ready"
+    assert model.default_version == "1"

@@ -283,7 +283,7 @@ def calibrated(models: Path, table: str, graph: Any = graphs.colours) -> Path:
 def asked(model: Path, *colours: tuple[int, int, int], **request: Any) -> list[Any]:
     """Results for pictures of one colour each, in one request."""
     session = OnnxSession(model / "1" / "model.onnx")
-    options = read_manifest(model).options
+    options = read_manifest(model).options(model / "1")
     classifier = ImageClassification(ModelFolder(model.name, "1", model / "1", session.signature, options))
     files = tuple(Upload(graphs.png(colour)) for colour in colours)
     answer = drive(session, classifier.steps(ImageClassificationInput(files=files, **request)))
