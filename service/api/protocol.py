@@ -77,9 +77,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_timer()
-        if self._head_bytes + self._piece_bytes > MAX_HEADER_BYTES:  # of the body, too; so now they are counted
-            if sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
-                self._refuse(HTTPException(431))
+        much = self._head_bytes + self._piece_bytes > MAX_HEADER_BYTES  # the body may be among it
+        if much and sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
+            self._refuse(HTTPException(431))
         scope: Any = self.scope
         super().on_headers_complete()  # makes the cycle; the application begins later
         scope[IN_FLIGHT], scope[EXCHANGE] = self.tasks, _Exchange(self.cycle)
