@@ -47,7 +47,9 @@ class Timed:
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tuning]:
     def run(graph: Timed, *, most_rows: int = 32, cores: int = 2, size_bytes: int = 1000) -> Tuning:
         monkeypatch.setattr(tuning, "BUDGET_S", 0.8)
-        monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: graph.now, thread_time=lambda: graph.now))
+        monkeypatch.setattr(
+            tuning, "time", SimpleNamespace(perf_counter=lambda: graph.now, thread_time=lambda: graph.now)
+        )
         row = {"x": np.zeros((graph.signature.fixed_batch or 1, 1), np.float32)}
         return tune(graph, row, (), most_rows=most_rows, cores=cores, size_bytes=size_bytes)  # type: ignore[arg-type]
 
