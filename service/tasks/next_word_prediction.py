@@ -285,6 +285,10 @@ _STEM = re.compile(r"(?:do|did|does|is|was|were|are|could|would|should|has|have|
 _ALWAYS_CAPITAL = frozenset({"i", "i'm", "i'd", "i'll", "i've"})
 
 
+CROWD = 16
+"""So many tokens for each word asked for are too many to add up and sort (count)."""
+
+
 class Vocabulary:
     """The words of a model, and every table that predictions need, built once.
 
@@ -397,6 +401,10 @@ class Vocabulary:
             tokens = np.flatnonzero(weights > bar)
             if len(tokens) < k and bar > 0:
                 continue
+            if len(tokens) > CROWD * k:  # the k-th heaviest says which bar would have done
+                found = weights[tokens]
+                bar = float(np.partition(found, -k)[-k]) / self._most_members
+                tokens = tokens[found >= bar]
             groups = np.unique(self.group[tokens]) if self._most_members > 1 else self.group[tokens]
             members = self._table[groups]
             sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
@@ -456,8 +464,13 @@ class Memory:
 
     def after(self, token: str) -> Memory:
         """The same memory, with `place` moved past a token."""
-        place = 1 if token in _OPENERS and self.place else 2 if token == END else int(token in _ENDERS)
+        place = place_after(token, self.place)
         return self if place == self.place else replace(self, place=place)
+
+
+def place_after(token: str, place: int) -> int:
+    """`Memory.place` after a token, from that before it."""
+    return 1 if token in _OPENERS and place else 2 if token == END else int(token in _ENDERS)
 
 
 class Token(NamedTuple):
@@ -566,21 +579,22 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         text = memory.pending + text
         complete: list[Token] = []
         pending: Sequence[Token] = ()
-        chunk = ""
+        chunk, place = "", memory.place
         for piece in _PIECE.finditer(text):
-            if piece.group() == "\n":
-                if memory.place < 2:
+            found = piece.group()
+            if found == "\n":
+                if place < 2:
                     complete.append(Token(END, 0, self._end))
-                    memory = memory.after(END)
+                    place = place_after(END, place)
                 continue
-            tokens = self._read_chunk(piece.group())
-            if piece.end() == len(text) and len(piece.group()) < MAX_CHUNK_CHARS:
-                chunk, pending = piece.group(), tokens
+            tokens = self._read_chunk(found)
+            if piece.end() == len(text) and len(found) < MAX_CHUNK_CHARS:
+                chunk, pending = found, tokens
                 break
             complete += tokens
             for token in tokens:
-                memory = memory.after(token.text)
-        return replace(memory, pending=chunk), complete, pending
+                place = place_after(token.text, place)
+        return replace(memory, pending=chunk, place=place), complete, pending
 
     def _tokens(self, chunk: str) -> tuple[Token, ...]:
         """The tokens of a chunk."""

@@ -29,6 +29,7 @@ from service.tasks.next_word_prediction import (
     NextWordPrediction,
     Vocabulary,
     join,
+    proportional,
     tokenise,
 )
 
@@ -266,6 +267,20 @@ def test_a_space_at_the_end_finishes_the_word_too(bigram: Model) -> None:
 def test_a_mark_at_the_end_finishes_the_word_too(bigram: Model) -> None:
     answer = bigram.ask("How are you?")
     assert answer.completing is None
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 3.0, 30.0]), st.integers(1, 12))
+def test_the_heaviest_words_are_found_among_many_and_among_few(seed: int, spread: float, k: int) -> None:
+    """Whether all words are about as likely or a few stand out: the sums over spellings are those of every word added up."""
+    words = [spelling for n in range(300) for spelling in (f"w{n}", f"W{n}", f"W{n}".upper())[: 1 + n % 2]]
+    vocabulary = Vocabulary(words)
+    weights = proportional((np.random.default_rng(seed).normal(size=len(words)) * spread).astype(np.float32))
+    sums = np.zeros(vocabulary.count)
+    np.add.at(sums, vocabulary.group, weights.astype(np.float64))
+    groups, found = vocabulary.heaviest(weights, k, None)
+    np.testing.assert_allclose(found, np.sort(sums)[::-1][:k])
+    np.testing.assert_allclose(found, sums[groups])
+    assert len(set(groups.tolist())) == k
 
 
 def test_all_predictions_are_words_that_a_person_types(bigram: Model) -> None:
