@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 import load
-from load import BenchmarkFailed, Limit, Workload, cpu_seconds, memory_mib, process_tree, same_answer
+from load import BenchmarkFailed, Limit, Workload, cpu_seconds, memory_mib, own_seconds, process_tree, same_answer, stop
 from rich.console import Console
 from rich.table import Table
 
@@ -97,12 +97,6 @@ class Noise:
         return self.other_cores + self.stolen_cores
 
 
-def _own_seconds() -> float:
-    """CPU time of this process and of all that it started, ended ones included."""
-    ended = os.times()
-    return cpu_seconds(process_tree(os.getpid())) + ended.children_user + ended.children_system
-
-
 def _stolen_seconds() -> float:
     try:
         return int(Path("/proc/stat").read_text().split("\n")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
@@ -113,11 +107,11 @@ def _stolen_seconds() -> float:
 @contextlib.contextmanager
 def listening() -> Iterator[Callable[[], Noise]]:
     """Watch the machine in the block; what is yielded tells its noise afterwards."""
-    wall, busy, own, stolen = time.perf_counter(), load.busy_seconds(), _own_seconds(), _stolen_seconds()
+    wall, busy, own, stolen = time.perf_counter(), load.busy_seconds(), own_seconds(), _stolen_seconds()
     noise = Noise()
     yield lambda: noise
     wall = time.perf_counter() - wall
-    others = load.busy_seconds() - busy - (_own_seconds() - own)
+    others = load.busy_seconds() - busy - (own_seconds() - own)
     noise = Noise(max(0.0, others) / wall, max(0.0, _stolen_seconds() - stolen) / wall)
 
 
@@ -247,7 +241,7 @@ def running(target: Target, models: Path) -> Iterator[Running]:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
             raise BenchmarkFailed(f"{error}; its last words:\n{log.read().decode(errors='replace')}") from None
         finally:
-            _stop(process)
+            stop(process)
 
 
 def _wait_until_ready(target: Target, server: Running, process: subprocess.Popen[bytes], began: float) -> None:
@@ -265,18 +259,6 @@ def _wait_until_ready(target: Target, server: Running, process: subprocess.Popen
             break
     server.ready_s = time.perf_counter() - began
     server.settle(10)  # workers that are not ready yet
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    leftover = process_tree(process.pid)
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        for pid in leftover:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
 
 
 # -------------------------------------------------------------------------------------------------------- measurements

@@ -14,9 +14,7 @@ Exit code 0 when every answer was right, 1 when one was not or the server failed
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
-import gc
 import http.client
 import io
 import ipaddress
@@ -36,22 +34,22 @@ import sys
 import tempfile
 import time
 import urllib.parse
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import uvloop
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from service.bench import BenchFailed as BenchmarkFailed
+from service.bench import Load, Outcome, Request, http_request, percentile, put_load
 from service.cpu import cpu_budget
 from service.registry.manifest import read_manifest
 from service.runtime.session import OnnxSession
@@ -72,17 +70,10 @@ TOLERANCE = 1e-3
 GRACE_S = 10.0
 """Time for the requests in flight when a run ends; whoever still waits then counts as an error (seconds)."""
 
-MAX_REQUESTS = 2_000_000
-"""A run ends early after so many answers (count)."""
-
 BATCHES = (1, 8, 32)
 """Batch sizes that the in-process limit tries (rows)."""
 
 READY_TIMEOUT_S = 120.0
-
-
-class BenchmarkFailed(Exception):
-    """Something that ends the benchmark with exit code 1; the message says what."""
 
 
 # ------------------------------------------------------------------------------------------------------------ workloads
@@ -218,307 +209,21 @@ def _same_predictions(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, A
     )
 
 
-def percentile(sorted_values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of all values do not exceed (nearest rank); NaN of nothing."""
-    if not sorted_values:
-        return math.nan
-    return sorted_values[max(0, math.ceil(share * len(sorted_values)) - 1)]
+def wrong_among(samples: Sequence[tuple[int, bytes]], expected: Sequence[Any]) -> int:
+    """How many answers differ from the one that the same request got alone.
 
-
-# --------------------------------------------------------------------------------------------------------------- client
-
-
-@dataclass(frozen=True)
-class Load:
-    """A closed loop: every connection sends its next request when it has its answer.
-
-    Attributes:
-        host: of the server.
-        port: of the server.
-        requests: whole HTTP requests, sent in turn.
-        expected: the answer to each, parsed.
-        connections: kept alive throughout.
-        warm_up_s: before anything is timed.
-        seconds: timed.
-        grace_s: for the requests in flight at the end.
+    Args:
+        samples: number of the request, and the answer's body.
+        expected: the answer to each request, parsed.
     """
 
-    host: str
-    port: int
-    requests: Sequence[bytes]
-    expected: Sequence[Any]
-    connections: int
-    warm_up_s: float
-    seconds: float
-    grace_s: float = GRACE_S
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a load measured.
-
-    Attributes:
-        requests: answered with 200 in the timed part.
-        answers: answered with 200 at any time, warm-up and end included.
-        rate: `requests` per second.
-        errors: everything else by kind, warm-up and end included: `status 503`, `connection lost`, `no answer`, …
-        checked: answers whose content was compared.
-        wrong: of these, those that differ from the answer which the same request got alone.
-        p50_ms: latency of the answers counted in `requests`.
-        p95_ms: likewise.
-        p99_ms: likewise.
-        client_cores: cores that the client used.
-    """
-
-    requests: int
-    answers: int
-    rate: float
-    errors: Mapping[str, int]
-    checked: int
-    wrong: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    client_cores: float
-
-    @property
-    def failures(self) -> int:
-        """Errors and wrong answers."""
-        return sum(self.errors.values()) + self.wrong
-
-
-def http_request(host: str, port: int, path: str, content_type: str, body: bytes) -> bytes:
-    """A POST as it goes over the wire."""
-    name = f"[{host}]" if ":" in host else host
-    head = f"POST {path} HTTP/1.1\r\nHost: {name}:{port}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}"
-    return head.encode() + b"\r\n\r\n" + body
-
-
-_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
-
-
-def read_answer(data: bytes) -> tuple[int, bytes] | None:
-    """Status and body of an HTTP answer, or None while it is incomplete.
-
-    Raises:
-        ValueError: it is no answer with a `Content-Length`, or more than one.
-    """
-    head = data.find(b"\r\n\r\n")
-    if head < 0:
-        return None
-    length = _CONTENT_LENGTH.search(data, 0, head + 2)
-    if length is None or not data.startswith(b"HTTP/1.1 "):
-        raise ValueError("not an HTTP/1.1 answer with a Content-Length")
-    end = head + 4 + int(length[1])
-    if len(data) < end:
-        return None
-    if len(data) > end:
-        raise ValueError("bytes after the answer")
-    return int(data[9:12]), data[head + 4 :]
-
-
-class _Run:
-    """The tally of one load, and its end."""
-
-    def __init__(self, load: Load, loop: asyncio.AbstractEventLoop) -> None:
-        self.load, self.loop = load, loop
-        self.finished: asyncio.Future[None] = loop.create_future()
-        self.turn = itertools.cycle(range(len(load.requests)))
-        self.open: set[_Connection] = set()
-        self.over = False
-        self.errors: Counter[str] = Counter()
-        self.answers = 0
-        self.latencies = array("d")  # seconds
-        self.samples: list[tuple[int, bytes]] = []
-        self.began = self.ended = self.cpu_began = self.cpu_ended = math.nan
-        self._timed = False
-        self._draw = random.Random(0)
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def connect(self) -> None:
-        """One more connection; a server that refuses it three times in a row ends the run."""
-        for _ in range(3):
-            try:
-                await self.loop.create_connection(lambda: _Connection(self), self.load.host, self.load.port)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                self.errors["connection refused"] += 1
-                await asyncio.sleep(0.1)
-            else:
-                return
-        self.fail(f"the server takes no connection: {reason}")
-
-    def begin(self) -> None:
-        """The warm-up is over."""
-        self._timed = True
-        self.began, self.cpu_began = time.perf_counter(), time.process_time()
-
-    def end(self) -> None:
-        """Send nothing more."""
-        if not self.over:
-            self.over, self._timed = True, False
-            self.ended, self.cpu_ended = time.perf_counter(), time.process_time()
-
-    def give_up(self) -> None:
-        """Whoever still waits has waited long enough."""
-        if self.open:
-            self.errors["no answer"] += len(self.open)
-        for connection in self.open:
-            connection.transport.abort()
-        self.open.clear()
-        self.close_if_done()
-
-    def fail(self, reason: str) -> None:
-        """Nothing more can be measured."""
-        if not self.finished.done():
-            self.finished.set_exception(BenchmarkFailed(reason))
-
-    def answered(self, index: int, status: int, body: bytes, seconds: float) -> None:
-        """Count an answer."""
-        if status != 200:
-            self.errors[f"status {status}"] += 1
-            return
-        self.answers += 1
-        if not self._timed:
-            return
-        self.latencies.append(seconds)
-        count = len(self.latencies)
-        if count <= SAMPLES:  # reservoir sampling (Vitter's algorithm R): every answer is as likely to be kept
-            self.samples.append((index, body))
-        elif (place := int(self._draw.random() * count)) < SAMPLES:
-            self.samples[place] = (index, body)
-        if count >= MAX_REQUESTS:
-            self.end()
-
-    def lost(self, connection: _Connection) -> None:
-        """A connection is gone; one that was not closed by us is opened again, a bounded number of times."""
-        if connection not in self.open:
-            return
-        self.open.discard(connection)
-        if not connection.is_closed:
-            self.errors["connection lost"] += 1
-            if self.errors["connection lost"] > 4 * self.load.connections:
-                self.fail("the server keeps closing connections")
-            elif not self.over:
-                task = self.loop.create_task(self.connect())
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-        self.close_if_done()
-
-    def close_if_done(self) -> None:
-        """The run is finished when it is over and nobody waits."""
-        if self.over and not self.open and not self.finished.done():
-            self.finished.set_result(None)
-
-    def outcome(self) -> Outcome:
-        """The tally as numbers."""
-        ordered = sorted(self.latencies)
-        wall = self.ended - self.began
-        wrong = sum(not _is_right(body, self.load.expected[index]) for index, body in self.samples)
-        return Outcome(
-            requests=len(ordered),
-            answers=self.answers,
-            rate=len(ordered) / wall,
-            errors=dict(self.errors),
-            checked=len(self.samples),
-            wrong=wrong,
-            p50_ms=percentile(ordered, 0.50) * 1e3,
-            p95_ms=percentile(ordered, 0.95) * 1e3,
-            p99_ms=percentile(ordered, 0.99) * 1e3,
-            client_cores=(self.cpu_ended - self.cpu_began) / wall,
-        )
-
-
-def _is_right(body: bytes, expected: Any) -> bool:
-    try:
-        return same_answer(expected, json.loads(body))
-    except ValueError:
-        return False
-
-
-class _Connection(asyncio.Protocol):
-    """A kept-alive connection that asks, waits for the answer, and asks again."""
-
-    transport: asyncio.Transport
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-        self._received = b""
-        self.is_closed = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        self._run.open.add(self)
-        self._ask_again()
-
-    def _ask_again(self) -> None:
-        if self._run.over:
-            self._close()
-            return
-        self._index = next(self._run.turn)
-        self._asked = time.perf_counter()
-        self.transport.write(self._run.load.requests[self._index])
-
-    def data_received(self, data: bytes) -> None:
-        data = self._received + data if self._received else data
+    def is_right(body: bytes, answer: Any) -> bool:
         try:
-            answer = read_answer(data)
-        except ValueError as error:
-            self._run.errors[str(error)] += 1
-            self._close()
-            if not self._run.over:
-                self._run.fail(f"the server does not speak HTTP as it should: {error}")
-            return
-        if answer is None:
-            self._received = data
-            return
-        self._received = b""
-        self._run.answered(self._index, *answer, time.perf_counter() - self._asked)
-        self._ask_again()
+            return same_answer(answer, json.loads(body))
+        except ValueError:
+            return False
 
-    def _close(self) -> None:
-        self.is_closed = True
-        self.transport.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._run.lost(self)
-
-
-async def run_load(load: Load) -> Outcome:
-    """Put a load on a server.
-
-    Raises:
-        BenchmarkFailed: the server is not there any more, or is no HTTP server.
-    """
-    loop = asyncio.get_running_loop()
-    run = _Run(load, loop)
-    await asyncio.gather(*(run.connect() for _ in range(load.connections)))
-    end = load.warm_up_s + load.seconds
-    timers = [
-        loop.call_later(load.warm_up_s, run.begin),
-        loop.call_later(end, run.end),
-        loop.call_later(end + load.grace_s, run.give_up),
-    ]
-    try:
-        await run.finished
-    finally:
-        for timer in timers:
-            timer.cancel()
-        for connection in list(run.open):
-            connection.transport.abort()
-    return run.outcome()
-
-
-def client_process(pipe: Connection) -> None:
-    """Run the loads that come through the pipe, until None comes."""
-    gc.freeze()
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
-        while (load := pipe.recv()) is not None:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                try:
-                    pipe.send(runner.run(run_load(load)))
-                except BenchmarkFailed as error:
-                    pipe.send(error)
+    return sum(not is_right(body, expected[index]) for index, body in samples)
 
 
 # ---------------------------------------------------------------------------------------------------------------- limit
@@ -688,10 +393,6 @@ class Child:
             raise message
         return message
 
-    def cpu_seconds(self) -> float:
-        """CPU time that it has used."""
-        return cpu_seconds([self._process.pid or 0])
-
     def close(self) -> None:
         """End it."""
         with contextlib.suppress(OSError):
@@ -743,6 +444,12 @@ def busy_seconds() -> float:
     except OSError:
         return math.nan
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """CPU time of this process and of all that it started, ended ones included."""
+    ended = os.times()
+    return cpu_seconds(process_tree(os.getpid())) + ended.children_user + ended.children_system
 
 
 def machine() -> dict[str, Any]:
@@ -891,19 +598,24 @@ def started(models: Path, workers: int) -> Iterator[Server]:
             raise BenchmarkFailed(f"{error}; {fate()}") from None
         finally:
             has_died = process.poll() is not None
-            leftover = process_tree(process.pid)
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            try:
-                process.wait(40)
-            except subprocess.TimeoutExpired:
-                for pid in leftover:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                process.wait()
+            stop(process)
         if process.returncode != 0:
             what = "the server died" if has_died else "the server did not end after SIGTERM as it should"
             raise BenchmarkFailed(f"{what}: {fate()}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server: in order, else after 40 s with all its processes."""
+    leftover = process_tree(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        process.wait(40)
+    except subprocess.TimeoutExpired:
+        for pid in leftover:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_until_ready(server: Server, began: float) -> None:
@@ -930,6 +642,8 @@ class Measurement:
 
     Attributes:
         outcome: what the client saw.
+        checked: answers whose content was compared.
+        wrong: of these, those that differ from the answer which the same request got alone.
         batch_rows: mean rows of the model's runs meanwhile.
         limits: the in-process limit just before and just after.
         server_cpu_ms: CPU time of the server per answer, where it was started here.
@@ -937,10 +651,17 @@ class Measurement:
     """
 
     outcome: Outcome
+    checked: int
+    wrong: int
     batch_rows: float | None
     limits: list[LimitSample]
     server_cpu_ms: float | None
     other_cores: float | None
+
+    @property
+    def failures(self) -> int:
+        """Errors and wrong answers."""
+        return self.outcome.failures + self.wrong
 
     @property
     def limit_rate(self) -> float | None:
@@ -971,7 +692,7 @@ class Endpoint:
 
     workload: Workload
     bodies: list[bytes]
-    requests: list[bytes]
+    requests: list[Request]
     expected: list[Any]
     model: str
     distinct: int
@@ -983,7 +704,8 @@ class Endpoint:
 def prepare(server: Server, workload: Workload) -> Endpoint:
     """Make the bodies and get the answer to each, alone."""
     bodies = workload.bodies(server.ask)
-    requests = [http_request(server.host, server.port, workload.path, workload.content_type, body) for body in bodies]
+    address = (server.host, server.port, workload.path, workload.content_type)
+    requests = [Request(http_request(*address, body)) for body in bodies]
     expected = [json.loads(server.ask(workload.path, workload.content_type, body)) for body in bodies]
     different: list[Any] = []
     for answer in expected:
@@ -993,7 +715,7 @@ def prepare(server: Server, workload: Workload) -> Endpoint:
     return Endpoint(workload, bodies, requests, expected, model, len(different))
 
 
-def measure(server: Server, client: Child, endpoint: Endpoint, settings: argparse.Namespace) -> Measurement:
+def measure(server: Server, endpoint: Endpoint, settings: argparse.Namespace) -> Measurement:
     """The limit, the server, the limit again, so that noise hits both."""
     limit = open_limit(endpoint, settings)
     limit_seconds = min(5.0, max(0.3, settings.seconds / 4))
@@ -1005,7 +727,7 @@ def measure(server: Server, client: Child, endpoint: Endpoint, settings: argpars
                 batches = BATCHES if settings.connections > 1 else (1,)
                 endpoint.limit_batch = max(batches, key=lambda batch: limit.measure(batch, trial_s).rate)
             samples.append(limit.measure(endpoint.limit_batch, limit_seconds))
-        measurement = put_load(server, client, endpoint, settings)
+        measurement = measure_load(server, endpoint, settings)
         if limit and endpoint.limit_batch:
             samples.append(limit.measure(endpoint.limit_batch, limit_seconds))
     finally:
@@ -1035,26 +757,34 @@ def open_limit(endpoint: Endpoint, settings: argparse.Namespace) -> Limit | None
     return limit
 
 
-def put_load(server: Server, client: Child, endpoint: Endpoint, settings: argparse.Namespace) -> Measurement:
+def measure_load(server: Server, endpoint: Endpoint, settings: argparse.Namespace) -> Measurement:
     """Load one endpoint once."""
-    warm_up_s = min(2.0, settings.seconds / 5)
-    timing = (warm_up_s, settings.seconds)
-    load = Load(server.host, server.port, endpoint.requests, endpoint.expected, settings.connections, *timing)
+    load = Load(
+        server.host,
+        server.port,
+        endpoint.requests,
+        settings.connections,
+        settings.seconds,
+        warm_up_s=min(2.0, settings.seconds / 5),
+        grace_s=GRACE_S,
+        samples=SAMPLES,
+    )
     model = endpoint.model.partition("@")[0]
     pids = server.pids()
     rows, runs = server.batches(model)
-    wall, cpu, busy = time.perf_counter(), cpu_seconds(pids), busy_seconds() - client.cpu_seconds()
-    client.send(load)
-    outcome: Outcome = client.receive(warm_up_s + settings.seconds + 2 * GRACE_S + 30)
+    wall, cpu, others = time.perf_counter(), cpu_seconds(pids), busy_seconds() - own_seconds()
+    outcome = put_load(load)
     wall, cpu = time.perf_counter() - wall, cpu_seconds(pids) - cpu
-    busy = busy_seconds() - client.cpu_seconds() - busy
+    others = busy_seconds() - own_seconds() - others
     rows, runs = (after - before for after, before in zip(server.batches(model), (rows, runs), strict=True))
     return Measurement(
-        outcome,
+        replace(outcome, samples=()),
+        len(outcome.samples),
+        wrong_among(outcome.samples, endpoint.expected),
         rows / runs if runs else None,
         [],
         cpu / outcome.answers * 1e3 if pids and outcome.answers else None,
-        max(0.0, (busy - cpu) / wall) if pids and not math.isnan(busy) else None,
+        max(0.0, others / wall) if pids and not math.isnan(others) else None,
     )
 
 
@@ -1084,8 +814,8 @@ def summary(endpoint: Endpoint) -> dict[str, Any]:
         "rate_range": [min(rates), max(rates)],
         "requests": sum(m.outcome.requests for m in all_),
         "errors": dict(errors),
-        "checked": sum(m.outcome.checked for m in all_),
-        "wrong": sum(m.outcome.wrong for m in all_),
+        "checked": sum(m.checked for m in all_),
+        "wrong": sum(m.wrong for m in all_),
         **{key: median([getattr(m.outcome, key) for m in all_]) for key in ("p50_ms", "p95_ms", "p99_ms")},
         "batch_rows": median([m.batch_rows for m in all_]),
         "limit_rate": median([m.limit_rate for m in all_]),
@@ -1254,30 +984,26 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         place = contextlib.nullcontext(Server(*settings.url))
     else:
         place = started(settings.models, settings.workers)
-    client = Child(client_process)
-    try:
-        with place as server:
-            served = server.tasks()
-            chosen = [w for w in WORKLOADS if w.task in served and w.task in (settings.task or served)]
-            if not chosen:
-                raise BenchmarkFailed(f"no model is ready for {', '.join(settings.task or ['any task measured here'])}")
-            skipped = sorted({w.task for w in WORKLOADS} - {w.task for w in chosen})
-            if skipped:
-                progress.print(f"not measured: {', '.join(skipped)}", style="dim", highlight=False)
-            endpoints = [prepare(server, workload) for workload in chosen]
-            for repeat, endpoint in itertools.product(range(settings.repeat), endpoints):
-                with progress.status(f"{repeat + 1}/{settings.repeat}  {endpoint.workload.name}"):
-                    endpoint.measurements.append(measure(server, client, endpoint, settings))
-                outcome = endpoint.measurements[-1].outcome
-                progress.print(
-                    f"{repeat + 1}/{settings.repeat}  {endpoint.workload.name}: {outcome.rate:.0f} requests/s, "
-                    f"{outcome.failures} failures",
-                    style="dim",
-                    highlight=False,
-                )
-            facts = {"ready_s": server.ready_s, **server.memory()}
-    finally:
-        client.close()
+    with place as server:
+        served = server.tasks()
+        chosen = [w for w in WORKLOADS if w.task in served and w.task in (settings.task or served)]
+        if not chosen:
+            raise BenchmarkFailed(f"no model is ready for {', '.join(settings.task or ['any task measured here'])}")
+        skipped = sorted({w.task for w in WORKLOADS} - {w.task for w in chosen})
+        if skipped:
+            progress.print(f"not measured: {', '.join(skipped)}", style="dim", highlight=False)
+        endpoints = [prepare(server, workload) for workload in chosen]
+        for repeat, endpoint in itertools.product(range(settings.repeat), endpoints):
+            with progress.status(f"{repeat + 1}/{settings.repeat}  {endpoint.workload.name}"):
+                endpoint.measurements.append(measure(server, endpoint, settings))
+            last = endpoint.measurements[-1]
+            progress.print(
+                f"{repeat + 1}/{settings.repeat}  {endpoint.workload.name}: {last.outcome.rate:.0f} requests/s, "
+                f"{last.failures} failures",
+                style="dim",
+                highlight=False,
+            )
+        facts = {"ready_s": server.ready_s, **server.memory()}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": about,

@@ -5,14 +5,10 @@ Nothing here asserts a speed.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
-import math
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,29 +32,6 @@ def load_script() -> ModuleType:
 
 
 bench = load_script()
-
-
-# ------------------------------------------------------------------------------------------------------- percentiles
-
-
-@pytest.mark.parametrize(
-    ("values", "share", "expected"),
-    [
-        (range(1, 101), 0.50, 50),
-        (range(1, 101), 0.95, 95),
-        (range(1, 101), 0.99, 99),
-        ([1, 2, 3, 4], 0.50, 2),
-        ([1, 2, 3, 4], 0.51, 3),
-        ([7], 0.50, 7),
-        ([7], 0.99, 7),
-    ],
-)
-def test_a_percentile_is_the_smallest_value_that_so_many_do_not_exceed(values, share, expected):
-    assert bench.percentile(list(values), share) == expected
-
-
-def test_a_percentile_of_nothing_is_not_a_number():
-    assert math.isnan(bench.percentile([], 0.5))
 
 
 # ----------------------------------------------------------------------------------------------------- equal answers
@@ -99,118 +72,15 @@ def test_answers_that_say_something_else_are_not_the_same(a, b):
     assert not bench.same_answer(a, b)
 
 
-# ---------------------------------------------------------------------------------------------------- the HTTP client
-
-Answer = Callable[[bytes], bytes | None]
-"""What a server in these tests answers to a request's body; None: nothing."""
-
-
-def http(status: int, body: bytes) -> bytes:
-    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-@asynccontextmanager
-async def serving(answer: Answer) -> AsyncIterator[int]:
-    """A server that answers every request as told, and its port."""
-    writers = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(head.lower().partition(b"content-length: ")[2].split()[0])
-                reply = answer(await reader.readexactly(length))
-                if reply is not None:
-                    # Two pieces: a client must not take the first for the whole.
-                    writer.write(reply[:20])
-                    await writer.drain()
-                    await asyncio.sleep(0)
-                    writer.write(reply[20:])
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-        for writer in writers:
-            writer.close()
-
-
-def load_for(port: int, *, answers: int = 2, grace_s: float = 5.0) -> Any:
-    """A short load whose n-th body is `n` and expects `{"n": n}`."""
-    requests = [bench.http_request("127.0.0.1", port, "/", "text/plain", str(n).encode()) for n in range(answers)]
-    expected = [{"n": n} for n in range(answers)]
-    return bench.Load("127.0.0.1", port, requests, expected, 3, warm_up_s=0.02, seconds=0.2, grace_s=grace_s)
-
-
-def echo(body: bytes) -> bytes:
-    return http(200, b'{"n": %s}' % body)
-
-
-async def test_right_answers_are_counted_and_timed():
-    async with serving(echo) as port:
-        outcome = await bench.run_load(load_for(port))
-    assert outcome.requests > 0
-    assert outcome.failures == 0
-    assert outcome.checked == min(outcome.requests, bench.SAMPLES)
-    assert 0 < outcome.p50_ms <= outcome.p95_ms <= outcome.p99_ms
-
-
-async def test_a_503_is_an_error_and_no_request_answered():
-    async with serving(lambda _: http(503, b'{"n": 0}')) as port:
-        outcome = await bench.run_load(load_for(port))
-    assert outcome.requests == 0
-    assert outcome.rate == 0
-    assert set(outcome.errors) == {"status 503"}
-
-
-async def test_an_answer_that_belongs_to_another_request_is_noticed():
+def test_an_answer_that_belongs_to_another_request_is_noticed():
     """As if the rows of a batch had been handed out in the wrong order."""
-    async with serving(lambda body: http(200, b'{"n": %d}' % (1 - int(body)))) as port:
-        outcome = await bench.run_load(load_for(port))
-    assert outcome.wrong == outcome.checked > 0
-    assert not outcome.errors
+    expected = [{"n": 0}, {"n": 1}]
+    assert bench.wrong_among([(0, b'{"n": 0}'), (1, b'{"n": 1}')], expected) == 0
+    assert bench.wrong_among([(0, b'{"n": 1}'), (1, b'{"n": 0}'), (1, b'{"n": 1}')], expected) == 2
 
 
-async def test_an_answer_that_is_not_json_is_wrong():
-    async with serving(lambda _: http(200, b"hello")) as port:
-        outcome = await bench.run_load(load_for(port))
-    assert outcome.wrong == outcome.checked > 0
-
-
-async def test_a_request_that_is_never_answered_is_an_error_and_does_not_hold_up_the_run():
-    async with serving(lambda _: None) as port:
-        outcome = await bench.run_load(load_for(port, grace_s=0.1))
-    assert outcome.errors == {"no answer": 3}
-
-
-async def test_a_server_that_is_gone_ends_the_run():
-    async with serving(echo) as port:
-        pass
-    with pytest.raises(bench.BenchmarkFailed, match="takes no connection"):
-        await bench.run_load(load_for(port))
-
-
-async def test_a_server_that_dies_in_the_middle_ends_the_run():
-    async with serving(echo) as port:
-        running = asyncio.create_task(bench.run_load(load_for(port)))
-        await asyncio.sleep(0.05)
-    with pytest.raises(bench.BenchmarkFailed):
-        await running
-
-
-async def test_an_answer_without_a_length_ends_the_run():
-    async with serving(lambda _: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n") as port:
-        with pytest.raises(bench.BenchmarkFailed, match="Content-Length"):
-            await bench.run_load(load_for(port))
-
-
-def test_an_answer_in_pieces_is_read_when_it_is_whole():
-    answer = http(200, b"hello")
-    assert all(bench.read_answer(answer[:end]) is None for end in range(len(answer)))
-    assert bench.read_answer(answer) == (200, b"hello")
+def test_an_answer_that_is_not_json_is_wrong():
+    assert bench.wrong_among([(0, b"hello")], [{"n": 0}]) == 1
 
 
 # ----------------------------------------------------------------------------------------------- only this machine
