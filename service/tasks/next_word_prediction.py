@@ -401,15 +401,18 @@ class Vocabulary:
             tokens = np.flatnonzero(weights > bar)
             if len(tokens) < k and bar > 0:
                 continue
-            if len(tokens) > CROWD * k:  # the k-th heaviest says which bar would have done
+            enough, settled = k * self._most_members, bar < 0
+            if len(tokens) > CROWD * k and len(tokens) >= enough:
+                # So many of the heaviest tokens are of k groups at least, none of them lighter than the last of these
+                # tokens; a group without a token above that share of it is lighter.
                 found = weights[tokens]
-                bar = float(np.partition(found, -k)[-k]) / self._most_members
+                bar, settled = float(np.partition(found, -enough)[-enough]) / self._most_members, True
                 tokens = tokens[found >= bar]
             groups = np.unique(self.group[tokens]) if self._most_members > 1 else self.group[tokens]
             members = self._table[groups]
             sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
             order = np.lexsort((groups, -sums))[:k]
-            if bar < 0 or (len(order) == k and sums[order[-1]] >= self._most_members * bar):
+            if settled or (len(order) == k and sums[order[-1]] >= self._most_members * bar):
                 return groups[order], sums[order]
 
     def spelling(self, group: int, p: NDArray[np.float32], *, starts: bool, typed: str) -> tuple[int, str]:

@@ -283,6 +283,18 @@ def test_the_heaviest_words_are_found_among_many_and_among_few(seed: int, spread
     assert len(set(groups.tolist())) == k
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 10])
+@pytest.mark.parametrize("rest", [0.001, 0.05, 0.3, 0.6, 1.0])
+def test_the_spellings_of_one_word_may_all_be_heavier_than_any_other_word(k: int, rest: float) -> None:
+    """Two tokens that are one word: the second place is another word's, however far behind."""
+    words = ["the", "The", "THE", *(f"w{n}" for n in range(300))]
+    weights = np.array([1.0, 0.9, 0.8, *[rest] * 300], np.float32)
+    vocabulary = Vocabulary(words)
+    groups, found = vocabulary.heaviest(weights, k, None)
+    assert found == pytest.approx([2.7, *[rest] * 300][:k])
+    assert groups.tolist() == list(range(k))
+
+
 def test_all_predictions_are_words_that_a_person_types(bigram: Model) -> None:
     for text in ("The capital of", "I ", "Tom \n", "would"):
         answer = bigram.ask(text, top_k=1000)
