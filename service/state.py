@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from service.errors import InvalidState
@@ -53,13 +52,14 @@ def pack(model: str, version: str, state: State) -> str:
         URL-safe ASCII text.
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
-    header = orjson.dumps(
+    header = json.dumps(
         {
             "model": [model, version],
             "arrays": [[name, a.dtype.newbyteorder("<").str, a.shape] for name, a in arrays.items()],
-            "extra": state.extra,
-        }
-    )
+            "extra": dict(state.extra),
+        },
+        separators=(",", ":"),
+    ).encode()
     body = b"".join([len(header).to_bytes(4, "little"), header, *(a.data for a in arrays.values())])
     return base64.urlsafe_b64encode(_digest(body) + body).rstrip(b"=").decode()
 
