@@ -192,6 +192,83 @@ def evaluate(
     return Result(profile.name, threshold, raw, normalised, windows_total, detected, false_positives)
 
 
+def confidence_interval(
+    scored: Iterable[tuple[Floats, tuple[tuple[int, int], ...]]],
+    profile: Profile,
+    threshold: float,
+    *,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """How far the normalised score would move with another choice of series like these: percentile bootstrap over the series,
+    at one fixed threshold.
+
+    Args:
+        scored: pairs of raw scores (rows,) and windows, one a series.
+        profile: what a detection, a miss and a false alarm are worth.
+        threshold: rows whose score reaches it are detections, in every draw.
+        level: share of the draws inside the interval, 0..1.
+        draws: how often as many series are drawn, with replacement (count).
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end, in points of the normalised score.
+
+    References:
+        Efron, Tibshirani, *An Introduction to the Bootstrap* (1993), chapter 13.
+    """
+    results = [(evaluate([one], profile, threshold).raw, len(one[1])) for one in scored]
+    raw, windows = (np.array(column, dtype=np.float64) for column in zip(*results, strict=True))
+    picks = np.random.default_rng(seed).integers(0, len(raw), (draws, len(raw)))
+    drawn = windows[picks].sum(1)
+    null, perfect = -profile.fn * drawn, profile.tp * drawn
+    scores = 100.0 * (raw[picks].sum(1) - null) / np.where(drawn > 0, perfect - null, np.nan)
+    low, high = np.nanpercentile(scores, [50.0 * (1.0 - level), 50.0 * (1.0 + level)])
+    return float(low), float(high)
+
+
+# --------------------------------------------------------------------------------------- precision and recall of points
+
+
+def precision_recall(
+    scored: Iterable[tuple[Floats, npt.NDArray[np.bool_]]], delay: int = 7
+) -> tuple[Floats, Floats, Floats]:
+    """Precision and recall over points at every threshold, by the rule of the AIOps challenge 2018.
+
+    A labelled incident counts with all its points as found when an alarm comes within its first `delay` + 1 points, else with
+    all its points as missed; each alarm on an unlabelled point is a false positive.
+
+    Args:
+        scored: pairs of scores float64 (points,) and labels bool (points,), one a series.
+        delay: how late an alarm may be (points).
+
+    Returns:
+        thresholds float64 (n,), falling; precision and recall float64 (n,), each at "score >= threshold".
+
+    References:
+        Ren et al., "Time-series anomaly detection service at Microsoft", KDD 2019, section 4.2 (the same rule).
+    """
+    at, found, wrong, labelled = [], [], [], 0
+    for scores, anomalous in scored:
+        edge = np.diff(np.concatenate([[0], anomalous.astype(int), [0]]))
+        normal = scores[~anomalous]
+        at.append(normal)
+        found.append(np.zeros(len(normal)))
+        wrong.append(np.ones(len(normal)))
+        for start, end in zip(np.flatnonzero(edge == 1), np.flatnonzero(edge == -1), strict=True):
+            at.append(scores[start : min(start + delay + 1, end)].max(keepdims=True))
+            found.append(np.array([float(end - start)]))
+            wrong.append(np.zeros(1))
+            labelled += end - start
+    at_, found_, wrong_ = map(np.concatenate, (at, found, wrong))
+    order = np.argsort(-at_, kind="stable")
+    at_, hits, alarms = at_[order], np.cumsum(found_[order]), np.cumsum(wrong_[order])
+    last_of_ties = np.append(at_[1:] != at_[:-1], True)
+    at_, hits, alarms = at_[last_of_ties], hits[last_of_ties], alarms[last_of_ties]
+    return at_, hits / np.maximum(hits + alarms, 1.0), hits / max(labelled, 1)
+
+
 # -------------------------------------------------------------------------------------------------------- the corpus
 
 
@@ -252,7 +329,9 @@ def service_scores(url: str, model: str | None = None, timeout_s: float = 120.0)
 
 
 def onnx_scores(file: Path) -> Detector:
-    """Scores from a model with the outputs `expected` and `spread`, run in this process without the service."""
+    """Scores from a model with the outputs `expected`, `spread` and, where it has it, `novelty`, run in this process without
+    the service.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -261,13 +340,17 @@ def onnx_scores(file: Path) -> Detector:
     dtypes = {"tensor(float)": np.float32, "tensor(double)": np.float64}
     states = [i for i in session.get_inputs() if i.name not in ("values", "sequence_lens")]
     fresh = {i.name: np.zeros((1, i.shape[1]), dtypes[i.type]) for i in states}
+    names = [o.name for o in session.get_outputs() if o.name in ("expected", "spread", "novelty")]
 
     def detect(series: Series) -> Floats:
         lens = np.array([len(series.values)], np.int32)
         feed = {"values": series.values[None], "sequence_lens": lens} | fresh
-        expected, spread = session.run(["expected", "spread"], feed)
-        error = np.abs(series.values - expected[0])
-        return np.nan_to_num(error / (error + spread[0]))  # a missing point is never anomalous
+        found = dict(zip(names, session.run(names, feed), strict=True))
+        error = np.abs(series.values - found["expected"][0])
+        scores = error / (error + found["spread"][0])
+        if "novelty" in found:
+            scores = np.maximum(scores, found["novelty"][0])
+        return np.where(np.isnan(series.values), 0.0, scores)  # a missing point is never anomalous
 
     return detect
 
@@ -296,16 +379,23 @@ def report(
         for g in sorted({s.group for s in corpus})
     }
     size = {"series": len(corpus), "rows": sum(len(s.values) for s in corpus)}
-    return {"corpus": size, "profiles": {n: vars(r) for n, r in overall.items()}, "groups": groups}
+    results = {
+        p.name: {**vars(overall[p.name]), "interval": confidence_interval(rows(), p, overall[p.name].threshold)}
+        for p in profiles
+    }
+    return {"corpus": size, "profiles": results, "groups": groups}
 
 
 def print_tables(document: dict[str, Any]) -> None:
     print("NAB, {series} series, {rows} rows".format(**document["corpus"]))
-    print(f"\n{'profile':<20}{'score':>9}{'raw':>12}{'threshold':>12}{'windows found':>16}{'false alarms':>14}")
+    print(
+        f"\n{'profile':<20}{'score':>9}{'95 % interval':>18}{'raw':>12}{'threshold':>12}{'windows found':>16}{'false alarms':>14}"
+    )
     for name, r in document["profiles"].items():
         found = f"{r['detected']} of {r['windows']}"
+        low, high = r["interval"]
         print(
-            f"{name:<20}{r['normalised']:>9.2f}{r['raw']:>12.4f}{r['threshold']:>12.6f}{found:>16}{r['false_positives']:>14}"
+            f"{name:<20}{r['normalised']:>9.2f}{f'{low:.1f} to {high:.1f}':>18}{r['raw']:>12.4f}{r['threshold']:>12.6f}{found:>16}{r['false_positives']:>14}"
         )
     names = list(document["profiles"])
     print(f"\n{'group':<26}" + "".join(f"{n:>20}" for n in names) + f"{'windows found':>16}{'false alarms':>14}")
@@ -351,6 +441,8 @@ def _finite(document: Any) -> Any:
     """JSON has no infinity or NaN: null stands for 'never fires' and 'no windows, so no score'."""
     if isinstance(document, dict):
         return {key: _finite(value) for key, value in document.items()}
+    if isinstance(document, tuple):
+        return [_finite(value) for value in document]
     if isinstance(document, float) and not np.isfinite(document):
         return None
     return document

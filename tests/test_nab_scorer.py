@@ -211,3 +211,64 @@ def test_scores_of_the_wrong_length_are_refused(corpus_folder, tmp_path):
     np.savez(tmp_path / "short.npz", **{"tiny__spike.csv": np.zeros(3)})
     with pytest.raises(SystemExit, match="40 values, but 3 scores"):
         nab.main(["--data", str(corpus_folder), "--scores", str(tmp_path / "short.npz")])
+
+
+# -------------------------------------------------------------------------------------------------- confidence interval
+
+
+def test_series_that_fare_alike_leave_no_doubt():
+    scored = [(fires_at(20), WINDOW)] * 5
+    assert nab.confidence_interval(scored, STANDARD, 0.5) == (100.0, 100.0)
+
+
+def test_the_interval_spans_the_draws_of_two_series():
+    """One perfect and one silent series: a draw of two is 0, 50 or 100, and each end comes once in four."""
+    scored = [(fires_at(20), WINDOW), (fires_at(), WINDOW)]
+    assert nab.confidence_interval(scored, STANDARD, 0.5) == (0.0, 100.0)
+    assert nab.confidence_interval(scored, STANDARD, 0.5, level=0.3) == (50.0, 50.0)
+
+
+def test_the_score_lies_in_its_interval():
+    rng = np.random.default_rng(0)
+    scored = [(rng.random(ROWS), WINDOW) for _ in range(30)]
+    for profile in nab.PROFILES:
+        found = nab.evaluate(scored, profile)
+        low, high = nab.confidence_interval(scored, profile, found.threshold)
+        assert low < found.normalised < high
+
+
+# -------------------------------------------------------------------------------------------------- precision and recall
+
+
+def labelled(*points: int) -> np.ndarray:
+    marks = np.zeros(ROWS, dtype=bool)
+    marks[list(points)] = True
+    return marks
+
+
+def test_an_alarm_in_time_finds_the_whole_incident():
+    incident = labelled(*range(20, 30))
+    thresholds, precision, recall = nab.precision_recall([(fires_at(22), incident)], delay=2)
+    assert (thresholds[0], precision[0], recall[0]) == (1.0, 1.0, 1.0)
+
+
+def test_an_alarm_too_late_finds_nothing_and_is_no_false_alarm():
+    incident = labelled(*range(20, 30))
+    thresholds, precision, recall = nab.precision_recall([(fires_at(5, 23), incident)], delay=2)
+    assert (thresholds[0], precision[0], recall[0]) == (1.0, 0.0, 0.0)
+
+
+def test_each_alarm_outside_costs_precision_by_its_points():
+    incident = labelled(*range(20, 29))  # nine points found, one false alarm
+    _, precision, recall = nab.precision_recall([(fires_at(20, 5), incident)])
+    assert (precision[0], recall[0]) == (0.9, 1.0)
+
+
+def test_recall_never_falls_with_the_threshold_and_ends_at_one():
+    rng = np.random.default_rng(1)
+    scored = [(rng.random(ROWS), rng.random(ROWS) < 0.2) for _ in range(5)]
+    thresholds, precision, recall = nab.precision_recall(scored)
+    assert (np.diff(thresholds) < 0).all()
+    assert (np.diff(recall) >= 0).all()
+    assert recall[-1] == 1.0
+    assert ((precision >= 0) & (precision <= 1)).all()
