@@ -130,9 +130,16 @@ def colours_and_novelty(path: Path) -> Path:
     )
 
 
-def last_value(path: Path) -> Path:
-    """A detector that expects each point to equal the one before it, give or take 1; the state is the last point."""
+def last_value(path: Path, novelty: bool = False) -> Path:
+    """A detector that expects each point to equal the one before it, give or take 1; the state is the last point. With
+    `novelty`, it has that output too: 0.75 for each 7, else 0."""
+    novel = [
+        helper.make_node("Equal", ["values", "seven"], ["sevens"]),
+        helper.make_node("Cast", ["sevens"], ["ones"], to=T.DOUBLE),
+        helper.make_node("Mul", ["ones", "three_quarters"], ["novelty"]),
+    ]
     nodes = [
+        *(novel if novelty else []),
         helper.make_node("Cast", ["state"], ["before"], to=T.DOUBLE),
         helper.make_node("Slice", ["values", "zero", "minus_one", "time_axis"], ["head"]),
         helper.make_node("Concat", ["before", "head"], ["expected"], axis=1),
@@ -154,6 +161,7 @@ def last_value(path: Path) -> Path:
         [
             ("expected", T.DOUBLE, ["batch", "time"]),
             ("spread", T.DOUBLE, ["batch", "time"]),
+            *([("novelty", T.DOUBLE, ["batch", "time"])] if novelty else []),
             ("next_state", T.FLOAT, ["batch", 1]),
         ],
         {
@@ -163,6 +171,7 @@ def last_value(path: Path) -> Path:
             "nought": np.float64(0),
             "unit": np.float64(1),
             "one32": np.int32(1),
+            **({"seven": np.float64(7), "three_quarters": np.float64(0.75)} if novelty else {}),
         },
     )
 

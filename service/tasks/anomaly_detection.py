@@ -3,13 +3,21 @@
 A model is a graph that forecasts each point from the points before it and says how far off a normal point may be:
 
 - inputs `values` float64 (batch, time), NaN where a point is missing, `sequence_lens` int32 (batch,), and state;
-- outputs `expected` and `spread`, float64 (batch, time), and the next state. `spread` is the half-width of the band at
-  sensitivity 0.5, and depends only on earlier points.
+- outputs `expected` and `spread`, float64 (batch, time), and the next state. `spread` is the half-width of the
+  band at sensitivity 0.5, and depends only on earlier points;
+- optionally an output `novelty`, float64 (batch, time), in 0..1: how unlike anything before the latest points are,
+  this one included; 0.5 is an anomaly at sensitivity 0.5.
 
-From them, with u = |value − expected| / spread: score = u / (1 + u), and a point is anomalous when its score reaches
-1 − sensitivity, which is when it leaves the band expected ± spread · (1 − sensitivity) / sensitivity. Forecasting one
-step ahead and judging the error is the method of Malhotra et al., "Long Short Term Memory Networks for Anomaly
-Detection in Time Series" (ESANN 2015).
+From them, with u = |value − expected| / spread: score = max(u / (1 + u), novelty), and a point is anomalous when its
+score reaches 1 − sensitivity. So a point is anomalous wherever it leaves the band expected ± spread ·
+(1 − sensitivity) / sensitivity; with `novelty`, a point inside the band can be one too, where a usual value comes
+at an unusual place.
+
+References:
+    Malhotra et al., "Long Short Term Memory Networks for Anomaly Detection in Time Series", ESANN 2015 (forecast one
+    step, judge the error).
+    Burnaev, Ishimtsev, "Conformalized density- and distance-based anomaly detection in time-series data", 2016 (the
+    latest window among earlier ones).
 
 Long series are cut into runs of a few thousand points that hand the state on, which changes no answer.
 """
@@ -63,7 +71,8 @@ class AnomalyDetectionInput(TaskInput):
         default=0.5,
         ge=0,
         le=1,
-        description="0: nothing is an anomaly; 1: everything is. The band narrows as it grows.",
+        description="0: nothing is an anomaly; 1: everything is. The band narrows as it grows. How many false alarms "
+        "a value gives is measured for each model: see its metrics and card.",
         examples=[0.5],
     )
     state: str | None = Field(
@@ -108,10 +117,12 @@ class AnomalyDetectionOutput(TaskOutput):
     anomalies: list[int] = Field(description="Indices of the anomalous points in `values`.", examples=[[12]])
     expected: list[float] = Field(description="What the model expected at each point, from the points before it.")
     lower: list[float | None] = Field(
-        description="Lower edge of the band; null where there is none: at sensitivity 0, or before the model can judge."
+        description="Lower edge of the band: a value below it is an anomaly. Null where there is none: at "
+        "sensitivity 0, or before the model can judge."
     )
     upper: list[float | None] = Field(
-        description="Upper edge of the band; null where there is none: at sensitivity 0, or before the model can judge."
+        description="Upper edge of the band: a value above it is an anomaly. Null where there is none: at "
+        "sensitivity 0, or before the model can judge."
     )
     scores: list[float] = Field(description="0 as expected, 1 utterly unexpected; comparable across series.")
     is_anomaly: list[bool] = Field(description="Whether the score reaches the threshold that `sensitivity` sets.")
@@ -132,11 +143,13 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         folder.input(SEQUENCE_LENS, dtype="int32", rank=1)
         folder.output("expected", dtype=("float64", "float32"), rank=2)
         folder.output("spread", dtype=("float64", "float32"), rank=2)
+        if "novelty" in folder.signature.outputs:
+            folder.output("novelty", dtype=("float64", "float32"), rank=2)
         self._dtype = folder.signature.inputs["values"].dtype
 
     def steps(self, request: AnomalyDetectionInput) -> Steps[AnomalyDetectionOutput]:
         values, state = self.decode(request)
-        expected, spread = np.empty_like(values), np.empty_like(values)
+        expected, spread, novelty = np.empty_like(values), np.empty_like(values), np.zeros_like(values)
         for start in range(0, len(values), CHUNK):
             chunk = values[start : start + CHUNK]
             outputs = yield Run(
@@ -148,8 +161,10 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             )
             expected[start : start + CHUNK] = outputs["expected"][0]
             spread[start : start + CHUNK] = outputs["spread"][0]
+            if "novelty" in outputs:
+                novelty[start : start + CHUNK] = outputs["novelty"][0]
             state = {name: outputs[following] for name, following in self.folder.signature.states.items()}
-        return self.encode(values, expected, spread, request.sensitivity, state)
+        return self.encode(values, expected, spread, novelty, request.sensitivity, state)
 
     def decode(self, request: AnomalyDetectionInput) -> tuple[Array, dict[str, Array]]:
         """The points as float64 (time,), NaN where missing, and the stream's state, each (1, ...).
@@ -171,7 +186,13 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         return values, {name: array[None] for name, array in self.folder.unpack_state(request.state).arrays.items()}
 
     def encode(
-        self, values: Array, expected: Array, spread: Array, sensitivity: float, state: Mapping[str, Array]
+        self,
+        values: Array,
+        expected: Array,
+        spread: Array,
+        novelty: Array,
+        sensitivity: float,
+        state: Mapping[str, Array],
     ) -> AnomalyDetectionOutput:
         """Judge each point against its forecast.
 
@@ -179,13 +200,15 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             values: float64 (time,), NaN where missing.
             expected: float64 (time,), forecasts.
             spread: float64 (time,), half-widths of the band at sensitivity 0.5; above 0.
+            novelty: float64 (time,), 0..1, how new the latest points are together; 0 where the model does not say.
             sensitivity: 0..1.
             state: what to hand on, each (1, ...).
         """
         missing = np.isnan(values)
         blind = spread >= UNBOUNDED
         error = np.abs(values - expected)
-        scores = np.where(missing | blind, 0.0, error / (error + spread))  # u / (1 + u), but no quotient that overflows
+        unexpected = np.where(blind, 0.0, error / (error + spread))  # u / (1 + u), but no quotient that overflows
+        scores = np.where(missing, 0.0, np.maximum(unexpected, novelty))
         is_anomaly = (scores >= 1 - sensitivity) & ~missing
         with np.errstate(over="ignore"):
             half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else spread * math.inf

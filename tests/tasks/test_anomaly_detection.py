@@ -29,6 +29,17 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> OnnxSession:
 
 @pytest.fixture(scope="module")
 def detect(session: OnnxSession) -> Any:
+    return detector(session)
+
+
+@pytest.fixture(scope="module")
+def detect_sevens(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same detector, which finds each 7 novel (0.75) wherever it comes."""
+    file = tmp_path_factory.mktemp("graph") / "model.onnx"
+    return detector(OnnxSession(graphs.last_value(file, novelty=True)))
+
+
+def detector(session: OnnxSession) -> Any:
     task = AnomalyDetection(
         ModelFolder("steps", "1", Path("unused"), session.signature, {}, Limits(max_series_points=50_000))
     )
@@ -64,6 +75,23 @@ def test_the_band_is_where_points_are_not_anomalous(detect: Any, values: list[fl
             assert flagged == (not low < value < high)
 
 
+def test_a_novel_point_is_an_anomaly_inside_the_band_too(detect_sevens: Any) -> None:
+    answer = detect_sevens([7, 7, 7, 6.5])
+    assert answer["scores"][1:3] == [0.75, 0.75]
+    assert answer["is_anomaly"][1:] == [True, True, False]
+    assert answer["lower"][1] < 7 < answer["upper"][1]
+
+
+def test_the_larger_of_surprise_and_novelty_is_the_score(detect_sevens: Any) -> None:
+    assert detect_sevens([7, 6, 7, 16])["scores"][1:] == [0.5, 0.75, 0.9]
+    assert detect_sevens([-2, 7])["scores"][1] == 0.9
+
+
+def test_novelty_obeys_the_sensitivity(detect_sevens: Any) -> None:
+    assert detect_sevens([7, 7], sensitivity=0.25)["is_anomaly"][1]
+    assert not detect_sevens([7, 7], sensitivity=0.2)["is_anomaly"][1]
+
+
 def test_at_sensitivity_nought_nothing_and_at_one_everything_is_anomalous(detect: Any) -> None:
     assert detect([0, 1e9], sensitivity=0)["anomalies"] == []
     assert detect([0, 1e9], sensitivity=0)["upper"] == [None, None]
@@ -83,6 +111,16 @@ def test_a_missing_point_is_never_anomalous(detect: Any) -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(5, 9), min_size=2, max_size=30), st.floats(0.01, 0.99))
+def test_outside_the_band_a_point_is_anomalous_whatever_its_novelty(
+    detect_sevens: Any, values: list[int], sensitivity: float
+) -> None:
+    answer = detect_sevens(values, sensitivity=sensitivity)
+    for value, low, high, flagged in zip(values, answer["lower"], answer["upper"], answer["is_anomaly"], strict=True):
+        assert flagged or low - 1e-6 <= value <= high + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-50, 50), min_size=2, max_size=40), st.data())
 def test_a_series_in_pieces_gives_the_same_as_whole(detect: Any, values: list[int], data: Any) -> None:
     cut = data.draw(st.integers(1, len(values) - 1))
@@ -98,6 +136,11 @@ def test_a_long_series_runs_in_chunks_and_gives_the_same(detect: Any, monkeypatc
     whole = detect(values)
     monkeypatch.setattr(anomaly_detection, "CHUNK", 7)
     assert detect(values) == whole
+
+
+def test_a_long_series_keeps_its_novelties(detect_sevens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anomaly_detection, "CHUNK", 4)
+    assert detect_sevens([7.0] * 10)["scores"][1:] == [0.75] * 9
 
 
 def test_a_series_over_the_limit_is_refused(detect: Any) -> None:
