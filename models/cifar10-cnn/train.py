@@ -51,6 +51,8 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from PIL import Image
+from torch import Tensor, nn
+
 from service.calibration import (
     expected_calibration_error,
     fit_abstain_threshold,
@@ -58,7 +60,6 @@ from service.calibration import (
     fit_temperature,
     softmax,
 )
-from torch import Tensor, nn
 
 MODEL_FOLDER = Path(__file__).resolve().parent
 GOLDEN_TEST_PICTURES = (0, 1, 6)
