@@ -5,7 +5,7 @@
 
 DIR holds the public data sets `flickr8k`, `camvid`, `houses`, `bccd` and `fruit_detection`, packed as below. Most of them
 are for research only: the pictures are looked at, nothing is trained on them, and none is stored here. All choices were
-made on the tuning part.
+made on the tuning part. Needs numpy, onnxruntime, pillow and scipy.
 
 Photographs with a class of CIFAR-10, by fixed rules:
     Flickr8k (Hodosh, Young, Hockenmaier, 2013), whole pictures: at least three of the five captions have the same class
@@ -44,7 +44,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import onnxruntime
 from PIL import Image
-from scipy import ndimage
 
 MODEL_FOLDER = Path(__file__).resolve().parent
 RARE = 30
@@ -120,6 +119,8 @@ def flickr8k(folder: Path, part: str) -> Iterator[Photograph]:
 
 def camvid_cars(folder: Path, part: str, margin: float = MARGIN) -> Iterator[Photograph]:
     """Cars cut out of street scenes with `margin` of their box on each side."""
+    from scipy import ndimage  # only here: the rest needs no scipy
+
     archive = zipfile.ZipFile(folder / "camvid_360x270.zip")
     for frame, mask in _camvid_frames(archive, part):
         if Path(frame).stem in NOT_CARS:

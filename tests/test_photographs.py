@@ -1,0 +1,52 @@
+"""The rules by which the image classifier's photographs are chosen, and the figures made of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "models" / "cifar10-cnn" / "photographs.py"
+_spec = importlib.util.spec_from_file_location("photographs", SCRIPT)
+assert _spec and _spec.loader
+photographs = importlib.util.module_from_spec(_spec)
+sys.modules["photographs"] = photographs
+_spec.loader.exec_module(photographs)
+
+
+@pytest.mark.parametrize(
+    ("caption", "subject"),
+    [
+        ("a brown dog chases a man", "dog"),
+        ("a man walks his dog", "people"),
+        ("two puppies play in the snow", "dog"),
+        ("a race car drives on a dirt track", "automobile"),
+        ("the planet is cared for", None),
+        ("a white egret lands on a boat", "bird"),
+        ("a catcher waits", None),
+    ],
+)
+def test_a_caption_speaks_of_what_it_names_first(caption: str, subject: str | None) -> None:
+    assert photographs.subject(caption) == subject
+
+
+def test_the_interval_of_wilson_is_that_of_the_textbooks() -> None:
+    """Ten of ten, and the 81 of 263 in Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
+    assert photographs.wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert photographs.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+def test_the_area_under_the_curve_counts_pairs() -> None:
+    draw = np.random.default_rng(3)
+    negatives, positives = draw.integers(0, 6, 40).astype(float), draw.integers(2, 9, 30).astype(float)
+    pairs = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
+    assert photographs.area_under_curve(negatives, positives) == pytest.approx(float(np.mean(pairs)))
+
+
+def test_the_macro_average_gives_each_class_the_same_weight() -> None:
+    mean, half = photographs.macro([np.ones(100, bool), np.zeros(10, bool)])
+    assert mean == 0.5
+    assert 0 < half < 0.2
