@@ -59,7 +59,12 @@ def jsonable(value: Any) -> Any:
 
 app = FastAPI()
 models = Path(os.environ.get("GRIDLOOP_MODELS", "models"))
-image, text, series = (Model(models / name / "1") for name in ("cifar10-cnn", "english-lstm", "series-gru"))
+image, text, series = (
+    Model(
+        max((models / name).glob("[0-9]*"), key=lambda version: int(version.name))
+    )  # the one that the service answers with
+    for name in ("cifar10-cnn", "english-lstm", "series-gru")
+)
 
 
 @app.post("/image-classification")
