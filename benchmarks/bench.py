@@ -353,7 +353,7 @@ class Benchmark:
         per_load = self.seconds + client.WARM_UP_S
         self._extra_s = EXTRA_TIME * self.repeat * len(WORKLOADS) * (len(self.targets) * per_load + self.seconds)
         for workload in WORKLOADS:
-            folder = self.models / MODELS[workload.task] / "1"
+            folder = newest(self.models / MODELS[workload.task])
             work = Bodies(workload, folder, workload.bodies(_nobody))
             self.work.append(work)
             with contextlib.closing(self._open(work)) as limit:
@@ -563,6 +563,11 @@ def remarks(report: Mapping[str, Any]) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------------------- main
 
 
+def newest(folder: Path) -> Path:
+    """The version of a model that the service answers with where none is asked for: the highest."""
+    return max(folder.glob("[0-9]*"), key=lambda version: int(version.name))
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; leaves with exit code 2 when it is wrong."""
     cores = cpu_budget().cores
@@ -587,8 +592,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         if not low <= getattr(settings, name) <= high:
             parser.error(f"--{name} must be {low:g} to {high:g}")
     for name in MODELS.values():
-        if not (settings.models / name / "1" / "model.onnx").is_file():
-            parser.error(f"--models: {settings.models} has no {name}/1, which is measured here")
+        if not any((settings.models / name).glob("[0-9]*/model.onnx")):
+            parser.error(f"--models: {settings.models} has no version of {name}, which is measured here")
     settings.models, settings.cores = settings.models.resolve(), cores
     return settings
 
