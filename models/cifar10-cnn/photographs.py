@@ -1,7 +1,7 @@
 """Try the classifier on photographs that are not from CIFAR-10: those it should name, and those it should not know.
 
     python models/cifar10-cnn/photographs.py --data DIR --write            # the test part, into the card
-    python models/cifar10-cnn/photographs.py --data DIR --part tuning --version 2
+    python models/cifar10-cnn/photographs.py --data DIR --part tuning --version 1
 
 DIR holds the public data sets `flickr8k`, `camvid`, `houses`, `bccd` and `fruit_detection`, packed as below. Most of them
 are for research only: the pictures are looked at, nothing is trained on them, and none is stored here. All choices were
@@ -209,6 +209,8 @@ class Classifier:
     def read(cls, folder: Path, version: str) -> Classifier:
         """Open `folder/version/model.onnx` on one thread."""
         manifest = tomllib.loads((folder / "manifest.toml").read_text())
+        if (folder / version / "manifest.toml").exists():
+            manifest |= tomllib.loads((folder / version / "manifest.toml").read_text())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(
@@ -309,7 +311,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--part", choices=("tuning", "test"), default="test")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="model folder (default: this one)")
-    parser.add_argument("--version", default="1")
+    parser.add_argument("--version", default="2")
     parser.add_argument("--write", action="store_true", help="put the tables into the card")
     arguments = parser.parse_args()
     classifier = Classifier.read(arguments.model, arguments.version)
