@@ -17,7 +17,7 @@ LAYERS = [
     {"api"},
     {"app"},
     {"worker"},
-    {"supervisor", "bench"},
+    {"supervisor", "bench", "evaluation"},
     {"server"},
     {"cli"},
     {"__main__"},
@@ -71,6 +71,17 @@ def test_fastapi_stays_in_the_api(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SERVICE)))
 def test_training_dependencies_are_never_imported(path: Path) -> None:
     assert not {"torch", "onnx"} & {module.split(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SERVICE)))
+def test_only_the_command_line_knows_evaluations_and_only_their_plots_matplotlib(path: Path) -> None:
+    """Serving needs neither; `cli` imports them in the command that does."""
+    own = path.relative_to(SERVICE).with_suffix("").parts[0]
+    modules = imports(path)
+    if own not in ("evaluation", "cli"):
+        assert not any(module.startswith("service.evaluation") for module in modules)
+    if path != SERVICE / "evaluation" / "plots.py":
+        assert not any(module.split(".")[0] == "matplotlib" for module in modules)
 
 
 def test_every_layer_is_there() -> None:

@@ -350,6 +350,8 @@ def is_sent(path: str) -> bool:
         "Makefile",
         "benchmarks/load.py",
         "docs/operations.md",
+        "models/some-cnn/evaluate.py",
+        "models/some-cnn/plots/reliability.png",
         "models/some-cnn/train.py",
         "models/some-cnn/.cache/batch.npy",
         "requirements-dev.txt",
