@@ -9,12 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import settings
 
 from service.api.context import Workers
 from service.app import create_app, make_registry
 from service.runtime import tuning
 from service.settings import Settings
 from tests import graphs
+
+# How long an example takes depends on who else is busy; what hangs runs into the test's own time limit.
+settings.register_profile("gridloop", deadline=None)
+settings.load_profile("gridloop")
 
 MakeClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
