@@ -16,7 +16,6 @@ import numpy as np
 
 from service.evaluation import Breakdown, DataMissing, Figure, Outcome, load_script
 from service.evaluation.anomaly_detection import SENSITIVITY, AnomalyDetectionEvaluation, Judged, Labelled, Series
-from service.evaluation.statistics import bootstrap_sums
 
 nab = load_script(Path(__file__).resolve().parents[2] / "benchmarks" / "nab.py")
 
@@ -60,12 +59,9 @@ class Nab(AnomalyDetectionEvaluation):
         return Outcome([*best, *served, *usual.figures], [self._groups(scored, records)], usual.plots, notes)
 
     def _figure(self, scored: list, profile: nab.Profile, threshold: float | None) -> Figure:
-        """The score of one profile, with what single series add to it drawn anew."""
+        """The score of one profile, and how far it would move with other series."""
         whole = nab.evaluate(scored, profile, threshold)
-        parts = [nab.evaluate([one], profile, whole.threshold) for one in scored]
-        # raw, null and perfect score of each series
-        sums = np.array([(p.raw, -profile.fn * p.windows, profile.tp * p.windows) for p in parts])
-        low, high = bootstrap_sums(sums, lambda s: 100 * (s[:, 0] - s[:, 1]) / (s[:, 2] - s[:, 1])) or (None, None)
+        low, high = nab.confidence_interval(scored, profile, whole.threshold)
         name = f"NAB {profile.name.removeprefix('reward_').replace('_', ' ')} profile"
         if threshold is not None:
             name += f", sensitivity {SENSITIVITY:g}"
