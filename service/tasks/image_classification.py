@@ -124,7 +124,7 @@ class ImageClassificationOutput(TaskOutput):
         json_schema_extra={
             "examples": [
                 {
-                    "model": {"name": "cifar10-cnn", "version": "1"},
+                    "model": {"name": "cifar10-cnn", "version": "2"},
                     "results": [
                         {
                             "filename": "cat.jpg",
