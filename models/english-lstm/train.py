@@ -3,6 +3,8 @@
     python models/english-lstm/train.py --data DIR                 # prepare, train, evaluate, export, check
     python models/english-lstm/train.py --data DIR --resume        # go on from the last checkpoint
     python models/english-lstm/train.py --data DIR --export-only   # evaluate and export the last checkpoint
+    python models/english-lstm/train.py --data DIR --cycle 2 --warm-start models/english-lstm/1 --work DIR2
+                                                                   # another cosine cycle from an exported version
 
 DIR holds two folders, every file as its origin publishes it, packed:
 
@@ -76,6 +78,16 @@ class Config:
     dropout_in: float = 0.2
     dropout_hidden: float = 0.25
     dropout_out: float = 0.25
+    wikitext_dropout_in: float = 0.2
+    wikitext_dropout_hidden: float = 0.25
+    wikitext_dropout_out: float = 0.25
+    """The same three for the WikiText rows, which see each sentence many times where most dialogues are seen once."""
+    wikitext_dropout_word: float = 0.0
+    """Share of the words whose every occurrence in the WikiText rows of a batch is read as zeros."""
+    dropout_recurrent: float = 0.0
+    """Share of the LSTM's hidden-to-hidden weights that a batch does without (DropConnect, as in AWD-LSTM)."""
+    average_steps: float = 500.0
+    """Time constant of the moving average of the weights (batches)."""
     reset: float = 0.02
     """Chance per batch that a WikiText row forgets its state, so that the model copes with a fresh one."""
     candidates: int = 4000
@@ -85,6 +97,9 @@ class Config:
     deadline_minutes: float = 0.0
     """When above 0, the schedule shrinks so that training ends after this wall-clock time (min)."""
     seed: int = 1
+    """Settles which sentences are held out, and the first draw of everything that is drawn."""
+    cycle: int = 1
+    """Which cosine cycle this is: a later one reads the everyday lines in another order."""
     evaluate_every: int = 1000
     threads: int = 1
 
@@ -236,16 +251,64 @@ class LanguageModel(nn.Module):
             self.lstm.bias_hh_l0.zero_()
             self.lstm.bias_ih_l0[hidden : 2 * hidden] = 1.0  # remember by default
 
+    def load_version(self, folder: Path, vocabulary: list[str]) -> None:
+        """Take over the weights of an exported version; its vocabulary may stand in another order."""
+        graph = onnx.load(str(folder / "model.onnx")).graph
+        stored = {i.name: numpy_helper.to_array(i).astype(np.float32) for i in graph.initializer}
+        words = (folder / "vocabulary.txt").read_text(encoding="utf8").removesuffix("\n").split("\n")
+        if sorted(words) != sorted(vocabulary):
+            raise SystemExit(f"{folder} has another vocabulary than the data give")
+        number = {word: i for i, word in enumerate(words)}
+        order = np.array([number[word] for word in vocabulary])
+
+        def ifgo(gates: np.ndarray) -> np.ndarray:
+            i, o, f, g = np.split(gates, 4)
+            return np.concatenate([i, f, g, o])
+
+        gate_bias = ifgo(stored["gate_bias"][0, : 4 * self.lstm.hidden_size])
+        found = {
+            "embedding": (stored["words"] * stored["scale"][:, None])[order],
+            "bias": stored["bias"][order],
+            "lstm.weight_ih_l0": ifgo(stored["w16"][0]),
+            "lstm.weight_hh_l0": ifgo(stored["r16"][0]),
+            "lstm.bias_ih_l0": gate_bias,
+            "lstm.bias_hh_l0": np.zeros_like(gate_bias),
+            "down.weight": stored["down16"],
+            "down.bias": stored["down_bias"],
+        }
+        self.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in found.items()})
+
     def read(self, tokens: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """tokens (T, B) -> vectors (T, B, E) that are compared with every word, and the state after them."""
         y, state = self.lstm(self.embedding[tokens], state)
         return self.down(y), state
 
 
-def locked_dropout(x: Tensor, rate: float) -> Tensor:
-    """Drop the same units at every time step (Gal, Ghahramani 2016); x is (T, B, units)."""
-    mask = torch.empty(1, x.shape[1], x.shape[2]).bernoulli_(1 - rate).div_(1 - rate)
+def locked_dropout(x: Tensor, rates: Tensor) -> Tensor:
+    """Drop the same units at every time step (Gal, Ghahramani 2016); x is (T, B, units), rates (B, 1)."""
+    mask = (torch.rand(1, x.shape[1], x.shape[2]) >= rates).float().div_(1 - rates)
     return x * mask.to(x.dtype)
+
+
+class Average:
+    """Exponential moving average of a model's weights, brought up to date every EVERY batches."""
+
+    EVERY = 10
+
+    def __init__(self, model: nn.Module, time_constant: float) -> None:
+        self.model = model
+        self.weight = 1 - math.exp(-self.EVERY / time_constant)
+        self.values = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def update(self) -> None:
+        for name, value in self.model.state_dict().items():
+            self.values[name].lerp_(value, self.weight)
+
+    def swap(self) -> None:
+        """Exchange the model's weights for the averaged ones; a second call undoes it."""
+        current = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.values)
+        self.values = current
 
 
 class SampledSoftmax(torch.autograd.Function):
@@ -330,8 +393,11 @@ def perplexity(
     return math.exp(total / (length * columns))
 
 
-def train(model: LanguageModel, corpus: Corpus, config: Config, checkpoint: Path, resume: bool) -> None:
-    rng = np.random.default_rng(config.seed)
+def train(
+    model: LanguageModel, corpus: Corpus, config: Config, checkpoint: Path, resume: bool, earlier: list[dict[str, Any]]
+) -> None:
+    """Run the loop until the schedule ends; `earlier` says how the weights that it starts from came about."""
+    rng = np.random.default_rng((config.seed, config.cycle))
     end = corpus.vocabulary.index(END)
     vocabulary = len(corpus.vocabulary)
     windows = {k: Windows(v, end, config.time_steps, rng) for k, v in corpus.everyday.items()}
@@ -357,26 +423,38 @@ def train(model: LanguageModel, corpus: Corpus, config: Config, checkpoint: Path
     dense = [p for name, p in model.named_parameters() if name not in ("embedding", "bias")]
     adam = torch.optim.Adam(dense, betas=(0.9, 0.99), fused=True)
     tables = [RowAdam(model.embedding.data), RowAdam(model.bias.data)]
+    average_model = Average(model, config.average_steps)
     step, position, progress, spent = 0, 0, 0.0, 0.0
+    stages: list[dict[str, Any]] = [{"from_step": 0, "config": dataclasses.asdict(config)}]
     carried: tuple[Tensor, Tensor] | None = None
     if resume and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=False)
         model.load_state_dict(saved["model"])
+        average_model.values = saved["average"]
         adam.load_state_dict(saved["adam"])
         for table, (first, second, steps) in zip(tables, saved["tables"], strict=True):
             table.first, table.second, table.steps = first, second, steps
         step, position, progress, spent = saved["step"], saved["position"], saved["progress"], saved["spent"]
-        torch.manual_seed(config.seed + step)
+        stages, earlier = saved["stages"], saved["earlier"]
+        if stages[-1]["config"] != dataclasses.asdict(config):
+            stages.append({"from_step": step, "config": dataclasses.asdict(config)})
+        torch.manual_seed(100_000 * config.cycle + config.seed + step)
 
     def save() -> None:
         state = {
-            "model": model.state_dict(), "adam": adam.state_dict(), "config": dataclasses.asdict(config),
+            "model": model.state_dict(), "adam": adam.state_dict(), "stages": stages, "earlier": earlier,
+            "average": average_model.values,
             "tables": [(t.first, t.second, t.steps) for t in tables],
             "step": step, "position": position, "progress": progress, "spent": spent,
         }  # fmt: skip
         torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
 
+    wiki_row = (torch.arange(batch_rows) < config.wikitext_rows)[:, None]
+    rates_in, rates_hidden, rates_out = (
+        torch.where(wiki_row, getattr(config, f"wikitext_dropout_{at}"), getattr(config, f"dropout_{at}"))
+        for at in ("in", "hidden", "out")
+    )
     began, average, cpu = time.monotonic() - spent, None, time.process_time()
     model.train()
     while progress < 1:
@@ -417,9 +495,14 @@ def train(model: LanguageModel, corpus: Corpus, config: Config, checkpoint: Path
         bias = model.bias.data[candidates].requires_grad_()
 
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            x = locked_dropout(nn.functional.embedding(place[tokens[:-1]], table), config.dropout_in)
-            y, (h, c) = model.lstm(x, (h, c))
-            y = locked_dropout(model.down(locked_dropout(y, config.dropout_hidden)), config.dropout_out)
+            x = nn.functional.embedding(place[tokens[:-1]], table)
+            if config.wikitext_dropout_word:
+                kept = (torch.rand(len(needed)) >= config.wikitext_dropout_word) / (1 - config.wikitext_dropout_word)
+                x = torch.where(wiki_row, kept[place[tokens[:-1]]][:, :, None], 1.0) * x
+            x = locked_dropout(x, rates_in)
+            recurrent = nn.functional.dropout(model.lstm.weight_hh_l0, config.dropout_recurrent)
+            y, (h, c) = torch.func.functional_call(model.lstm, {"weight_hh_l0": recurrent}, (x, (h, c)))
+            y = locked_dropout(model.down(locked_dropout(y, rates_hidden)), rates_out)
         loss = SampledSoftmax.apply(
             y.flatten(0, 1), table[: len(candidates)], bias, log_q[candidates], place[targets], 1 / len(targets)
         )
@@ -438,6 +521,8 @@ def train(model: LanguageModel, corpus: Corpus, config: Config, checkpoint: Path
         tables[1].step(candidates, bias.grad, rate)
 
         step += 1
+        if step % Average.EVERY == 0:
+            average_model.update()
         average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
         if step % 100 == 0 or step == 20:
             print(
@@ -445,11 +530,29 @@ def train(model: LanguageModel, corpus: Corpus, config: Config, checkpoint: Path
                 f" {spent / step * 1e3:.0f} ms/step {(time.process_time() - cpu) / step * 1e3:.0f} cpu-ms", flush=True,
             )  # fmt: skip
         if step % config.evaluate_every == 0:
-            wiki = perplexity(model, corpus.wikitext["valid"], end, limit=32_000)
-            daily = perplexity(model, corpus.valid, end, limit=32_000)
-            print(f"== step {step} WikiText-2 valid (part) {wiki:.1f} everyday valid {daily:.1f}", flush=True)
+            for name in ("now", "average"):
+                wiki = perplexity(model, corpus.wikitext["valid"], end, limit=32_000)
+                daily = perplexity(model, corpus.valid, end, limit=32_000)
+                print(f"== step {step} {name}: valid (part) WikiText-2 {wiki:.1f} everyday {daily:.1f}", flush=True)
+                average_model.swap()
+        if step % 250 == 0:
             save()
     save()
+
+
+def choose(model: LanguageModel, saved: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
+    """Load the last weights or their moving average, whichever predicts the whole validation split better."""
+    end, found = corpus.vocabulary.index(END), {}
+    for name in ("model", "average"):
+        model.load_state_dict(saved[name])
+        found[name] = {
+            "WikiText-2": perplexity(model, corpus.wikitext["valid"], end),
+            "everyday": perplexity(model, corpus.valid, end),
+        }
+        print(f"validation perplexity of {name}: {found[name]}", flush=True)
+    best = min(found, key=lambda name: found[name]["WikiText-2"])
+    model.load_state_dict(saved[best])
+    return {"weights": best, "validation_perplexity": found[best]}
 
 
 # -------------------------------------------------------------------------------------------------------------- export
@@ -804,8 +907,8 @@ def export(model: LanguageModel, corpus: Corpus) -> Path:
 def score(data: Path) -> dict[str, Any]:
     """The official test files, once, through the exported ONNX file; the same command that anybody can run."""
     script = FOLDER.parents[1] / "benchmarks" / "perplexity.py"
-    command = [sys.executable, str(script), str(FOLDER), "--data", str(data), "--everyday", "--json"]
-    answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, str(script), str(FOLDER), "--data", str(data), "--official", "--everyday", "--json"]
+    answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return answer
 
 
@@ -816,21 +919,42 @@ def between(text: str, name: str, lines: list[str]) -> str:
     return "\n".join([f"{before}<!-- {name} -->", *lines, f"<!-- /{name} -->"]) + after
 
 
-def record(found: dict[str, Any], saved: dict[str, Any], corpus: Corpus) -> None:
+def record(found: dict[str, Any], saved: dict[str, Any], chosen: dict[str, Any], corpus: Corpus) -> None:
     """Write the figures into card.md and manifest.toml, and how they came about into training.json."""
-    names = {"banking77": "banking77 test", "clinc150": "clinc150 test", "sgd": "Schema-Guided Dialogue test"}
-    perplexity_ = found["wikitext2"]["perplexity"]
-    rows = [
-        "| data | asked | perplexity | first suggestion is right | one of three is right |",
+    names = {
+        "sgd": "Schema-Guided Dialogue test",
+        "banking77": "banking77 test",
+        "clinc150": "clinc150 test",
+        "reviews": "film reviews",
+    }
+    measures = {"top-1": "top-1 accuracy", "top-3": "top-3 accuracy", "saved": "keystrokes saved"}
+
+    def within(interval: list[float], factor: float = 1) -> str:
+        return " to ".join(f"{factor * value:.1f}" for value in interval)
+
+    wiki = found["wikitext2"]
+    rows = ["| WikiText-2 test, 245,569 tokens | perplexity | 95 % interval |", "|---|---|---|"]
+    for part, over in ((wiki, "the model's"), (wiki["official"], "the official")):
+        figure = f"{part['perplexity']:.1f}"
+        strong = "**" if part is wiki else ""
+        rows.append(
+            f"| over {over} {part['vocabulary']:,} words | {strong}{figure}{strong} | {within(part['interval'])} |"
+        )
+    metrics = {
+        "WikiText-2 test perplexity": round(wiki["perplexity"], 2),
+        "WikiText-2 test perplexity over the official vocabulary": round(wiki["official"]["perplexity"], 2),
+    }
+    rows += [
+        "",
+        "| everyday English | words asked for | first suggestion is right | one of three is right | keystrokes saved |",
         "|---|---|---|---|---|",
-        f"| WikiText-2 test | {found['wikitext2']['tokens']:,} tokens | **{perplexity_:.1f}** | | |",
     ]
-    metrics = {"WikiText-2 test perplexity": round(perplexity_, 2)}
     for key, name in names.items():
         part = found["everyday"][key]
-        rows.append(f"| {name} | {part['words']:,} words | | {part['top-1']:.1%} | {part['top-3']:.1%} |")
-        metrics[f"{name} top-1 accuracy"] = round(part["top-1"], 4)
-        metrics[f"{name} top-3 accuracy"] = round(part["top-3"], 4)
+        shares = {"top-1": part["top-1"], "top-3": part["top-3"], "saved": part["keystrokes"]["saved"]}
+        cells = [f"{one['share']:.1%} ({within(one['interval'], 100)})" for one in shares.values()]
+        rows.append(f"| {name} | {part['words']:,} | {' | '.join(cells)} |")
+        metrics |= {f"{name} {measures[measure]}": round(one["share"], 4) for measure, one in shares.items()}
     card = (FOLDER / "card.md").read_text(encoding="utf8")
     card = between(card, "metrics", rows)
     size = f"`model.onnx` has {found['megabytes']:.1f} MB; the vocabulary {len(corpus.vocabulary):,} words."
@@ -840,9 +964,8 @@ def record(found: dict[str, Any], saved: dict[str, Any], corpus: Corpus) -> None
     lines = [f'"{name}" = {value}' for name, value in metrics.items()]
     (FOLDER / "manifest.toml").write_text("\n".join([f"{manifest}[metrics]", *lines, ""]), encoding="utf8")
     story = {
-        "config": saved["config"],
-        "steps": saved["step"],
-        "wall_clock_minutes": round(saved["spent"] / 60, 1),
+        "cycles": [*saved["earlier"], cycle_of(saved)],
+        **chosen,
         "versions": {m.__name__: m.__version__ for m in (torch, np, onnx, onnxruntime)},
         "tokens": {k: len(v) for k, v in [*corpus.wikitext.items(), *corpus.everyday.items()]},
         "sha256": corpus.digests,
@@ -850,10 +973,20 @@ def record(found: dict[str, Any], saved: dict[str, Any], corpus: Corpus) -> None
     (FOLDER / "training.json").write_text(json.dumps(story, indent=2) + "\n", encoding="utf8")
 
 
+def cycle_of(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint tells about its training."""
+    return {
+        "steps": saved["step"],
+        "wall_clock_minutes": round(saved["spent"] / 60, 1),
+        "stages": saved["stages"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder which contains wikitext2 and english_text")
     parser.add_argument("--work", type=Path, default=Path("runs/english-lstm"), help="where checkpoints go")
+    parser.add_argument("--warm-start", type=Path, metavar="VERSION", help="start from this exported version's weights")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--export-only", action="store_true")
     parser.add_argument("--skip-test", action="store_true", help="leave the test files and the recorded figures alone")
@@ -867,14 +1000,18 @@ def main() -> None:
     sizes = {k: len(v) for k, v in [*corpus.wikitext.items(), *corpus.everyday.items()]}
     print(f"{len(corpus.vocabulary)} words, {corpus.official} of them official; tokens {sizes}", flush=True)
     model = LanguageModel(len(corpus.vocabulary), config)
+    earlier = []
+    if options.warm_start:
+        model.load_version(options.warm_start, corpus.vocabulary)
+        earlier = json.loads((options.warm_start.parent / "training.json").read_text(encoding="utf8"))["cycles"]
     checkpoint = options.work / "checkpoint.pt"
     if not options.export_only:
-        train(model, corpus, config, checkpoint, options.resume)
+        train(model, corpus, config, checkpoint, options.resume, earlier)
     saved = torch.load(checkpoint, weights_only=False)
-    model.load_state_dict(saved["model"])
+    chosen = choose(model, saved, corpus)
     export(model, corpus)
     if not options.skip_test:
-        record(score(options.data), saved, corpus)
+        record(score(options.data), saved, chosen, corpus)
 
 
 if __name__ == "__main__":
