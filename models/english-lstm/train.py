@@ -1,5 +1,7 @@
 """Train english-lstm: a word-level LSTM that suggests the next word of everyday English and of WikiText-2.
 
+Data -> LSTM -> a table of the trigrams that the training texts hold, mixed with it -> ONNX -> check -> figures.
+
     python models/english-lstm/train.py --data DIR                 # prepare, train, evaluate, export, check
     python models/english-lstm/train.py --data DIR --resume        # go on from the last checkpoint
     python models/english-lstm/train.py --data DIR --export-only   # evaluate and export the last checkpoint
@@ -24,6 +26,7 @@ import argparse
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import json
 import lzma
 import math
@@ -88,6 +91,10 @@ class Config:
     """Share of the LSTM's hidden-to-hidden weights that a batch does without (DropConnect, as in AWD-LSTM)."""
     average_steps: float = 500.0
     """Time constant of the moving average of the weights (batches)."""
+    followers: int = 16
+    """Words that the trigram table keeps for a pair of words, the most frequent first (count)."""
+    discount: float = 0.85
+    """Taken off each count of a trigram, so that what was never seen keeps a share (count)."""
     reset: float = 0.02
     """Chance per batch that a WikiText row forgets its state, so that the model copes with a fresh one."""
     candidates: int = 4000
@@ -374,23 +381,29 @@ class RowAdam:
 
 
 @torch.no_grad()
-def perplexity(
-    model: LanguageModel, tokens: np.ndarray, end: int, columns: int = 32, limit: int | None = None
-) -> float:
-    """exp of the mean negative log-likelihood; `columns` parallel pieces, for validation while training."""
-    tokens = tokens[:limit] if limit else tokens
+def log_likelihoods(model: LanguageModel, tokens: np.ndarray, end: int, columns: int = 32) -> np.ndarray:
+    """Natural logarithm of the probability of each token, in `columns` parallel pieces, for validation.
+
+    Returns:
+        float32, in the order of the tokens; as many as fill the columns evenly.
+    """
     length = len(tokens) // columns
     grid = torch.from_numpy(tokens[: length * columns].reshape(columns, length).T.copy())
     inputs = torch.cat([torch.full((1, columns), end), grid[:-1]])
-    words, state, total = model.embedding.to(torch.bfloat16), None, 0.0
+    words, state, found = model.embedding.to(torch.bfloat16), None, []
     for begin in range(0, length, 32):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y, state = model.read(inputs[begin : begin + 32], state)
         y, t = y.flatten(0, 1).to(torch.bfloat16), grid[begin : begin + 32].flatten()
         for part in range(0, len(t), 256):
             logits = (y[part : part + 256] @ words.T).float().add_(model.bias)
-            total += float(nn.functional.cross_entropy(logits, t[part : part + 256], reduction="sum"))
-    return math.exp(total / (length * columns))
+            found.append(-nn.functional.cross_entropy(logits, t[part : part + 256], reduction="none"))
+    return torch.cat(found).reshape(length, columns).T.flatten().numpy()
+
+
+def perplexity(model: LanguageModel, tokens: np.ndarray, end: int, limit: int | None = None) -> float:
+    """exp of the mean negative log-likelihood."""
+    return math.exp(-log_likelihoods(model, tokens[:limit], end).mean(dtype=np.float64))
 
 
 def train(
@@ -541,18 +554,136 @@ def train(
 
 
 def choose(model: LanguageModel, saved: dict[str, Any], corpus: Corpus) -> dict[str, Any]:
-    """Load the last weights or their moving average, whichever predicts the whole validation split better."""
+    """Load the last weights or their moving average, whichever predicts WikiText-2's validation split (a part) better."""
     end, found = corpus.vocabulary.index(END), {}
     for name in ("model", "average"):
         model.load_state_dict(saved[name])
         found[name] = {
-            "WikiText-2": perplexity(model, corpus.wikitext["valid"], end),
-            "everyday": perplexity(model, corpus.valid, end),
+            "WikiText-2": round(perplexity(model, corpus.wikitext["valid"], end, limit=64_000), 2),
+            "everyday": round(perplexity(model, corpus.valid, end, limit=32_000), 2),
         }
         print(f"validation perplexity of {name}: {found[name]}", flush=True)
     best = min(found, key=lambda name: found[name]["WikiText-2"])
     model.load_state_dict(saved[best])
     return {"weights": best, "validation_perplexity": found[best]}
+
+
+# ------------------------------------------------------------------------------------------------------------ trigrams
+
+
+@dataclass
+class Trigrams:
+    """What followed pairs of words in the training texts, interpolated with the LSTM.
+
+    p(w | text) = s p3(w | a, b) + (1 - s m) p_lstm(w | text), where a, b are the last two words, p3 the discounted relative
+    frequency (Ney, Essen, Kneser 1994), m its sum over the words that are kept for the pair, and the share s depends on how
+    often the pair was seen. So the LSTM gets what the discount takes away. As logits that is: those of the words that are
+    kept grow by log(1 + odds / p_lstm(w)), with odds = s p3 / (1 - s m), the others stay.
+
+    Attributes:
+        keys: int64 (pairs,), ascending: (a + 1) (V + 1) + b + 1, with 0 for a + 1 where b is `<eos>`: each line is a new text.
+        first: int64 (pairs + 1,): where the words of each pair begin.
+        words: int64 (followers,).
+        odds: float16 (followers,).
+        record: the shares s by how often the pair was seen, and what they do to the validation texts.
+    """
+
+    keys: np.ndarray
+    first: np.ndarray
+    words: np.ndarray
+    odds: np.ndarray
+    record: dict[str, Any]
+
+    def of(self, key: int) -> tuple[np.ndarray, np.ndarray]:
+        """The words kept for a pair, and their odds."""
+        place = int(np.searchsorted(self.keys, key))
+        if place == len(self.keys) or self.keys[place] != key:
+            return np.array([], np.int64), np.array([], np.float16)
+        here = slice(self.first[place], self.first[place + 1])
+        return self.words[here], self.odds[here]
+
+
+def pair_keys(tokens: np.ndarray, words: int, end: int) -> np.ndarray:
+    """Key of the two words before each token of a text that opens with a line."""
+    b = np.concatenate([[end], tokens[:-1]])
+    a = np.concatenate([[end], b[:-1]])
+    return np.where(b == end, 0, a + 1) * (words + 1) + b + 1
+
+
+SEEN = (2, 3, 5, 9, 17, 65, 257, 1025)
+"""How often a pair was seen falls into classes that begin here (counts)."""
+
+
+def count_trigrams(model: LanguageModel, corpus: Corpus, config: Config) -> Trigrams:
+    """Count the training texts; choose the shares that fit the two validation texts best, which count alike."""
+    words, end = len(corpus.vocabulary), corpus.vocabulary.index(END)
+    texts = [corpus.wikitext["train"], *corpus.everyday.values()]
+    triples, count = np.unique(
+        np.concatenate([pair_keys(text, words, end) * words + text for text in texts]), return_counts=True
+    )
+    keys, first = np.unique(triples // words, return_index=True)
+    seen = np.add.reduceat(count, first)
+    pair = np.repeat(np.arange(len(keys)), np.diff(np.append(first, len(triples))))
+    order = np.lexsort((-count, pair))
+    rank = np.empty(len(triples), np.int64)
+    rank[order] = np.arange(len(triples)) - first[pair]
+    kept = (rank < config.followers) & (seen[pair] >= SEEN[0])
+    triples, pair, p3 = triples[kept], pair[kept], (count[kept] - config.discount) / seen[pair[kept]]
+    mass = np.bincount(pair, p3, minlength=len(keys))
+    classes = np.digitize(seen, SEEN)
+
+    lookups = []  # of each token of the validation texts: class of its pair, p3, m, p_lstm
+    for text in (corpus.wikitext["valid"][:64_000], corpus.valid[:32_000]):
+        p = np.exp(log_likelihoods(model, text, end).astype(np.float64))
+        text = text[: len(p)]
+        key = pair_keys(text, words, end)
+        at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        known = keys[at] == key
+        place = np.minimum(np.searchsorted(triples, key * words + text), len(triples) - 1)
+        hit = triples[place] == key * words + text
+        lookups.append((np.where(known, classes[at], 0), np.where(hit, p3[place], 0), np.where(known, mass[at], 0), p))
+    shares = np.zeros(len(SEEN) + 1)
+    for c in range(1, len(shares)):
+        grid = np.linspace(0, 0.95, 96)
+        gain = np.zeros(len(grid))
+        for of, p3_, m, p in lookups:
+            here = of == c
+            mixed = grid[:, None] * p3_[here] + (1 - grid[:, None] * m[here]) * p[here]
+            gain += np.log(mixed).sum(1) / len(p)
+        shares[c] = grid[gain.argmax()]
+    record: dict[str, Any] = {
+        "shares": {f"seen {least} times or more": round(float(s), 2) for least, s in zip(SEEN, shares[1:], strict=True)}
+    }
+    for name, (of, p3_, m, p) in zip(("WikiText-2", "everyday"), lookups, strict=True):
+        mixed = shares[of] * p3_ + (1 - shares[of] * m) * p
+        alone, both = (math.exp(-np.log(x).mean()) for x in (p, mixed))
+        print(f"{name} valid (part): the LSTM alone {alone:.1f}, with trigrams {both:.1f}", flush=True)
+        record[f"{name} validation perplexity without and with"] = [round(alone, 2), round(both, 2)]
+
+    share = shares[classes[pair]]
+    odds = (share * p3 / (1 - share * mass[pair])).astype(np.float16)
+    some = odds > 0
+    used, begin = np.unique(pair[some], return_index=True)
+    return Trigrams(
+        keys[used],
+        np.append(begin, some.sum()),
+        (triples % words)[some],
+        odds[some],
+        record,
+    )
+
+
+def reordered(trigrams: Trigrams, order: np.ndarray) -> Trigrams:
+    """The same table in another numbering of the words: that in which they are served."""
+    place = np.argsort(order)
+    a, b = np.divmod(trigrams.keys, len(order) + 1)
+    a = np.where(a > 0, place[np.maximum(a, 1) - 1] + 1, 0)
+    keys = a * (len(order) + 1) + place[b - 1] + 1
+    by_key = np.argsort(keys)
+    sizes = np.diff(trigrams.first)[by_key]
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    take = np.repeat(trigrams.first[by_key] - first[:-1], sizes) + np.arange(first[-1])
+    return Trigrams(keys[by_key], first, place[trigrams.words[take]], trigrams.odds[take], trigrams.record)
 
 
 # -------------------------------------------------------------------------------------------------------------- export
@@ -571,9 +702,10 @@ class Weights:
     gate_bias: np.ndarray  # float32 (4H,)
     down: np.ndarray  # float16 (E, H)
     down_bias: np.ndarray  # float32 (E,)
+    trigrams: Trigrams
 
 
-def round_weights(model: LanguageModel, vocabulary: list[str], order: np.ndarray) -> Weights:
+def round_weights(model: LanguageModel, vocabulary: list[str], order: np.ndarray, trigrams: Trigrams) -> Weights:
     """Round to the stored precision, and put the words into the order in which they are served."""
     get = {k: v.detach().float().numpy() for k, v in model.state_dict().items()}
     table, bias = get["embedding"][order], get["bias"][order]
@@ -588,6 +720,7 @@ def round_weights(model: LanguageModel, vocabulary: list[str], order: np.ndarray
         get["lstm.bias_ih_l0"] + get["lstm.bias_hh_l0"],
         get["down.weight"].astype(np.float16),
         get["down.bias"],
+        reordered(trigrams, order),
     )
 
 
@@ -606,6 +739,7 @@ class Reference:
     def __init__(self, weights: Weights) -> None:
         self.table = torch.from_numpy(weights.words.astype(np.float32) * weights.scale[:, None])
         self.bias = torch.from_numpy(weights.bias)
+        self.trigrams, self.end = weights.trigrams, weights.vocabulary.index(END)
         hidden = weights.r.shape[1]
         self.lstm = nn.LSTM(self.table.shape[1], hidden, batch_first=True)
         self.down = nn.Linear(hidden, self.table.shape[1])
@@ -621,17 +755,26 @@ class Reference:
     def run(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The graph's outputs from its inputs, one row after another."""
         answers: dict[str, list[np.ndarray]] = {"logits": [], "next_state": [], "surprisal": []}
+        hidden, words = self.lstm.hidden_size, len(self.bias)
         for tokens, length, state in zip(tensors["tokens"], tensors["sequence_lens"], tensors["state"], strict=True):
-            h, c = (half[None].contiguous() for half in torch.from_numpy(state)[None].chunk(2, 1))
+            h, c, before = torch.from_numpy(state)[None].split([hidden, hidden, 2], 1)
+            h, c = h[None].contiguous(), c[None].contiguous()
             real = torch.from_numpy(tokens[:length])
             y = h
             if length:
                 y, (h, c) = self.lstm(self.table[real][None], (h, c))
-                y = torch.cat([torch.from_numpy(state)[None, None, : h.shape[2]], y], 1)
+                y = torch.cat([torch.from_numpy(state)[None, None, :hidden], y], 1)
             logits = self.down(y[0]) @ self.table.T + self.bias  # (length + 1, V)
+            history = [*(int(token) for token in before[0]), *(int(token) + 1 for token in real)]
+            for row, (a, b) in enumerate(itertools.pairwise(history)):
+                kept, odds = self.trigrams.of((0 if b == self.end + 1 else a) * (words + 1) + b)
+                if len(kept):
+                    p = logits[row].softmax(0)[kept]
+                    logits[row, kept] += torch.log(1 + torch.from_numpy(odds.astype(np.float32)) / p.clamp(min=1e-30))
             bits = -logits[:-1].log_softmax(1)[torch.arange(length), real] / math.log(2)
             answers["logits"].append(logits[-1].numpy())
-            answers["next_state"].append(torch.cat([h[0, 0], c[0, 0]]).numpy())
+            last = torch.tensor(history[-2:], dtype=torch.float32)
+            answers["next_state"].append(torch.cat([h[0, 0], c[0, 0], last]).numpy())
             answers["surprisal"].append(np.pad(bits.numpy(), (0, len(tokens) - length)))
         return {name: np.stack(rows) for name, rows in answers.items()}
 
@@ -644,6 +787,8 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
       batch 1, where reading the weights is all the time. A vector v is split in two int8 parts, v = s (hi + lo / 254)
       with s = max |v| / 127, so nothing is lost but the eighth decimal: rows never depend on their company.
     - A row of length 0 passes its state through, and its logits come from the state.
+    - The last two words are the last two numbers of the state. Their key is looked up in a table of buckets: the remainder
+      of the key chooses the bucket, the quotient is compared with those in it, so a pair is never taken for another.
     - `surprisal` needs the whole vocabulary at every time step. onnxruntime computes outputs that nobody fetches, so it
       stands behind an `If`: zeros unless some row has `explain`; 16 positions at a time, to bound the memory.
     """
@@ -653,13 +798,36 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
         i, f, g, o = np.split(gates, 4)
         return np.concatenate([i, o, f, g])
 
+    words_, trigrams = len(weights.words), weights.trigrams
+    buckets = 65_521  # a prime: the quotients of keys below (V + 1)^2 fit 16 bits
+    assert (words_ + 1) ** 2 < 2**31
+    assert (words_ + 1) ** 2 // buckets < 2**16
+    by_bucket = np.argsort(trigrams.keys % buckets, kind="stable")
+    occupancy = np.bincount(trigrams.keys % buckets, minlength=buckets)
+    sizes = np.diff(trigrams.first)[by_bucket]
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    take = np.repeat(trigrams.first[by_bucket] - first[:-1], sizes) + np.arange(first[-1])
+
     constants = {
+        # Place 0 among the pairs is the one that is never found, and has no followers.
+        "bucket_begin": np.concatenate([[0], np.cumsum(occupancy)]).astype(np.int32) + np.int32(1),
+        "quotients": np.concatenate([[0], trigrams.keys[by_bucket] // buckets]).astype(np.uint16),
+        "follower_begin": np.concatenate([[0], first]).astype(np.int32),
+        "follower": trigrams.words[take].astype(np.uint16), "odds": trigrams.odds[take],
+        "buckets": np.array(buckets, np.int32), "key_base": np.array(words_ + 1, np.int32),
+        "end_plus_1": np.array(weights.vocabulary.index(END) + 1, np.int32),
+        "bucket_slots": np.arange(occupancy.max(), dtype=np.int32)[None],
+        "follower_slots": np.arange(sizes.max(), dtype=np.int32)[None],
+        "last_pair": np.array(len(trigrams.keys), np.int32), "last_follower": np.array(len(take) - 1, np.int32),
+        "no_word": np.float32(0), "most_words": np.float32(words_), "impossible": np.float32(1e-30),
+        "one_f32": np.float32(1), "no_odds": np.array(0, np.float16), "pair_of_places": np.array([[0, 1]]),
+        "two_ones": np.array([1, 1]), "minus_two": np.array([-2]),
         "words": weights.words, "scale": weights.scale, "bias": weights.bias,
         "w16": iofc(weights.w)[None], "r16": iofc(weights.r)[None],
         "gate_bias": np.concatenate([iofc(weights.gate_bias), np.zeros(4 * hidden, np.float32)])[None],
         "down16": weights.down, "down_bias": weights.down_bias,
         "one_i32": np.array(1, np.int32), "zero_i32": np.array(0, np.int32),
-        "zero": np.array([0]), "one": np.array([1]), "last": np.array([-1]), "two_halves": np.array([hidden, hidden]),
+        "zero": np.array([0]), "one": np.array([1]), "last": np.array([-1]), "parts_of_state": np.array([hidden, hidden, 2]),
         "rows_of_embedding": np.array([-1, weights.words.shape[1]]), "rows_of_hidden": np.array([-1, hidden]),
         "pairs_of_logits": np.array([-1, 2, len(weights.words)]),
         "largest": np.float32(127), "tiny": np.float32(1e-20), "finer": np.float32(254), "middle": np.float32(128),
@@ -701,9 +869,59 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
             make("Add", [name("unbiased"), "bias"], [logits]),
         ]
 
+    def remember(a: str, b: str, logits: str, mixed: str) -> list[onnx.NodeProto]:
+        """Nodes that mix what followed the words a, b (rows,), numbers plus one, into logits (rows, V)."""
+        name = f"{mixed}/".__add__
+        return [
+            make("Equal", [b, "end_plus_1"], [name("opens")]),
+            make("Where", [name("opens"), "zero_i32", a], [name("a")]),
+            make("Mul", [name("a"), "key_base"], [name("high")]),
+            make("Add", [name("high"), b], [name("key")]),
+            make("Mod", [name("key"), "buckets"], [name("bucket")]),
+            make("Div", [name("key"), "buckets"], [name("quotient")]),
+            make("Add", [name("bucket"), "one_i32"], [name("next_bucket")]),
+            make("Gather", ["bucket_begin", name("bucket")], [name("begin")]),
+            make("Gather", ["bucket_begin", name("next_bucket")], [name("end")]),
+            make("Unsqueeze", [name("begin"), "one"], [name("begin_column")]),
+            make("Unsqueeze", [name("end"), "one"], [name("end_column")]),
+            make("Unsqueeze", [name("quotient"), "one"], [name("quotient_column")]),
+            make("Add", [name("begin_column"), "bucket_slots"], [name("places")]),
+            make("Less", [name("places"), name("end_column")], [name("inside")]),
+            make("Min", [name("places"), "last_pair"], [name("places_read")]),
+            make("Gather", ["quotients", name("places_read")], [name("stored")]),
+            make("Cast", [name("stored")], [name("stored_i32")], to=TensorProto.INT32),
+            make("Equal", [name("stored_i32"), name("quotient_column")], [name("equal")]),
+            make("And", [name("equal"), name("inside")], [name("same")]),
+            make("Where", [name("same"), name("places"), "zero_i32"], [name("hits")]),
+            make("ReduceSum", [name("hits"), "one"], [name("pair")], keepdims=1),  # one at most
+            make("Add", [name("pair"), "one_i32"], [name("next_pair")]),
+            make("Gather", ["follower_begin", name("pair")], [name("from_column")]),
+            make("Gather", ["follower_begin", name("next_pair")], [name("to_column")]),
+            make("Add", [name("from_column"), "follower_slots"], [name("slots")]),
+            make("Less", [name("slots"), name("to_column")], [name("real")]),
+            make("Min", [name("slots"), "last_follower"], [name("slots_read")]),
+            make("Gather", ["follower", name("slots_read")], [name("kept")]),
+            make("Cast", [name("kept")], [name("kept_i64")], to=TensorProto.INT64),
+            make("Gather", ["odds", name("slots_read")], [name("odds_read")]),
+            make("Where", [name("real"), name("odds_read"), "no_odds"], [name("odds_16")]),
+            make("Cast", [name("odds_16")], [name("odds")], to=TensorProto.FLOAT),
+            make("ReduceMax", [logits, "one"], [name("peak")], keepdims=1),
+            make("Sub", [logits, name("peak")], [name("lowered")]),
+            make("Exp", [name("lowered")], [name("weights")]),
+            make("ReduceSum", [name("weights"), "one"], [name("total")], keepdims=1),
+            make("GatherElements", [name("weights"), name("kept_i64")], [name("weights_kept")], axis=1),
+            make("Div", [name("weights_kept"), name("total")], [name("p")]),
+            make("Max", [name("p"), "impossible"], [name("p_positive")]),
+            make("Div", [name("odds"), name("p_positive")], [name("ratio")]),
+            make("Add", [name("ratio"), "one_f32"], [name("factor")]),
+            make("Log", [name("factor")], [name("gain")]),
+            make("ScatterElements", [logits, name("kept_i64"), name("gain")], [mixed], axis=1, reduction="add"),
+        ]
+
     block = helper.make_graph(
         [
-            *compare("vectors_of_block", "logits_of_block"),
+            *compare("vectors_of_block", "lstm_logits_of_block"),
+            *remember("a_of_block", "b_of_block", "lstm_logits_of_block", "logits_of_block"),
             make("LogSoftmax", ["logits_of_block"], ["log_p"], axis=1),
             make("Unsqueeze", ["tokens_of_block", "last"], ["chosen"]),
             make("GatherElements", ["log_p", "chosen"], ["log_p_of_chosen"], axis=1),
@@ -711,7 +929,12 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
             make("Div", ["nats", "minus_nats_per_bit"], ["bits_of_block"]),
         ],
         "surprisal_of_16_positions",
-        [infos("vectors_of_block", TensorProto.FLOAT, None), infos("tokens_of_block", TensorProto.INT64, None)],
+        [
+            infos("vectors_of_block", TensorProto.FLOAT, None),
+            infos("tokens_of_block", TensorProto.INT64, None),
+            infos("a_of_block", TensorProto.INT32, None),
+            infos("b_of_block", TensorProto.INT32, None),
+        ],
         [infos("bits_of_block", TensorProto.FLOAT, None)],
     )
     wanted = helper.make_graph(
@@ -732,7 +955,23 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
             make("Pad", ["tokens_flat", "padding_1d"], ["tokens_padded"]),
             make("Reshape", ["vectors_padded", "blocks_of_vectors"], ["vector_blocks"]),
             make("Reshape", ["tokens_padded", "blocks_of_tokens"], ["token_blocks"]),
-            make("Scan", ["vector_blocks", "token_blocks"], ["bit_blocks"], body=block, num_scan_inputs=2),
+            *(
+                node
+                for which, begin, end in (("a", "zero", "minus_two"), ("b", "one", "last"))
+                for node in (
+                    make("Slice", ["words_so_far", begin, end, "one"], [f"{which}_of_all"]),
+                    make("Reshape", [f"{which}_of_all", "last"], [f"{which}_flat"]),
+                    make("Pad", [f"{which}_flat", "padding_1d"], [f"{which}_padded"]),
+                    make("Reshape", [f"{which}_padded", "blocks_of_tokens"], [f"{which}_blocks"]),
+                )
+            ),
+            make(
+                "Scan",
+                ["vector_blocks", "token_blocks", "a_blocks", "b_blocks"],
+                ["bit_blocks"],
+                body=block,
+                num_scan_inputs=4,
+            ),
             make("Reshape", ["bit_blocks", "last"], ["bits_padded"]),
             make("Slice", ["bits_padded", "zero", "count", "zero"], ["bits_flat"]),
             make("Shape", ["tokens"], ["grid"]),
@@ -761,7 +1000,22 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
         make("Gather", ["scale", "tokens_by_time"], ["x_scale"]),
         make("Unsqueeze", ["x_scale", "last"], ["x_scale_column"]),
         make("Mul", ["x_unscaled", "x_scale_column"], ["x"]),  # (T, B, E)
-        make("Split", ["state", "two_halves"], ["h", "c"], axis=1),
+        make("Split", ["state", "parts_of_state"], ["h", "c", "words_before"], axis=1),
+        make(
+            "Clip", ["words_before", "no_word", "most_words"], ["known_words_before"]
+        ),  # a state may come from anybody
+        make("Cast", ["known_words_before"], ["words_before_i32"], to=TensorProto.INT32),
+        make("Cast", ["tokens"], ["tokens_i32"], to=TensorProto.INT32),
+        make("Add", ["tokens_i32", "one_i32"], ["tokens_plus_1"]),
+        make("Concat", ["words_before_i32", "tokens_plus_1"], ["words_so_far"], axis=1),  # (B, 2 + T)
+        make("Cast", ["sequence_lens"], ["sequence_lens_i64"], to=TensorProto.INT64),
+        make("Unsqueeze", ["sequence_lens_i64", "one"], ["sequence_lens_column"]),
+        make("Add", ["sequence_lens_column", "pair_of_places"], ["places_of_last_words"]),
+        make("GatherElements", ["words_so_far", "places_of_last_words"], ["last_words"], axis=1),
+        make("Cast", ["last_words"], ["last_words_f32"], to=TensorProto.FLOAT),
+        make("Split", ["last_words", "two_ones"], ["last_but_one", "last_one"], axis=1),
+        make("Squeeze", ["last_but_one", "one"], ["a_now"]),
+        make("Squeeze", ["last_one", "one"], ["b_now"]),
         make("Unsqueeze", ["h", "zero"], ["h_before"]),
         make("Unsqueeze", ["c", "zero"], ["c_before"]),
         make("Max", ["sequence_lens", "one_i32"], ["lengths"]),
@@ -777,9 +1031,10 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
         make("Squeeze", ["c_after", "zero"], ["c_read"]),
         make("Where", ["read_something_column", "h_read", "h"], ["h_now"]),
         make("Where", ["read_something_column", "c_read", "c"], ["c_now"]),
-        make("Concat", ["h_now", "c_now"], ["next_state"], axis=1),
+        make("Concat", ["h_now", "c_now", "last_words_f32"], ["next_state"], axis=1),
         make("Gemm", ["h_now", "down", "down_bias"], ["vector"], transB=1),
-        *compare("vector", "logits"),
+        *compare("vector", "lstm_logits"),
+        *remember("a_now", "b_now", "lstm_logits", "logits"),
         make("Cast", ["explain"], ["explain_i32"], to=TensorProto.INT32),
         make("ReduceMax", ["explain_i32"], ["explain_any"], keepdims=0),
         make("Cast", ["explain_any"], ["somebody_asks"], to=TensorProto.BOOL),
@@ -791,12 +1046,12 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
         [
             infos("tokens", TensorProto.INT64, ["batch", "time"]),
             infos("sequence_lens", TensorProto.INT32, ["batch"]),
-            infos("state", TensorProto.FLOAT, ["batch", 2 * hidden]),
+            infos("state", TensorProto.FLOAT, ["batch", 2 * hidden + 2]),
             infos("explain", TensorProto.BOOL, ["batch"]),
         ],
         [
             infos("logits", TensorProto.FLOAT, ["batch", len(weights.words)]),
-            infos("next_state", TensorProto.FLOAT, ["batch", 2 * hidden]),
+            infos("next_state", TensorProto.FLOAT, ["batch", 2 * hidden + 2]),
             infos("surprisal", TensorProto.FLOAT, ["batch", "time"]),
         ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
@@ -817,7 +1072,7 @@ def check(path: Path, reference: Reference, corpus: Corpus, order: np.ndarray) -
     place = np.argsort(order)
     tokens = place[corpus.wikitext["valid"][:320]].reshape(8, 40)
     lengths = np.array([40, 0, 1, 17, 40, 33, 2, 40], np.int32)
-    state = np.zeros((8, 2 * reference.lstm.hidden_size), np.float32)
+    state = np.zeros((8, 2 * reference.lstm.hidden_size + 2), np.float32)
     explain = np.ones(8, bool)
     worst = 0.0
     for _ in range(3):
@@ -884,12 +1139,12 @@ def golden(version: Path, reference: Reference) -> list[dict[str, Any]]:
     return entries
 
 
-def export(model: LanguageModel, corpus: Corpus) -> Path:
+def export(model: LanguageModel, corpus: Corpus, trigrams: Trigrams) -> Path:
     """Write version 1: graph, vocabulary, golden answers. Returns its folder."""
     version = FOLDER / "1"
     version.mkdir(exist_ok=True)
     order = serving_order(corpus)
-    weights = round_weights(model, corpus.vocabulary, order)
+    weights = round_weights(model, corpus.vocabulary, order, trigrams)
     onnx.save(build_graph(weights), str(version / "model.onnx"))
     (version / "vocabulary.txt").write_text("\n".join(weights.vocabulary) + "\n", encoding="utf8")
     reference = Reference(weights)
@@ -1009,7 +1264,9 @@ def main() -> None:
         train(model, corpus, config, checkpoint, options.resume, earlier)
     saved = torch.load(checkpoint, weights_only=False)
     chosen = choose(model, saved, corpus)
-    export(model, corpus)
+    trigrams = count_trigrams(model, corpus, config)
+    chosen["trigrams"] = {"pairs": len(trigrams.keys), "followers": len(trigrams.words), **trigrams.record}
+    export(model, corpus, trigrams)
     if not options.skip_test:
         record(score(options.data), saved, chosen, corpus)
 
