@@ -6,7 +6,10 @@ import math
 import random
 
 import httpx
+import numpy as np
 import pytest
+
+from service.state import State, pack
 
 POINTS = 600
 
@@ -83,3 +86,14 @@ async def test_a_state_goes_to_its_own_model_only(real_client: httpx.AsyncClient
     assert refused.status_code == 422
     assert refused.json()["type"].endswith("/invalid-state")
     assert "series-gru" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("number", [-1.0, 0.4, 39_041.0, 39_042.0, 1e30, -1e30])
+async def test_a_made_up_state_is_answered(real_client: httpx.AsyncClient, number: float) -> None:
+    """The last two numbers of english-lstm's state are words: one that is no word must not break the run."""
+    array = np.zeros(1026, np.float32)
+    array[-2:] = number
+    token = pack("english-lstm", "1", State({"state": array}, {"pending": "", "place": 0}))
+    answer = await real_client.post("/v1/next-word-prediction", json={"text": "would ", "state": token})
+    assert answer.status_code == 200
+    assert sum(p["score"] for p in answer.json()["predictions"]) <= 1
