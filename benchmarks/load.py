@@ -50,7 +50,7 @@ from rich.table import Table
 
 from service.bench import BenchFailed as BenchmarkFailed
 from service.bench import Load, Outcome, Request, http_request, percentile, put_load
-from service.cpu import cpu_budget
+from service.cpu import cpu_budget, processor_name
 from service.registry.manifest import read_manifest
 from service.runtime.session import OnnxSession
 from service.runtime.tensors import batch_key, split, stack
@@ -454,13 +454,9 @@ def own_seconds() -> float:
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
-    model = None
-    with contextlib.suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        model = found[1] if found else None
     budget = cpu_budget()
     return {
-        "cpu": model or platform.processor() or platform.machine(),
+        "cpu": processor_name(),
         "cores": budget.cores,
         "cores_reason": budget.reason,
         "load_before": round(os.getloadavg()[0], 2),

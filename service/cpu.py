@@ -6,6 +6,7 @@ Thread pools sized to the host inside a small container are the classic cause of
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,3 +51,12 @@ def _quota(cgroup: Path) -> float | None:
         return None if limit_us <= 0 else limit_us / int((cgroup / "cpu/cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None
+
+
+def processor_name() -> str:
+    """The processor's name: `platform` knows none on most Linux machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -19,7 +19,7 @@ import orjson
 from pydantic import ValidationError
 
 from service import __version__
-from service.cpu import cpu_budget
+from service.cpu import cpu_budget, processor_name
 from service.errors import ServiceError
 from service.evaluation.base import Answer, Conversation, EvaluationFailed, Infer, Question
 from service.evaluation.transport import task_request
@@ -233,14 +233,8 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
 
 def machine() -> str:
     """Processor and cores, in a few words."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     cores = cpu_budget().cores
-    return f"{name}, {cores} core{'s' * (cores > 1)}"
+    return f"{processor_name()}, {cores} core{'s' * (cores > 1)}"
 
 
 def commit(folder: Path) -> str:

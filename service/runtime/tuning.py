@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import onnxruntime as ort
 import structlog
 from pydantic import ValidationError
 
+from service.cpu import processor_name
 from service.graph import Array
 from service.runtime.session import OnnxSession
 from service.schemas.model_info import Tuning
@@ -75,9 +75,8 @@ def tune(
                     break
                 session.run(feeds, outputs)  # the first run of a shape costs more
                 times[size] = []
-            begun = time.thread_time()  # not the wall clock: who else is busy while this is measured must not decide
-            session.run(feeds, outputs)
-            times[size].append(time.thread_time() - begun)
+            # Not by the wall clock: who else is busy while this is measured must not decide.
+            times[size].append(_seconds(time.thread_time, session, feeds, outputs, alone=False))
         sizes = list(times)
     session.run(one, outputs, keep_memory=False)  # what the large batches needed would stay for ever
     per_row = {size: min(taken) * 1e3 / size for size, taken in times.items()}
@@ -92,9 +91,7 @@ def tune(
         end = time.perf_counter() + BUDGET_S / 4
         while not lone or time.perf_counter() < end:
             for threads in (1, cores):
-                begun = time.perf_counter()
-                session.run(one, outputs, alone=threads > 1)
-                taken = (time.perf_counter() - begun) * 1e3
+                taken = _seconds(time.perf_counter, session, one, outputs, alone=threads > 1) * 1e3
                 lone[threads] = min(taken, lone.get(threads, taken))
         session.close_pool()
         session.lone_threads = 1
@@ -108,6 +105,19 @@ def tune(
     )
 
 
+def _seconds(
+    clock: Callable[[], float],
+    session: OnnxSession,
+    feeds: Mapping[str, Array],
+    outputs: tuple[str, ...],
+    *,
+    alone: bool,
+) -> float:
+    begun = clock()
+    session.run(feeds, outputs, alone=alone)
+    return clock() - begun
+
+
 def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tuning]) -> Tuning:
     """The choice made earlier for this graph on this kind of machine, else a new one, which is then remembered.
 
@@ -119,7 +129,7 @@ def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tu
         cores: as for `tune`.
         measure: what to call when nothing is remembered.
     """
-    machine = [_FORMAT, digest, most_rows, cores, _processor(), ort.__version__]
+    machine = [_FORMAT, digest, most_rows, cores, processor_name(), ort.__version__]
     key = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:32]
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -139,12 +149,3 @@ def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tu
     except OSError as error:
         log.debug("the choice is not remembered", reason=error.strerror)
     return choice
-
-
-def _processor() -> str:
-    """The processor's name: `platform` knows none on most Linux machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
