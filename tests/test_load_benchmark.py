@@ -5,33 +5,21 @@ Nothing here asserts a speed.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from service.evaluation import load_script
 from tests import graphs
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "load.py"
 
 
-def load_script() -> ModuleType:
-    """benchmarks/ holds scripts, not a package: load the one under test from its file."""
-    spec = importlib.util.spec_from_file_location("benchmarks_load", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_script()
+bench = load_script(FILE)
 
 
 # ----------------------------------------------------------------------------------------------------- equal answers

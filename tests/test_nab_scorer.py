@@ -6,29 +6,16 @@ false alarm before any window exactly -fp.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import zipfile
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
+from service.evaluation import load_script
 
-def load_scorer() -> ModuleType:
-    """benchmarks/ holds scripts, not a package: load the one under test from its file."""
-    file = Path(__file__).resolve().parents[1] / "benchmarks" / "nab.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_nab", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-nab = load_scorer()
+nab = load_script(Path(__file__).resolve().parents[1] / "benchmarks" / "nab.py")
 STANDARD, LOW_FP, LOW_FN = nab.PROFILES
 ROWS = 40
 WINDOW = ((20, 29),)

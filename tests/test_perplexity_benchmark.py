@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from service.evaluation import load_script
+
 ROOT = Path(__file__).resolve().parents[1]
 LINES = ["I don't know, Mr. Smith; how are you?", "can i check-in online", "Book a table for 2 (two) at Chang's!", ""]
 
 
-def load_script() -> ModuleType:
-    """benchmarks/ holds scripts, not a package: load the one under test from its file."""
-    spec = importlib.util.spec_from_file_location("benchmarks_perplexity", ROOT / "benchmarks" / "perplexity.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their own module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = load_script()
+bench = load_script(ROOT / "benchmarks" / "perplexity.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from service.evaluation import load_script
+
 SCRIPT = Path(__file__).parent.parent / "models" / "cifar10-cnn" / "photographs.py"
-_spec = importlib.util.spec_from_file_location("photographs", SCRIPT)
-assert _spec and _spec.loader
-photographs = importlib.util.module_from_spec(_spec)
-sys.modules["photographs"] = photographs
-_spec.loader.exec_module(photographs)
+photographs = load_script(SCRIPT)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from service.evaluation.statistics import wilson
+
 MODEL_FOLDER = Path(__file__).resolve().parent
 RARE = 30
 """Pictures (count): a class with fewer is not divided into a tuning and a test part, and is not in the macro average."""
@@ -237,14 +239,6 @@ class Classifier:
             logits.append(found["logits"])
             novelty.append(found.get("novelty", -np.logaddexp.reduce(found["logits"], axis=1)))
         return np.concatenate(logits), np.concatenate(novelty)
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share, by Wilson's score method."""
-    z, share = 1.96, right / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return centre - half, centre + half
 
 
 def macro(rights: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -60,6 +60,7 @@ from service.calibration import (
     fit_temperature,
     softmax,
 )
+from service.evaluation.statistics import wilson
 
 MODEL_FOLDER = Path(__file__).resolve().parent
 GOLDEN_TEST_PICTURES = (0, 1, 6)
@@ -785,10 +786,8 @@ def write_manifest(path: Path, calibration: dict[str, float], metrics: dict[str,
 
 def interval(hits: np.ndarray) -> str:
     """A share with its 95 % interval by Wilson's score method, as text."""
-    n, share, z = len(hits), float(hits.mean()), 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return f"{share:.2%} ({centre - half:.2%} to {centre + half:.2%})"
+    low, high = wilson(int(hits.sum()), len(hits))
+    return f"{hits.mean():.2%} ({low:.2%} to {high:.2%})"
 
 
 def calibrate(config: Config, found: dict[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
