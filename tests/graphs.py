@@ -216,3 +216,39 @@ def detector_model(models: Path, name: str = "steps", **manifest: Any) -> Path:
     """The last-value detector as a complete model folder."""
     golden = [{"input": {"values": [0, 0, 5]}, "output": {"anomalies": [2], "scores": [0.0, 0.0, 5 / 6]}}]
     return write_model(models / name, task="anomaly-detection", graph=last_value, golden=golden, **manifest)
+
+
+def bigram_nodes(surprisal: str) -> list[Any]:
+    """A language model that knows what follows each word; its state is the number of the last token.
+
+    Args:
+        surprisal: name of the output, bits of each token.
+    """
+    make = helper.make_node
+    return [
+        make("Cast", ["state"], ["before"], to=T.INT64),
+        make("Concat", ["before", "tokens"], ["all"], axis=1),
+        make("Cast", ["sequence_lens"], ["lens"], to=T.INT64),
+        make("Unsqueeze", ["lens", "one"], ["lens_column"]),
+        make("GatherElements", ["all", "lens_column"], ["now"], axis=1),
+        make("Cast", ["now"], ["next_state"], to=T.FLOAT),
+        make("Squeeze", ["now", "one"], ["row"]),
+        make("Gather", ["log_p", "row"], ["logits"]),
+        make("Slice", ["all", "zero", "last", "one"], ["contexts"]),
+        make("Gather", ["log_p", "contexts"], ["of_contexts"]),
+        make("Unsqueeze", ["tokens", "last"], ["chosen"]),
+        make("GatherElements", ["of_contexts", "chosen"], ["of_chosen"], axis=2),
+        make("Squeeze", ["of_chosen", "last"], ["nats"]),
+        make("Div", ["nats", "minus_nats_per_bit"], [surprisal]),
+    ]
+
+
+def bigram_constants(probabilities: np.ndarray) -> dict[str, np.ndarray]:
+    """What `bigram_nodes` refer to: probabilities (words, words), above 0, of the next word (column) after each."""
+    return {
+        "log_p": np.log(probabilities).astype(np.float32),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "last": np.array([-1]),
+        "minus_nats_per_bit": np.float32(-np.log(2)),
+    }

@@ -32,20 +32,7 @@ def bigram(path: Path) -> Path:
     """A language model that knows `NEXT`; its state is the number of the last token."""
     make = helper.make_node
     nodes = [
-        make("Cast", ["state"], ["before"], to=T.INT64),
-        make("Concat", ["before", "tokens"], ["all"], axis=1),
-        make("Cast", ["sequence_lens"], ["lens"], to=T.INT64),
-        make("Unsqueeze", ["lens", "one"], ["lens_column"]),
-        make("GatherElements", ["all", "lens_column"], ["now"], axis=1),
-        make("Cast", ["now"], ["next_state"], to=T.FLOAT),
-        make("Squeeze", ["now", "one"], ["row"]),
-        make("Gather", ["log_p", "row"], ["logits"]),
-        make("Slice", ["all", "zero", "last", "one"], ["contexts"]),
-        make("Gather", ["log_p", "contexts"], ["of_contexts"]),
-        make("Unsqueeze", ["tokens", "last"], ["chosen"]),
-        make("GatherElements", ["of_contexts", "chosen"], ["of_chosen"], axis=2),
-        make("Squeeze", ["of_chosen", "last"], ["nats"]),
-        make("Div", ["nats", "minus_nats_per_bit"], ["bits"]),
+        *graphs.bigram_nodes("bits"),
         make("Cast", ["explain"], ["wanted"], to=T.FLOAT),
         make("Unsqueeze", ["wanted", "one"], ["wanted_column"]),
         make("Mul", ["bits", "wanted_column"], ["surprisal"]),
@@ -64,13 +51,7 @@ def bigram(path: Path) -> Path:
             ("next_state", T.FLOAT, ["batch", 1]),
             ("surprisal", T.FLOAT, ["batch", "time"]),
         ],
-        {
-            "log_p": np.log(np.maximum(NEXT, 1e-9)).astype(np.float32),
-            "zero": np.array([0]),
-            "one": np.array([1]),
-            "last": np.array([-1]),
-            "minus_nats_per_bit": np.float32(-np.log(2)),
-        },
+        graphs.bigram_constants(np.maximum(NEXT, 1e-9)),
     )
 
 

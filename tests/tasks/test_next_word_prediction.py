@@ -32,6 +32,7 @@ from service.tasks.next_word_prediction import (
     proportional,
     tokenise,
 )
+from tests import graphs
 
 # What follows each word, with its probability; the rest of a row's mass goes to <unk>.
 BIGRAMS: dict[str, dict[str, float]] = {
@@ -127,30 +128,7 @@ def bigram(tmp_path_factory: pytest.TempPathFactory) -> Model:
         for then, p in following.items():
             table[number[word], number[then]] = p
     table[:, number["<unk>"]] += 1 - table.sum(1)
-    constants = {
-        "log_p": np.log(table).astype(np.float32),
-        "zero": np.array([0]),
-        "one": np.array([1]),
-        "last": np.array([-1]),
-        "minus_nats_per_bit": np.float32(-np.log(2)),
-    }
-    make = helper.make_node
-    nodes = [
-        make("Cast", ["state"], ["before"], to=TensorProto.INT64),
-        make("Concat", ["before", "tokens"], ["all"], axis=1),
-        make("Cast", ["sequence_lens"], ["lens"], to=TensorProto.INT64),
-        make("Unsqueeze", ["lens", "one"], ["lens_column"]),
-        make("GatherElements", ["all", "lens_column"], ["now"], axis=1),
-        make("Cast", ["now"], ["next_state"], to=TensorProto.FLOAT),
-        make("Squeeze", ["now", "one"], ["row"]),
-        make("Gather", ["log_p", "row"], ["logits"]),
-        make("Slice", ["all", "zero", "last", "one"], ["contexts"]),
-        make("Gather", ["log_p", "contexts"], ["of_contexts"]),
-        make("Unsqueeze", ["tokens", "last"], ["chosen"]),
-        make("GatherElements", ["of_contexts", "chosen"], ["of_chosen"], axis=2),
-        make("Squeeze", ["of_chosen", "last"], ["nats"]),
-        make("Div", ["nats", "minus_nats_per_bit"], ["surprisal"]),
-    ]
+    nodes, constants = graphs.bigram_nodes("surprisal"), graphs.bigram_constants(table)
     return _open(tmp_path_factory.mktemp("bigram"), nodes, constants, 1, WORDS)
 
 
