@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import orjson
 from fastapi import APIRouter
@@ -53,6 +53,7 @@ _SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})')
 _LOOK_BYTES = 512
 
 
+@lru_cache(maxsize=1024)
 def match(path: str) -> tuple[str, str | None] | None:
     """Model and version of `/v2/models/{m}[/versions/{v}]/infer`; None for any other path."""
     if not path.startswith("/v2/models/"):
@@ -98,7 +99,7 @@ class InferEndpoint:
 
     def __init__(self, settings: Settings, registry: Registry) -> None:
         self._settings, self._registry = settings, registry
-        self._codecs: WeakKeyDictionary[ModelHandle, Codec] = WeakKeyDictionary()
+        self._codecs: dict[str, tuple[ModelHandle, Codec]] = {}
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         settings = self._settings
@@ -121,12 +122,13 @@ class InferEndpoint:
         return Answer(reply.body, b"application/octet-stream", headers=(length,))
 
     def _codec(self, handle: ModelHandle) -> Codec:
-        codec = self._codecs.get(handle)
-        if codec is None:
+        known, codec = self._codecs.get(handle.name, (None, None))
+        if codec is None or known is not handle:  # loaded anew
             settings = self._settings
-            codec = self._codecs[handle] = Codec(
+            codec = Codec(
                 handle.ref, handle.signature, max_bytes=settings.max_body_bytes, max_length=settings.max_series_points
             )
+            self._codecs[handle.name] = handle, codec
         return codec
 
 

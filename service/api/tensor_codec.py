@@ -5,6 +5,9 @@ padding, in the order in which the JSON names them. One `Codec` belongs to one m
 generator that the batcher drives, so all of the work here is done in the model's thread, and rows of several callers
 share a run.
 
+A client asks the same kind of thing again and again. So the *frame* of a request, all of it but values and id, is
+checked once and remembered: names, shapes, parameters, which outputs.
+
 Values are checked strictly but not one by one: `struct.pack` writes a list of numbers into the bytes of an array and
 itself refuses what is no number, or out of range. Only when it does, the values are looked at singly, to say which.
 """
@@ -14,8 +17,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -28,6 +32,11 @@ from service.tasks.base import ModelRef
 
 MAX_DEPTH = 100
 """Depth of lists in `data` (count)."""
+
+REMEMBERED_FRAMES = 256
+"""Kinds of requests remembered for a model (count)…"""
+REMEMBERED_BYTES = 4096
+"""…and how long the JSON of one may be without its values (bytes)."""
 
 MAX_EMPTY_ELEMENTS = 2**24
 """Product of the non-zero axes of a tensor without elements (count): no bytes of the caller's bound it."""
@@ -99,15 +108,28 @@ class _Tensor:
         return [axis if isinstance(axis, int) else -1 for axis in self.shape]
 
 
-@dataclass(slots=True)
-class _Request:
-    """A request, understood."""
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """An input that a request gives, but for its values."""
 
-    id: str | None
-    tensors: dict[str, Array]
+    tensor: _Tensor
+    shape: tuple[int, ...]
+    count: int  # of its elements
+    binary_bytes: int | None  # its size after the JSON part; None where the values are in the JSON
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A request but for its values and its id."""
+
+    given: tuple[_Given, ...]
+    left_out: tuple[tuple[str, tuple[int, ...], np.dtype[Any], int], ...]  # name, shape, dtype, value of all elements
+    wanted: tuple[tuple[str, bool], ...]  # name, and whether in binary form
+    run_outputs: tuple[str, ...]  # names of what the graph is to compute; empty means all
     rows: int
-    wanted: list[tuple[str, bool]]  # name, and whether in binary form
-    axes: dict[str, int]  # symbol -> size
+    steps: int | None  # along the ragged axis
+    answer_bytes: int  # of the outputs wanted, where an axis of unknown size counts as 1
+    axes: Mapping[str, int]  # symbol -> size
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +174,7 @@ class Codec:
         self._states, self._ragged = signature.states, signature.ragged_axis
         self._max_bytes, self._max_length = max_bytes, max_length
         self._optional = {*self._states, *([SEQUENCE_LENS] if self._ragged else [])}
+        self._frame_again = lru_cache(REMEMBERED_FRAMES)(self._frame)
 
     def metadata(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Inputs and outputs as the protocol's metadata."""
@@ -175,53 +198,55 @@ class Codec:
         """
         if self._problem:
             raise BadRequest(f"The tensors of model {self._name!r} cannot be batched along axis 0: {self._problem}.")
-        request = self._read_raw(body) if json_bytes == 0 else self._read(body, json_bytes)
-        self._check_answer(request)
-        if not request.rows:
-            return self._write(request, self._no_rows(request))
-        names = {name for name, _ in request.wanted}
-        outputs = yield Run(
-            {name: request.tensors[name] for name in self._inputs},  # one order, so that runs fit together
-            tuple(name for name in self._outputs if name in names) if len(names) < len(self._outputs) else (),
-        )
-        return self._write(request, outputs)
+        identity, frame, tensors = self._read_raw(body) if json_bytes == 0 else self._read(body, json_bytes)
+        if frame.answer_bytes > self._max_bytes:  # it would need far more memory than the request
+            limit, setting = self._max_bytes, "GRIDLOOP_MAX_BODY_BYTES"
+            raise TooLarge("The answer", limit=limit, unit="bytes", setting=setting, actual=frame.answer_bytes)
+        outputs = (yield Run(tensors, frame.run_outputs)) if frame.rows else self._no_rows(frame)
+        return self._write(identity, frame, outputs)
 
     # --- requests
 
-    def _read(self, body: bytes, json_bytes: int | None) -> _Request:
+    def _read(self, body: bytes, json_bytes: int | None) -> tuple[str | None, _Frame, dict[str, Array]]:
+        """The request's id, what it asks for, and every input of the graph."""
         message = _parse(body, json_bytes)
-        identity = message.get("id")
+        identity = message.pop("id", None)
         if identity is not None and type(identity) is not str:
             raise BadRequest("`id` must be a string.")
-        parameters = self._request_parameters(message)
         inputs = message.get("inputs")
         if type(inputs) is not list:
             raise BadRequest('`inputs` must be an array of tensors: {"inputs": [{"name": …, "shape": …, …}]}.')
+        if not all(type(entry) is dict for entry in inputs):
+            raise BadRequest("Every entry of `inputs` must be an object.")
+        data = [entry.pop("data", None) for entry in inputs]
+        try:
+            text = orjson.dumps(message)
+        except orjson.JSONEncodeError as error:
+            raise BadRequest(f"The JSON part of the body cannot be understood: {error}.") from None
+        frame = self._frame_again(text) if len(text) <= REMEMBERED_BYTES else self._frame(text)
         end = len(body) if json_bytes is None else json_bytes
         # A boolean can only hide among numbers where the JSON has the word at all.
         words = body.find(b"true", 0, end) >= 0 or body.find(b"false", 0, end) >= 0
         tensors: dict[str, Array] = {}
-        axes: dict[str, int] = {}
-        for entry in inputs:
-            tensor, shape = self._described(entry, tensors, axes)
-            count, size = math.prod(shape), _binary_size(entry, tensor.name)
+        for given, values in zip(frame.given, data, strict=True):
+            tensor, size = given.tensor, given.binary_bytes
             if size is None:
-                values = _values(entry.get("data"), tensor, count, words=words)
+                array = _values(values, tensor, given.count, words=words)
+            elif values is not None:
+                raise BadRequest(f"Input {tensor.name!r} has both `data` and `binary_data_size`. Send one of them.")
             elif json_bytes is None:
                 raise BadRequest(
                     f"Input {tensor.name!r} has binary_data_size: the header Inference-Header-Content-Length is needed."
                 )
             else:
-                values = _from_bytes(body, end, size, tensor, count)
+                array = _from_bytes(body, end, size, tensor, given.count)
                 end += size
-            tensors[tensor.name] = values.reshape(shape)
+            tensors[tensor.name] = array.reshape(given.shape)
         if end != len(body):
             raise BadRequest(f"{len(body) - end} bytes are left over after the last input.")
-        wanted = self._wanted(message, binary=parameters.get("binary_data_output", False))
-        self._complete(tensors, axes)
-        return _Request(identity, tensors, axes[_BATCH], wanted, axes)
+        return identity, frame, self._complete(frame, tensors)
 
-    def _read_raw(self, body: bytes) -> _Request:
+    def _read_raw(self, body: bytes) -> tuple[None, _Frame, dict[str, Array]]:
         """A body that is nothing but the one input's bytes: a batch of one, all outputs in binary form."""
         needed = [tensor for name, tensor in self._inputs.items() if name not in self._optional]
         if len(needed) != 1:
@@ -250,10 +275,55 @@ class Codec:
                 raise BadRequest(f"Input {tensor.name!r} of shape {tensor.wire_shape} takes more than one string.")
             values = _strings([body], tensor)
         axes: dict[str, int] = {}
-        self._check_shape(tensor, shape, axes)
-        tensors = {tensor.name: values.reshape(shape)}
-        self._complete(tensors, axes)
-        return _Request(None, tensors, 1, [(name, True) for name in self._outputs], axes)
+        given = _Given(tensor, self._check_shape(tensor, shape, axes), len(values), len(body))
+        frame = self._framed([given], [(name, True) for name in self._outputs], axes)
+        return None, frame, self._complete(frame, {tensor.name: values.reshape(shape)})
+
+    def _frame(self, text: bytes) -> _Frame:
+        """What a request asks for, checked; `text` is its JSON without values and id."""
+        message = orjson.loads(text)
+        parameters = self._request_parameters(message)
+        axes: dict[str, int] = {}
+        given: list[_Given] = []
+        for entry in message["inputs"]:
+            tensor, shape = self._described(entry, [other.tensor.name for other in given], axes)
+            given.append(_Given(tensor, shape, math.prod(shape), _binary_bytes(entry, tensor.name)))
+        return self._framed(given, self._wanted(message, binary=parameters.get("binary_data_output", False)), axes)
+
+    def _framed(self, given: list[_Given], wanted: list[tuple[str, bool]], axes: Mapping[str, int]) -> _Frame:
+        """Check that all needed inputs are there; state that is left out begins with zeros, lengths are full."""
+        there = {entry.tensor.name for entry in given}
+        missing = [name for name in self._inputs if name not in there]
+        if needed := [name for name in missing if name not in self._optional]:
+            raise BadRequest(f"Inputs are missing: {', '.join(needed)}.")
+        if _BATCH not in axes:
+            raise BadRequest(f"No input is given; the model has: {', '.join(self._inputs)}.")
+        rows = axes[_BATCH]
+        steps = axes.get(self._ragged) if self._ragged else None
+        if steps is not None:
+            self._check_steps(rows, steps)
+        left_out = []
+        for name in missing:
+            tensor = self._inputs[name]
+            if name in self._states:
+                shape = tuple(axis if isinstance(axis, int) else axes.get(axis or "", 1) for axis in tensor.shape)
+                left_out.append((name, shape, tensor.datatype.dtype, 0))
+            else:
+                left_out.append((name, (rows,), tensor.datatype.dtype, steps or 0))
+        names = {name for name, _ in wanted}
+        computed = tuple(name for name in self._outputs if name in names) if len(names) < len(self._outputs) else ()
+        return _Frame(
+            tuple(given), tuple(left_out), tuple(wanted), computed, rows, steps, self._answer_bytes(wanted, axes), axes
+        )
+
+    def _complete(self, frame: _Frame, tensors: dict[str, Array]) -> dict[str, Array]:
+        """Every input of the graph, in one order, so that runs fit together."""
+        lengths = tensors.get(SEQUENCE_LENS) if self._ragged else None
+        if lengths is not None and lengths.size and not 0 <= lengths.min() <= lengths.max() <= (frame.steps or 0):
+            raise BadRequest(f"Input {SEQUENCE_LENS!r} has a length that is not within 0 and {frame.steps}.")
+        for name, shape, dtype, value in frame.left_out:
+            tensors[name] = np.full(shape, value, dtype) if value else np.zeros(shape, dtype)
+        return {name: tensors[name] for name in self._inputs}
 
     def _request_parameters(self, message: dict[str, Any]) -> dict[str, Any]:
         parameters = _parameters(message, "the request")
@@ -272,16 +342,14 @@ class Codec:
         return parameters
 
     def _described(
-        self, entry: Any, tensors: Mapping[str, Array], axes: dict[str, int]
+        self, entry: dict[str, Any], before: Collection[str], axes: dict[str, int]
     ) -> tuple[_Tensor, tuple[int, ...]]:
-        """Which input an entry of `inputs` is, and its shape; checked but for its values."""
-        if type(entry) is not dict:
-            raise BadRequest("Every entry of `inputs` must be an object.")
+        """Which input an entry of `inputs` is, and its shape; `before` are the names of those before it."""
         name = entry.get("name")
         tensor = self._inputs.get(name) if type(name) is str else None
         if tensor is None:
             raise BadRequest(f"There is no input {name!r}; the model has: {', '.join(self._inputs)}.")
-        if tensor.name in tensors:
+        if tensor.name in before:
             raise BadRequest(f"Input {name!r} is given twice.")
         if entry.get("datatype") != tensor.datatype.name:
             raise BadRequest(
@@ -309,27 +377,8 @@ class Codec:
             raise BadRequest(f"Input {tensor.name!r} has shape {shape}, which is too large.")
         return tuple(shape)
 
-    def _complete(self, tensors: dict[str, Array], axes: dict[str, int]) -> None:
-        """Check that all needed inputs are there, and begin recurrent state with zeros and full lengths."""
-        missing = [name for name in self._inputs if name not in tensors]
-        if needed := [name for name in missing if name not in self._optional]:
-            raise BadRequest(f"Inputs are missing: {', '.join(needed)}.")
-        if _BATCH not in axes:
-            raise BadRequest(f"No input is given; the model has: {', '.join(self._inputs)}.")
-        rows = axes[_BATCH]
-        steps = axes.get(self._ragged) if self._ragged else None
-        if steps is not None:
-            self._check_steps(tensors, rows, steps)
-        for name in missing:
-            tensor = self._inputs[name]
-            if name in self._states:
-                shape = [axis if isinstance(axis, int) else axes.get(axis or "", 1) for axis in tensor.shape]
-                tensors[name] = np.zeros(shape, tensor.datatype.dtype)
-            else:
-                tensors[name] = np.full(rows, steps, tensor.datatype.dtype)
-
-    def _check_steps(self, tensors: Mapping[str, Array], rows: int, steps: int) -> None:
-        """See that a series is neither empty nor endless, and that its lengths lie within it."""
+    def _check_steps(self, rows: int, steps: int) -> None:
+        """See that a series is neither empty nor endless."""
         if rows and not steps:
             raise BadRequest(f"The axis {self._ragged!r} is empty: the model needs at least one step.")
         if steps > self._max_length:
@@ -340,9 +389,6 @@ class Codec:
                 setting="GRIDLOOP_MAX_SERIES_POINTS",
                 actual=steps,
             )
-        lengths = tensors.get(SEQUENCE_LENS)
-        if lengths is not None and lengths.size and not 0 <= lengths.min() <= lengths.max() <= steps:
-            raise BadRequest(f"Input {SEQUENCE_LENS!r} has a length that is not within 0 and {steps}.")
 
     def _wanted(self, message: dict[str, Any], *, binary: bool) -> list[tuple[str, bool]]:
         """Names of the outputs to return, and whether each is wanted in binary form."""
@@ -369,32 +415,25 @@ class Codec:
 
     # --- answers
 
-    def _shape_of(self, output: _Tensor, request: _Request, unknown: int) -> list[int]:
-        return [axis if isinstance(axis, int) else request.axes.get(axis or "", unknown) for axis in output.shape]
+    def _shape_of(self, output: _Tensor, axes: Mapping[str, int], unknown: int) -> list[int]:
+        return [axis if isinstance(axis, int) else axes.get(axis or "", unknown) for axis in output.shape]
 
-    def _check_answer(self, request: _Request) -> None:
-        """Refuse what would need far more memory for its answer than for itself."""
-        size = 0
-        for name, _ in request.wanted:
-            output = self._outputs[name]
-            size += output.datatype.dtype.itemsize * math.prod(self._shape_of(output, request, unknown=1))
-        if size > self._max_bytes:
-            raise TooLarge(
-                "The answer", limit=self._max_bytes, unit="bytes", setting="GRIDLOOP_MAX_BODY_BYTES", actual=size
-            )
+    def _answer_bytes(self, wanted: list[tuple[str, bool]], axes: Mapping[str, int]) -> int:
+        outputs = [self._outputs[name] for name, _ in wanted]
+        return sum(o.datatype.dtype.itemsize * math.prod(self._shape_of(o, axes, unknown=1)) for o in outputs)
 
-    def _no_rows(self, request: _Request) -> dict[str, Array]:
+    def _no_rows(self, frame: _Frame) -> dict[str, Array]:
         """The outputs of an empty batch; an axis of which only a run would tell the size is 0."""
         return {
-            name: np.empty(self._shape_of(output, request, unknown=0), output.datatype.dtype)
+            name: np.empty(self._shape_of(output, frame.axes, unknown=0), output.datatype.dtype)
             for name, output in self._outputs.items()
         }
 
-    def _write(self, request: _Request, arrays: Mapping[str, Array]) -> Reply:
+    def _write(self, identity: str | None, frame: _Frame, arrays: Mapping[str, Array]) -> Reply:
         outputs: list[dict[str, Any]] = []
         parts: list[bytes] = []
         any_binary = False
-        for name, binary in request.wanted:
+        for name, binary in frame.wanted:
             array, datatype = arrays[name], self._outputs[name].datatype
             entry: dict[str, Any] = {"name": name, "datatype": datatype.name, "shape": array.shape}
             if binary:
@@ -409,7 +448,7 @@ class Codec:
                     entry["parameters"] = {"nonfinite_count": lost}  # they become null
                 entry["data"] = array.ravel()
             outputs.append(entry)
-        message: dict[str, Any] = {"id": request.id} if request.id is not None else {}
+        message: dict[str, Any] = {"id": identity} if identity is not None else {}
         message |= {"model_name": self._name, "model_version": self._version, "outputs": outputs}
         head = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
         return Reply(b"".join([head, *parts]), len(head)) if any_binary else Reply(head, None)
@@ -472,7 +511,7 @@ def _no_shared_memory(parameters: Mapping[str, Any], what: str) -> None:
         raise BadRequest(f"{what}: shared memory is not supported here; send tensors in the body.")
 
 
-def _binary_size(entry: dict[str, Any], name: str) -> int | None:
+def _binary_bytes(entry: dict[str, Any], name: str) -> int | None:
     """Bytes of an input after the JSON part; None when its values are in `data`."""
     parameters = _parameters(entry, f"input {name!r}")
     if not parameters:
@@ -483,8 +522,6 @@ def _binary_size(entry: dict[str, Any], name: str) -> int | None:
         return None
     if type(size) is not int or size < 0:
         raise BadRequest(f"Input {name!r}: `binary_data_size` must be a whole number, 0 or more.")
-    if entry.get("data") is not None:
-        raise BadRequest(f"Input {name!r} has both `data` and `binary_data_size`. Send one of them.")
     return size
 
 

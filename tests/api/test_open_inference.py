@@ -588,6 +588,26 @@ def test_what_does_not_fit_is_refused_and_named(affine: OnnxSession, message: An
     refuses(affine, words, json.dumps(message).encode())
 
 
+def test_a_request_that_looks_like_one_before_is_checked_as_strictly(affine: OnnxSession) -> None:
+    codec = codec_of(affine)
+
+    def answer(message: Any) -> Any:
+        return json.loads(drive(affine, codec.steps(json.dumps(message).encode(), None)).body)
+
+    good = {"inputs": [X]}
+    first, again = answer(good | {"id": "1"}), answer(good | {"id": "2"})
+    assert (first.pop("id"), again.pop("id")) == ("1", "2")
+    assert first == again == answer(good)
+    assert answer(x_with(data=[5, 6]))["outputs"] != first["outputs"]
+    for shape in ([1.0, 2], [True, 2], [1, 2, 1], ["1", 2]):
+        with pytest.raises(BadRequest, match="shape"):
+            answer(x_with(shape=shape))
+    for data in ([1], [1, 2, 3], [True, 2], ["1", 2], None):
+        with pytest.raises(BadRequest, match="'x'"):
+            answer(x_with(data=data))
+    assert answer(good) == first
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
