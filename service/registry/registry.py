@@ -82,6 +82,7 @@ class Registry:
         self.tasks = discover() if tasks is None else tasks
         self._options = options or LoadOptions()
         self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models)}
+        self._choose_defaults()
 
     def _model(self, found: FoundModel) -> Model:
         problem = found.problem
@@ -95,6 +96,13 @@ class Registry:
         model = Model(found.name, found.path, found.manifest, found.required, versions, problem)
         model.choose_default()
         return model
+
+    def _choose_defaults(self) -> None:
+        """Settle which model of a task answers when none is named: the one declared default, else the first ready."""
+        self._defaults: dict[str, Model] = {}
+        for model in sorted(self, key=lambda m: (not (m.manifest and m.manifest.default), not m.is_ready, m.name)):
+            if model.manifest:
+                self._defaults.setdefault(model.manifest.task, model)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -137,6 +145,7 @@ class Registry:
                 seconds=round(time.perf_counter() - begun, 2),
             )
         model.choose_default()
+        self._choose_defaults()
         self._announce(model, version)
 
     def announce(self) -> None:
@@ -161,17 +170,14 @@ class Registry:
         return self._models[name]
 
     def default(self, task: str) -> Model:
-        """The model that answers requests of a task which name none: the one declared default, else the first ready.
+        """The model that answers requests of a task which name none.
 
         Raises:
             ModelNotFound: no model serves the task.
         """
-        served = [m for m in self if m.manifest and m.manifest.task == task]
-        if not served:
-            raise ModelNotFound(
-                task, available=sorted({m.manifest.task for m in self if m.manifest}), what="model for task"
-            )
-        return min(served, key=lambda m: (not (m.manifest and m.manifest.default), not m.is_ready, m.name))
+        if task not in self._defaults:
+            raise ModelNotFound(task, available=sorted(self._defaults), what="model for task")
+        return self._defaults[task]
 
     def resolve(self, task: str, asked: str | None) -> ModelHandle:
         """The handle that answers a request.
