@@ -115,7 +115,7 @@ class ModelHandle:
     def _tune(self, batching: Batching, sample: Run | None) -> Tuning:
         """Choose how to run the graph; the manifest's word counts most."""
         cores, most = self._options.cores, batching.max_batch_size or MOST_ROWS
-        choice = Tuning(max_batch_size=most, lone_threads=1, source="default")
+        choice = Tuning(max_batch_size=most, turn_rows=most, lone_threads=1, source="default")
         if self._options.tune and sample is not None:
             choice = remembered(
                 self.digest,
@@ -131,7 +131,10 @@ class ModelHandle:
                 ),
             )
         if batching.max_batch_size:
-            choice = choice.model_copy(update={"max_batch_size": batching.max_batch_size, "source": "manifest"})
+            turn_rows = max(batching.max_batch_size, choice.turn_rows)
+            choice = choice.model_copy(
+                update={"max_batch_size": batching.max_batch_size, "turn_rows": turn_rows, "source": "manifest"}
+            )
         if batching.lone_threads:
             choice = choice.model_copy(update={"lone_threads": batching.lone_threads})
         return choice
@@ -171,6 +174,7 @@ class ModelHandle:
                 self._session,
                 model=self.ref.name,
                 max_batch_size=self.tuning.max_batch_size,
+                turn_rows=self.tuning.turn_rows,
                 max_queue=self._options.max_queue,
             )
         return await self._batcher.submit(steps, rows=rows, timeout_s=timeout_s, alone=alone, small=small)

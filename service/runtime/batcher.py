@@ -84,13 +84,9 @@ class _Job:
     alone: bool = False  # the only request being answered
     timings: Timings = field(default_factory=Timings)
     run: Run | None = None
+    run_rows: int = 0  # of the run it waits for
     key: Hashable = None
     outcome: Done[Any] | BaseException | None = None
-
-    @property
-    def run_rows(self) -> int:
-        """Rows of the run it waits for."""
-        return self.run.rows if self.run else 0
 
     def advance(self, outputs: Mapping[str, Array] | None, signature: Signature) -> None:
         """Continue the request's own code until it asks for a run, returns, or raises."""
@@ -98,6 +94,7 @@ class _Job:
         self.timings.queue += begun - self.since
         try:
             self.run = self.steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+            self.run_rows = self.run.rows
             self.key = batch_key(self.run, signature)
         except StopIteration as stop:
             self.timings.encode += time.perf_counter() - begun
@@ -124,13 +121,23 @@ class Batcher:
         session: the graph.
         model: name for metrics and messages.
         max_batch_size: most rows in one run.
+        turn_rows: most rows stacked at a time and then run one after another; left out, as many as in a run.
         max_queue: rows that may wait before new requests are refused.
     """
 
-    def __init__(self, session: Runnable, *, model: str, max_batch_size: int = 32, max_queue: int = 1024) -> None:
+    def __init__(
+        self,
+        session: Runnable,
+        *,
+        model: str,
+        max_batch_size: int = 32,
+        turn_rows: int | None = None,
+        max_queue: int = 1024,
+    ) -> None:
         self._session = session
         self._model = model
         self._max_batch_size = session.signature.fixed_batch or max_batch_size
+        self._turn_rows = max(self._max_batch_size, turn_rows or 0)
         self._max_queue = max_queue
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting = 0
@@ -339,7 +346,7 @@ class Batcher:
         """Whether the next batch can grow no more, or so much is decoded ahead that more would only cost memory."""
         head = next(iter(self._ready.values()), None)
         return head is not None and (
-            head.rows >= self._max_batch_size or self._ready_rows >= _DECODED_AHEAD * self._max_batch_size
+            head.rows >= self._turn_rows or self._ready_rows >= _DECODED_AHEAD * self._turn_rows
         )
 
     def _next_batch(self) -> list[_Job]:
@@ -357,7 +364,7 @@ class Batcher:
         now = time.perf_counter()
         batch: list[_Job] = []
         rows = 0
-        while group.jobs and (not batch or rows + group.jobs[0].run_rows <= self._max_batch_size):
+        while group.jobs and (not batch or rows + group.jobs[0].run_rows <= self._turn_rows):
             job = group.jobs.popleft()
             group.rows -= job.run_rows
             self._ready_rows -= job.run_rows
@@ -387,7 +394,7 @@ class Batcher:
             self._advance(job, share)
 
     def _run(self, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool) -> dict[str, Array]:
-        """Run the graph, in slices when one request alone has more rows than a batch may."""
+        """Run the graph, in slices when there are more rows than a run may have."""
         rows, most = len(next(iter(feeds.values()))), self._max_batch_size
         parts = []
         for start in range(0, rows, most):

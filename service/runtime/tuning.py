@@ -1,9 +1,10 @@
 """How a graph runs best on this machine: measured once when a model is loaded, and remembered.
 
-Two things are worth choosing. *Rows in a run*: recurrent graphs gain a lot from batches, because weights are read once
-for all rows; convolutions gain little; and every graph loses again when a batch no longer fits the caches. *Threads of
-a lone run*: a run that has the machine to itself may use every core, which halves the latency of large convolutions
-and slows small recurrent graphs down.
+Three things are worth choosing. *Rows in a run*: recurrent graphs gain a lot from batches, because weights are read
+once for all rows; convolutions gain little; and every graph loses again when a batch no longer fits the caches. *Rows
+in a turn*: all that is not the graph is best done for many rows at a time, however many runs they make. *Threads of a
+lone run*: a run that has the machine to itself may use every core, which halves the latency of large convolutions and
+slows small recurrent graphs down.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ log = structlog.get_logger(__name__)
 
 BUDGET_S = 0.8
 """Time for measuring batch sizes of one graph, but for the round begun last; a quarter more for lone runs (seconds)."""
-RUN_COSTS_MS = 1.0
-"""What a run costs besides the graph: stacking, splitting, waking up, caches gone cold (milliseconds)."""
-NEAR_BEST = 1.02
-"""The smallest batch is taken whose processor time per row is within this factor of the best one's."""
+RUN_COSTS_MS = 0.3
+"""What a run costs besides the graph: cutting arrays, and getting the interpreter's lock back (milliseconds)."""
+TURN_COSTS_MS = 1.0
+"""What a turn costs besides its runs: stacking, splitting, waking up, caches gone cold (milliseconds)."""
+NEAR_BEST = 1.01
+"""The smallest run, and turn, is taken whose processor time per row is within this factor of the best one's."""
 WORTH_A_POOL = 0.8
 """A pool of threads is used when a lone run takes at most this share of its time on one core…"""
 POOL_FROM_MS = 0.5
@@ -40,7 +43,7 @@ POOL_FROM_MS = 0.5
 MOST_BYTES_TWICE = 64 * 1024 * 1024
 """A larger graph is not opened a second time for lone runs: its weights would be in memory twice (bytes)."""
 
-_FORMAT = 5
+_FORMAT = 6
 
 
 def tune(
@@ -80,8 +83,9 @@ def tune(
         sizes = list(times)
     session.run(one, outputs, keep_memory=False)  # what the large batches needed would stay for ever
     per_row = {size: min(taken) * 1e3 / size for size, taken in times.items()}
-    costs = {size: taken + RUN_COSTS_MS / size for size, taken in per_row.items()}
-    batch = min(size for size, cost in costs.items() if cost <= NEAR_BEST * min(costs.values()))
+    run = _smallest({size: taken + RUN_COSTS_MS / size for size, taken in per_row.items()}, NEAR_BEST)
+    turns = [run * n for n in range(1, most_rows // run + 1)] or [run]
+    turn = _smallest({size: per_row[run] + TURN_COSTS_MS / size for size in turns}, NEAR_BEST)
 
     lone: dict[int, float] = {}
     if cores > 1 and size_bytes <= MOST_BYTES_TWICE:
@@ -97,12 +101,17 @@ def tune(
         session.lone_threads = 1
     pays = bool(lone) and lone[1] >= POOL_FROM_MS and lone[cores] <= WORTH_A_POOL * lone[1]
     return Tuning(
-        max_batch_size=batch,
+        max_batch_size=run,
+        turn_rows=turn,
         lone_threads=cores if pays else 1,
         source="measured",
         ms_per_row={rows: round(taken, 4) for rows, taken in per_row.items()},
         lone_ms={threads: round(taken, 4) for threads, taken in lone.items()},
     )
+
+
+def _smallest(costs: Mapping[int, float], near_best: float) -> int:
+    return min(size for size, cost in costs.items() if cost <= near_best * min(costs.values()))
 
 
 def _seconds(

@@ -11,6 +11,9 @@ class Tuning(BaseModel):
     """How a graph is run, and what was measured."""
 
     max_batch_size: int = Field(description="Most rows in one run.", examples=[16])
+    turn_rows: int = Field(
+        description="Rows that are gathered and worked on together, in one run or several.", examples=[32]
+    )
     lone_threads: int = Field(
         description="Threads of a run that has the machine to itself; all other runs take one each.", examples=[2]
     )

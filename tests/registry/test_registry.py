@@ -219,6 +219,7 @@ def test_a_graph_is_run_as_it_was_measured_unless_the_manifest_says_how(models: 
     registry.load()
     asked, measured = (registry.resolve("anomaly-detection", name).tuning for name in ("asked", "steps"))
     assert (asked.max_batch_size, asked.lone_threads, asked.source) == (3, 2, "manifest")
+    assert asked.turn_rows >= 3
     assert measured.source in ("measured", "remembered")
     assert measured.max_batch_size in measured.ms_per_row
 
@@ -227,4 +228,5 @@ def test_without_measuring_batches_are_of_32(models: Path) -> None:
     registry = Registry(models)
     registry.load()
     tuning = registry.resolve("anomaly-detection", "steps").tuning
-    assert (tuning.max_batch_size, tuning.lone_threads, tuning.source) == (32, 1, "default")
+    assert (tuning.max_batch_size, tuning.turn_rows, tuning.lone_threads) == (32, 32, 1)
+    assert tuning.source == "default"

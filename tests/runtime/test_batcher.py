@@ -135,6 +135,18 @@ async def test_rows_are_counted_not_requests(double: Gated, make: Any) -> None:
     assert double.rows == [4, 2]
 
 
+async def test_a_turn_may_take_more_rows_than_a_run(double: Gated, make: Any) -> None:
+    batcher = make(double, max_batch_size=4, turn_rows=8)
+    first = await double.busy(batcher)
+    others = [asyncio.create_task(batcher.submit(ask([[n]] * 3), rows=3)) for n in range(3)]
+    await settled(batcher, 9)
+    double.gate.set()
+    answers = [(await task).value.ravel().tolist() for task in others]
+    await first
+    assert answers == [[2 * n + 1] * 3 for n in range(3)]
+    assert double.rows == [4, 2, 3]  # a turn of six rows, and one of three
+
+
 async def test_a_request_larger_than_a_batch_is_run_in_slices(double: Gated, make: Any) -> None:
     done = await make(double, max_batch_size=4).submit(ask([[n] for n in range(10)]), rows=10)
     assert done.value.ravel().tolist() == [2 * n + 1 for n in range(10)]

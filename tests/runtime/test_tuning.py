@@ -64,11 +64,13 @@ def test_weights_that_are_read_once_for_all_rows_ask_for_large_batches(choose: A
 
 
 def test_a_graph_that_gains_nothing_from_batches_gets_smaller_ones(choose: Any) -> None:
-    assert choose(Timed(lambda rows, _: 9.0 * rows)).max_batch_size == 8
+    choice = choose(Timed(lambda rows, _: 9.0 * rows))
+    assert (choice.max_batch_size, choice.turn_rows) == (4, 12)
 
 
-def test_a_batch_that_leaves_the_caches_is_avoided(choose: Any) -> None:
-    assert choose(Timed(lambda rows, _: (0.2 if rows <= 8 else 0.5) * rows)).max_batch_size == 8
+def test_a_batch_that_leaves_the_caches_is_avoided_but_not_a_turn_of_several(choose: Any) -> None:
+    choice = choose(Timed(lambda rows, _: (0.2 if rows <= 8 else 0.5) * rows))
+    assert (choice.max_batch_size, choice.turn_rows) == (8, 32)
 
 
 def test_a_slow_graph_is_measured_within_the_time(choose: Any) -> None:
@@ -97,7 +99,9 @@ def test_a_large_graph_is_not_opened_twice(choose: Any) -> None:
 
 def test_a_fixed_batch_is_the_only_one(choose: Any) -> None:
     graph = Timed(lambda rows, _: rows * 1.0, batch=4)
-    assert choose(graph).max_batch_size == 4
+    choice = choose(graph)
+    assert choice.max_batch_size == 4
+    assert choice.turn_rows % 4 == 0
     assert 2 not in graph.rows
 
 
@@ -121,7 +125,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def measured(calls: list[int]) -> Tuning:
     calls.append(1)
-    return Tuning(max_batch_size=8, lone_threads=2, source="measured", ms_per_row={1: 2.0, 8: 1.0})
+    return Tuning(max_batch_size=8, turn_rows=16, lone_threads=2, source="measured", ms_per_row={1: 2.0, 8: 1.0})
 
 
 def test_a_choice_is_remembered_for_the_graph(cache: Path) -> None:
