@@ -194,15 +194,15 @@ class ModelHandle:
 
 
 class _Prepared:
-    """The graph as its task sees it: every batch passes through `Task.prepare` first."""
+    """The graph as its task sees it: every batch passes through `Task.prepare` first and `Task.finish` last."""
 
     def __init__(self, task: AnyTask, graph: OnnxSession) -> None:
         self._task, self._graph, self.signature = task, graph, graph.signature
 
     def run(
         self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
-    ) -> dict[str, Array]:
-        return self._graph.run(self._task.prepare(tensors), outputs, alone=alone)
+    ) -> Mapping[str, Array]:
+        return self._task.finish(self._graph.run(self._task.prepare(tensors), outputs, alone=alone))
 
 
 def _sha256(path: Path) -> str:

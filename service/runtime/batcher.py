@@ -49,7 +49,7 @@ class Runnable(Protocol):
 
     def run(
         self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
-    ) -> dict[str, Array]:
+    ) -> Mapping[str, Array]:
         """Compute the outputs of one batch, on every core when nothing else runs."""
 
 
@@ -393,7 +393,7 @@ class Batcher:
             job.since = time.perf_counter()
             self._advance(job, share)
 
-    def _run(self, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool) -> dict[str, Array]:
+    def _run(self, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool) -> Mapping[str, Array]:
         """Run the graph, in slices when there are more rows than a run may have."""
         rows, most = len(next(iter(feeds.values()))), self._max_batch_size
         parts = []

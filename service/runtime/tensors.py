@@ -63,13 +63,13 @@ def _pad(parts: Sequence[Array]) -> list[Array]:
 def split(outputs: Mapping[str, Array], runs: Sequence[Run], signature: Signature) -> list[dict[str, Array]]:
     """Give every run its own rows of the outputs, trimmed to its own length along the ragged axis.
 
-    The inverse of `stack`. Views, not copies.
+    The inverse of `stack`; outputs may have more arrays than the graph. Views, not copies.
     """
     ragged = signature.ragged_axis
     trimmed = {
         name
-        for name in outputs
-        if ragged is not None and len(signature.outputs[name].shape) > 1 and signature.outputs[name].shape[1] == ragged
+        for name, spec in signature.outputs.items()
+        if ragged is not None and name in outputs and len(spec.shape) > 1 and spec.shape[1] == ragged
     }
     shares, start = [], 0
     for run in runs:

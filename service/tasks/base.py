@@ -311,6 +311,17 @@ class Task(ABC, Generic[InputT, OutputT]):
         """
         return tensors
 
+    def finish(self, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Add to the outputs of a whole batch what its answers need: for what is cheaper done once for all rows.
+
+        Args:
+            outputs: the graph's; or already finished ones, which come back unchanged.
+
+        Returns:
+            These, and more arrays of as many rows under names that the graph does not use.
+        """
+        return outputs
+
     @abstractmethod
     def steps(self, request: InputT) -> Steps[OutputT]:
         """Answer a request: yield runs, receive their outputs, return the answer.

@@ -296,7 +296,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
             view = View(width, height, self._box(width, height))
             pixels.append(self._pixels(picture, view.box))
             views.append(view)
-        return np.stack(pixels), views
+        return np.stack(pixels) if len(pixels) > 1 else pixels[0][None], views
 
     def _open(self, file: Upload, what: str) -> tuple[Image.Image, int, int]:
         """An upright RGB image: first frame, EXIF orientation applied, transparency composed on white.
@@ -366,6 +366,13 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
             plane += self._shift[colour]
         return {self._input.name: planes}
 
+    def finish(self, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Add the probabilities float32 (batch, classes), and the best classes of each row int64 (batch, k)."""
+        if _SCORES in outputs or "logits" not in outputs:
+            return outputs
+        scores = softmax(outputs["logits"])
+        return {**outputs, _SCORES: scores, _RANKED: top_k(scores, FEW)}
+
     def encode(
         self,
         request: ImageClassificationInput,
@@ -374,10 +381,12 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         outputs: Mapping[str, Array],
     ) -> list[dict[str, Any]]:
         """Turn logits (images, classes) into one result per image: labels, best first, doubts about them, heatmaps."""
-        scores = softmax(outputs["logits"])  # (N, classes)
-        ranked = top_k(scores, max(request.top_k, FEW))  # (N, k or more): sets are drawn from it too
+        outputs = self.finish(outputs)
+        scores, ranked = outputs[_SCORES], outputs[_RANKED]
+        if request.top_k > ranked.shape[1]:
+            ranked = top_k(scores, request.top_k)
         best = ranked[:, : request.top_k]
-        shown = zip(best.tolist(), scores[np.arange(len(best))[:, None], best].tolist(), strict=True)
+        shown = zip(best.tolist(), np.take_along_axis(scores, best, axis=1).tolist(), strict=True)
         sets, abstains = self._sets(scores, ranked), self._abstains(outputs)
         results = []
         for row, (file, view, (indices, probabilities)) in enumerate(zip(files, views, shown, strict=True)):
@@ -442,6 +451,8 @@ def _on_white(picture: Image.Image) -> Image.Image:
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
 
+
+_SCORES, _RANKED = "task.scores", "task.ranked"
 
 FEW = 64
 """Up to so many classes sorting all is quicker than choosing first; of more, ranking so many costs no more than one."""

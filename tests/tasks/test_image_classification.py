@@ -468,6 +468,17 @@ def test_a_batch_is_answered_as_its_pictures_are_one_by_one(
     assert answers(scores) == [answer for row in scores for answer in answers(row[None])]
 
 
+def test_what_is_done_once_for_a_batch_is_not_done_again(tmp_path: Path) -> None:
+    classifier = task(tmp_path)
+    outputs = {"logits": np.array([[2, 0, 1]], np.float32)}
+    finished = classifier.finish(outputs)
+    assert set(finished) > set(outputs)
+    assert all(len(array) == 1 for array in finished.values())
+    assert classifier.finish(finished) is finished
+    others = {"activation_map": np.zeros((1, 3, 2, 2), np.float32)}
+    assert classifier.finish(others) is others  # of a caller who asked for this tensor alone
+
+
 async def test_callers_and_golden_samples_see_them(tmp_path: Path) -> None:
     """Through the service: a sample that expects a set is checked, and a wrong one keeps the model from being served."""
     golden = calibrated(tmp_path, f"{SETS}0.2\n{ABSTAIN}-2.2") / "1" / "golden.json"
