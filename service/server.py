@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import structlog
 
+from service.errors import ServiceError
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -20,7 +21,10 @@ def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Returns:
-        The exit code: 0 after a signal, 1 when the server could not start.
+        The exit code: 0 after a signal, 1 when the port could not be had.
+
+    Raises:
+        ServiceError: the workers have no place for their metrics.
     """
     plan = settings.plan()
     with _metrics_folder() if plan.workers > 1 else contextlib.nullcontext():
@@ -66,8 +70,18 @@ def _bind(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _metrics_folder() -> Iterator[None]:
-    """A folder for the numbers of all workers; `telemetry` reads its name from the environment."""
-    folder = tempfile.mkdtemp(prefix="gridloop-metrics-")
+    """A folder for the numbers of all workers; `telemetry` reads its name from the environment.
+
+    Raises:
+        ServiceError: there is no place for one.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix="gridloop-metrics-")
+    except OSError as error:
+        raise ServiceError(
+            f"The workers share their metrics in a folder of files, and none can be made ({error.strerror}). Mount a "
+            "place to write (docker run --tmpfs /tmp), name one in TMPDIR, or set GRIDLOOP_WORKERS=1: it needs none."
+        ) from None
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     try:
         yield

@@ -120,6 +120,18 @@ def test_checking_what_is_no_folder_is_wrong_usage(tmp_path: Path) -> None:
     assert gridloop("check", tmp_path / "nothing").exit_code == 2
 
 
+def test_serving_without_a_place_to_write_says_what_to_do(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(**_: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory")
+
+    monkeypatch.setattr("tempfile.mkdtemp", nowhere)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the handlers of this process are not the command's
+    result = gridloop("serve", f"--models={models}", "--workers=2", "--port=0")
+    assert result.exit_code == 1
+    for words in ("No usable temporary directory", "--tmpfs /tmp", "TMPDIR", "GRIDLOOP_WORKERS=1"):
+        assert words in result.output
+
+
 def test_every_setting_is_an_option_of_serve() -> None:
     text = gridloop("serve", "--help").output
     for name in Settings.model_fields:
