@@ -21,7 +21,8 @@ from service import __version__, telemetry
 from service.api import health, home, open_inference, problems
 from service.api import models as model_routes
 from service.api.context import Workers
-from service.api.edge import Edge, Endpoint, Gate
+from service.api.edge import Edge, Endpoint
+from service.api.gate import Gate
 from service.api.tasks import TaskEndpoint, path_item
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
@@ -115,6 +116,7 @@ def create_app(
         gate=gate,
         workers=workers,
         default_timeout_s=settings.request_timeout_s,
+        max_body_bytes=settings.max_body_bytes,
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
         log_probes=settings.log_level == "debug",
     )

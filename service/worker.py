@@ -98,6 +98,7 @@ def work(
     workers = workers or Workers()
     app = create_app(settings, registry=registry, workers=workers)
     LimitedHttpProtocol.header_timeout_s, LimitedHttpProtocol.workers = settings.body_timeout_s, workers
+    LimitedHttpProtocol.edge = app
     config = uvicorn.Config(
         app,
         http=LimitedHttpProtocol,

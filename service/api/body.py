@@ -115,11 +115,17 @@ async def parse_input(task: type[AnyTask], content_type: bytes | None, query_str
         ValidationFailed: fields are missing, unknown or out of bounds.
         BadRequest: the multipart framing is broken.
     """
+    raw = content_type is not None and content_type.decode("latin-1") in task.media  # not parsed here at all
+    if raw or len(body) <= INLINE_BYTES:
+        return parse_small_input(task, content_type, query_string, body)
+    return await asyncio.to_thread(parse_small_input, task, content_type, query_string, body)
+
+
+def parse_small_input(task: type[AnyTask], content_type: bytes | None, query_string: bytes, body: bytes) -> TaskInput:
+    """The same at once, in this thread: for bodies of at most `INLINE_BYTES`."""
     kind = content_type.decode("latin-1") if content_type else None
     query = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True) if query_string else []
-    if len(body) <= INLINE_BYTES or kind in task.media:  # a raw file is not parsed here at all
-        return _parse(task, kind, query, body)
-    return await asyncio.to_thread(_parse, task, kind, query, body)
+    return _parse(task, kind, query, body)
 
 
 def _parse(task: type[AnyTask], content_type: str | None, query: list[tuple[str, str]], body: bytes) -> TaskInput:

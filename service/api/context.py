@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from service.runtime.batcher import Timings
+from service.graph import Steps
+from service.runtime.batcher import Batcher, Timings
 
 _KEY = "gridloop.context"
 IN_FLIGHT = "gridloop.in_flight"
@@ -44,14 +45,32 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request wants done: which steps, of how many rows, and where."""
+
+    batcher: Batcher
+    steps: Steps[Any]
+    rows: int
+
+
 class Exchange(Protocol):
-    """A request and its answer as the server's protocol holds them: a short way past ASGI's messages."""
+    """A request and its answer as the server's protocol holds them: a short way past ASGI's messages.
+
+    Attributes:
+        on_disconnect: called when the client has left before its answer was sent.
+    """
+
+    on_disconnect: Callable[[], None] | None
 
     def whole_body(self) -> bytes | None:
         """The request's body where all of it has arrived already; None where it is still to be received."""
 
-    async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    def write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a whole answer."""
+
+    async def drain(self) -> None:
+        """Wait until the client has taken what was sent before."""
 
 
 class ClientDisconnected(Exception):

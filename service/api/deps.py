@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.api.context import Workers
-from service.api.edge import Gate
+from service.api.gate import Gate
 from service.registry.registry import Registry
 
 

@@ -1,21 +1,21 @@
 """Edge: what every request passes first and every answer last.
 
-Pure ASGI, because each of Starlette's `BaseHTTPMiddleware` costs more than a whole small inference. It gives the
-request its id and deadline, refuses who may not ask, turns a crash into a problem, and writes the headers, the metrics
-and the log line.
+It gives a request its id and deadline, refuses who may not ask, turns a crash into a problem, and writes the headers,
+the metrics and the log line. Three ways lead through it. Nearly every inference goes *the short way*, by plain calls
+from the connection to its model's batcher and back (`Edge.begin`); one with a large, compressed or slow body is
+answered by the same endpoint in a task of its own; everything else by FastAPI. Pure ASGI, because each of Starlette's
+`BaseHTTPMiddleware` costs more than a whole small inference.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
 import random
 import re
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
 
@@ -24,10 +24,12 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from service import telemetry
+from service.api.body import INLINE_BYTES
 from service.api.context import (
     EXCHANGE,
     IN_FLIGHT,
     Answer,
+    Asked,
     ClientDisconnected,
     Exchange,
     RequestContext,
@@ -35,82 +37,40 @@ from service.api.context import (
     new_request_id,
     set_context,
 )
+from service.api.gate import OPEN_PATHS, Gate
 from service.api.problems import answer_of
-from service.errors import BadRequest, Draining, InferenceFailed, NotAuthorised, RateLimited, ServiceError
+from service.errors import BadRequest, InferenceFailed, ServiceError
+from service.runtime.batcher import Done, Job, Outcome
 
 log = structlog.get_logger(__name__)
 
 MAX_TIMEOUT_S = 3600.0
+CLIENT_LEFT = 499
+"""Status of a request whose client has left, as proxies count it."""
 CROWDED_S = 0.05
 """After two requests met, none counts as alone for so long (seconds)."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
-_OPEN_PATHS = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
-_PROBES = (*_OPEN_PATHS, "/metrics")
-_GUARDED = ("/v1", "/v2", "/metrics")
-
-
-@dataclass(slots=True)
-class Gate:
-    """Whether requests are let in: keys, rate limit, draining.
-
-    Attributes:
-        api_keys: keys of which one must be sent; empty lets everybody in.
-        rate_limit: requests per second and client in this process; 0 for no limit.
-        draining: the server is stopping.
-    """
-
-    api_keys: tuple[str, ...] = ()
-    rate_limit: float = 0.0
-    draining: bool = False
-    _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
-
-    def check(self, path: str, headers: dict[bytes, bytes], client: str) -> None:
-        """Let a request in or raise.
-
-        Raises:
-            NotAuthorised: keys are configured and none of them was sent.
-            RateLimited: this client asks too often.
-            Draining: the server is stopping.
-        """
-        if path in _OPEN_PATHS or not path.startswith(_GUARDED):
-            return
-        if self.api_keys:
-            client = self._authorise(headers.get(b"authorization", b""))
-        if self.draining:
-            raise Draining
-        if self.rate_limit:
-            self._take_token(client)
-
-    def _authorise(self, header: bytes) -> str:
-        scheme, _, sent = header.partition(b" ")
-        # Compared with every key, in constant time, so that the time taken tells nothing about them.
-        matches = [hmac.compare_digest(sent.strip(), key.encode()) for key in self.api_keys]
-        if scheme.lower() != b"bearer" or not any(matches):
-            raise NotAuthorised
-        return f"key {matches.index(True)}"
-
-    def _take_token(self, client: str) -> None:
-        """Token bucket of one second's size per client; the longest unseen client is forgotten first."""
-        now = time.monotonic()
-        size = max(1.0, self.rate_limit)
-        tokens, seen = self._buckets.pop(client, (size, now))
-        tokens = min(size, tokens + (now - seen) * self.rate_limit)
-        self._buckets[client] = (tokens - 1 if tokens >= 1 else tokens, now)
-        while len(self._buckets) > 10_000:
-            self._buckets.popitem(last=False)
-        if tokens < 1:
-            raise RateLimited(self.rate_limit)
+_PROBES = (*OPEN_PATHS, "/metrics")
 
 
 class Endpoint(Protocol):
-    """What answers POST requests past the framework's stack; `path` is their label in the metrics."""
+    """What answers POST requests past the framework's stack; `path` is their label in the metrics.
+
+    All of it raises what `problems` knows.
+    """
 
     path: str
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
-        """Answer, or raise what `problems` knows."""
+        """Receive the body and answer."""
+
+    def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
+        """What a request wants whose body is small and here, and not compressed."""
+
+    def answer(self, done: Done[Any]) -> Answer:
+        """The answer, when that is done."""
 
 
 class Edge:
@@ -122,6 +82,7 @@ class Edge:
         gate: who is let in.
         workers: what the workers know of each other.
         default_timeout_s: the deadline of requests that set none.
+        max_body_bytes: largest body taken.
         access_log: called with the facts of each answer; None for no log lines.
         log_probes: whether answers to probes and scrapes are logged too.
     """
@@ -133,13 +94,16 @@ class Edge:
         gate: Gate,
         workers: Workers,
         default_timeout_s: float,
+        max_body_bytes: int,
         access_log: Callable[[dict[str, Any]], None] | None = None,
         *,
         log_probes: bool = False,
     ) -> None:
         self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
+        self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
+        self._arrived: list[_Call] = []
         self._answered: Counter[tuple[str, str, int]] = Counter()
         self._flush: asyncio.TimerHandle | None = None
 
@@ -153,13 +117,9 @@ class Edge:
         workers.in_flight[workers.own] += 1
         context.alone = self._is_alone(scope, context.started)
         endpoint = self._endpoint_of(scope["path"]) if scope["method"] == "POST" else None
-        status = 499  # as proxies count a client who has left
+        status = CLIENT_LEFT
         try:
-            context.trace = _trace(headers)
-            context.timeout_s = _timeout_s(headers, self._default_timeout_s)
-            if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
-                raise HTTPException(417)
-            self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
+            self._admit(context, scope, headers)
             if endpoint is None:
                 status = await self._through_framework(context, scope, receive, send)
             else:
@@ -180,12 +140,47 @@ class Edge:
             workers.in_flight[workers.own] -= 1
             self._record(scope, context, endpoint.path if endpoint else None, status)
 
-    def _is_alone(self, scope: Any, now: float) -> bool:
+    def _admit(self, context: RequestContext, scope: Any, headers: dict[bytes, bytes]) -> None:
+        """Read what the headers say for every request alike, and refuse who may not ask."""
+        context.trace = _trace(headers)
+        context.timeout_s = _timeout_s(headers, self._default_timeout_s)
+        if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+            raise HTTPException(417)
+        self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
+
+    def _is_alone(self, scope: Any, now: float, arrived: int = 0) -> bool:
         """Whether this is the only request: no other worker has one, and none waits here to be begun."""
         here = scope.get(IN_FLIGHT)
-        if here is None or len(here) > 1 or sum(self._workers.in_flight) > 1:
+        if here is None or len(here) + arrived > 1 or sum(self._workers.in_flight) > 1:
             self._crowded_until = now + CROWDED_S
         return now >= self._crowded_until
+
+    # --- the short way: no task, no messages
+
+    def takes(self, scope: Any) -> Endpoint | None:
+        """What answers a request that may go the short way: handed to `begin` as soon as its whole body is here.
+
+        Nearly all inferences may. Not those with large bodies, which may take long to read, with compressed ones, and
+        with bodies that come in pieces or without a length.
+        """
+        if scope["method"] != "POST" or (endpoint := self._endpoint_of(scope["path"])) is None:
+            return None
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit() or int(length) > self._small_bytes:
+            return None
+        return None if b"expect" in headers or b"content-encoding" in headers else endpoint
+
+    def begin(self, endpoint: Endpoint, exchange: Exchange, scope: Any) -> None:
+        """Answer a request that `takes` took, as `__call__` would; after a look at who else has just arrived."""
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._begin_arrived)
+        self._arrived.append(_Call(self, endpoint, exchange, scope))
+
+    def _begin_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for call in arrived:
+            call.begin(len(arrived))
 
     async def _through_framework(self, context: RequestContext, scope: Any, receive: Any, send: Any) -> int:
         """Let FastAPI answer, and add our headers to what it sends."""
@@ -208,7 +203,7 @@ class Edge:
                 raise
             _log_crash(error, scope["path"], context)
             raise _AlreadyAnswered(error, status, is_complete=complete) from None
-        return status or 499
+        return status or CLIENT_LEFT
 
     def flush_metrics(self) -> None:
         """Write the counts and times that have gathered."""
@@ -240,6 +235,60 @@ class Edge:
             )
 
 
+class _Call:
+    """A request on the short way: begun, worked on by a batcher, answered by whoever knows how it ended."""
+
+    __slots__ = ("_asked", "_context", "_edge", "_endpoint", "_exchange", "_job", "_scope")
+
+    def __init__(self, edge: Edge, endpoint: Endpoint, exchange: Exchange, scope: Any) -> None:
+        self._edge, self._endpoint, self._exchange, self._scope = edge, endpoint, exchange, scope
+        self._asked: Asked | None = None
+        self._job: Job | None = None
+
+    def begin(self, arrived: int) -> None:
+        """Check the request and hand it to its model; `arrived` requests are begun together."""
+        edge, scope = self._edge, self._scope
+        headers = dict(scope["headers"])
+        self._context = context = RequestContext(headers, _request_id(headers), edge._default_timeout_s)
+        workers = edge._workers
+        workers.in_flight[workers.own] += 1
+        context.alone = edge._is_alone(scope, context.started, arrived)
+        self._exchange.on_disconnect = self._leave
+        try:
+            edge._admit(context, scope, headers)
+            self._asked = asked = self._endpoint.ask(context, scope, self._exchange.whole_body() or b"")
+            self._job = asked.batcher.begin(
+                asked.steps, self._end, rows=asked.rows, timeout_s=context.remaining_s, alone=context.alone, small=True
+            )
+        except Exception as error:
+            self._end(error)
+
+    def _end(self, outcome: Outcome[Any]) -> None:
+        context = self._context
+        try:
+            if not isinstance(outcome, Done):
+                raise outcome
+            context.timings = outcome.timings
+            answer = self._endpoint.answer(outcome)
+        except Exception as error:
+            answer = _problem(error, self._scope["path"], context)
+        self._exchange.on_disconnect = None
+        self._exchange.write(answer.status, _fields(answer, context), answer.body)
+        self._count(answer.status)
+
+    def _leave(self) -> None:
+        if self._asked and self._job:
+            self._asked.batcher.abandon(self._job)
+        self._count(CLIENT_LEFT)
+
+    def _count(self, status: int) -> None:
+        workers = self._edge._workers
+        workers.in_flight[workers.own] -= 1
+        self._edge._record(self._scope, self._context, self._endpoint.path, status)
+        self._job = None  # it knows us: without this, the collector would have to find both
+        self._scope.pop(EXCHANGE, None)
+
+
 @cache
 def _seconds(route: str) -> telemetry.Recorder:
     return telemetry.Recorder(telemetry.REQUEST_SECONDS, route)
@@ -266,16 +315,21 @@ def _problem(error: Exception, path: str, context: RequestContext) -> Answer:
     return Answer(body, kind.encode(), status, fields)
 
 
-async def _send(answer: Answer, context: RequestContext, scope: Any, send: Any) -> None:
-    headers = [
+def _fields(answer: Answer, context: RequestContext) -> list[tuple[bytes, bytes]]:
+    return [
         (b"content-type", answer.media_type),
         (b"content-length", b"%d" % len(answer.body)),
         *answer.headers,
         *_headers(context),
     ]
+
+
+async def _send(answer: Answer, context: RequestContext, scope: Any, send: Any) -> None:
+    headers = _fields(answer, context)
     exchange: Exchange | None = scope.get(EXCHANGE)
     if exchange is not None:
-        await exchange.answer(answer.status, headers, answer.body)
+        await exchange.drain()
+        exchange.write(answer.status, headers, answer.body)
         return
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})

@@ -19,14 +19,15 @@ from fastapi.responses import JSONResponse
 from service import __version__, errors
 from service.api import health
 from service.api.body import receive_body
-from service.api.context import Answer, RequestContext
+from service.api.context import Answer, Asked, RequestContext
 from service.api.deps import GateDep, RegistryDep, WorkersDep
 from service.api.problems import PROBLEMS
-from service.api.tasks import INFERENCE_FAILURES, SMALL_BYTES, Attended
-from service.api.tensor_codec import Codec
+from service.api.tasks import INFERENCE_FAILURES, attended
+from service.api.tensor_codec import Codec, Reply
 from service.errors import BadRequest, ModelNotFound, ModelNotReady
 from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
+from service.runtime.batcher import Done
 from service.schemas.open_inference import (
     InferenceRequest,
     InferenceResponse,
@@ -102,19 +103,23 @@ class InferEndpoint:
         self._codecs: dict[str, tuple[ModelHandle, Codec]] = {}
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
+        """See `Endpoint`."""
         settings = self._settings
         body = await receive_body(
             context.headers, scope, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
+        return self.answer(await attended(self.ask(context, scope, body), context, receive, body))
+
+    def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
+        """See `Endpoint`."""
         json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
         handle = find(self._registry, *(match(scope["path"]) or ("", None)))
         context.model = handle.name
         steps, rows = self._codec(handle).steps(body, json_bytes), _rows(body) if json_bytes != 0 else 1
-        async with Attended(receive):
-            done = await handle.submit(
-                steps, rows=rows, timeout_s=context.remaining_s, alone=context.alone, small=len(body) <= SMALL_BYTES
-            )
-        context.timings = done.timings
+        return Asked(handle.batcher, steps, rows)
+
+    def answer(self, done: Done[Reply]) -> Answer:
+        """See `Endpoint`."""
         reply = done.value
         if reply.json_bytes is None:
             return Answer(reply.body)

@@ -7,6 +7,7 @@ what is refused here gets the same body as every other error.
 from __future__ import annotations
 
 from asyncio import TimerHandle
+from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.context import EXCHANGE, IN_FLIGHT, Workers, new_request_id
+from service.api.edge import Edge, Endpoint
 from service.api.problems import answer_of
 from service.errors import BadRequest, BodyTimeout
 
@@ -27,15 +29,19 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     Attributes:
         header_timeout_s: time from a request's first byte to the end of its headers; set by `worker`.
         workers: where closed connections are counted; set by `worker`.
+        edge: what answers by the short way; set by `worker`.
     """
 
     header_timeout_s: float = 20.0
     workers: Workers = Workers()
+    edge: Edge | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes = self._piece_bytes = 0
-        self._in_head = False
+        self._in_head = self._may_be_short = False
+        self._endpoint: Endpoint | None = None  # that waits for the body
+        self._exchange: _Exchange | None = None
         self._refusal: Exception | None = None
         self._header_timer: TimerHandle | None = None
 
@@ -47,10 +53,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         self.workers.closed[self.workers.own] += 1
         super().connection_lost(exc)
+        if self._exchange is not None and self._exchange.on_disconnect is not None:
+            self._exchange.on_disconnect()
 
     def data_received(self, data: bytes) -> None:
         self._piece_bytes = len(data)
         super().data_received(data)
+        if self._endpoint is not None and not self.transport.is_closing():  # the body is still to come: as every other
+            self._endpoint = None
+            super()._start_asgi_task(self.cycle, self.app)
         if self._in_head and not self.transport.is_closing():
             self._await_rest_of_head()
 
@@ -81,8 +92,23 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if much and sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
             self._refuse(HTTPException(431))
         scope: Any = self.scope
+        self._may_be_short = True
         super().on_headers_complete()  # makes the cycle; the application begins later
-        scope[IN_FLIGHT], scope[EXCHANGE] = self.tasks, _Exchange(self.cycle)
+        self._may_be_short = False
+        self._exchange = scope[EXCHANGE] = _Exchange(self.cycle)
+        scope[IN_FLIGHT] = self.tasks
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Begin to answer, if not by the short way: that begins when the whole body is here."""
+        self._endpoint = self.edge.takes(cycle.scope) if self.edge and self._may_be_short else None
+        if self._endpoint is None:
+            super()._start_asgi_task(cycle, app)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if self._endpoint is not None and self._exchange is not None and self.edge is not None:
+            self.edge.begin(self._endpoint, self._exchange, self.cycle.scope)
+            self._endpoint = None
 
     def send_400_response(self, msg: str) -> None:
         """Answer what could not be parsed, or was refused above, and close."""
@@ -130,10 +156,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 class _Exchange:
     """uvicorn's request-response cycle, used directly: ASGI's messages would cost as much as a small inference."""
 
-    __slots__ = ("_cycle",)
+    __slots__ = ("_cycle", "on_disconnect")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
+        self.on_disconnect: Callable[[], None] | None = None
 
     def whole_body(self) -> bytes | None:
         """See `Exchange`. A body over uvicorn's limit is read piece by piece, as each piece is taken."""
@@ -143,12 +170,16 @@ class _Exchange:
         body, cycle.body = bytes(cycle.body), bytearray()
         return body
 
-    async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """See `Exchange`. What `RequestResponseCycle.send` does for a start and a body, in one write."""
+    async def drain(self) -> None:
+        """See `Exchange`."""
         cycle = self._cycle
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
-        if cycle.disconnected:
+
+    def write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """See `Exchange`. What `RequestResponseCycle.send` does for a start and a body, in one write."""
+        cycle = self._cycle
+        if cycle.disconnected or cycle.transport.is_closing():
             return
         if (b"connection", b"close") in headers:
             cycle.keep_alive = False

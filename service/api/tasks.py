@@ -7,13 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 from service import errors
-from service.api.body import parse_input, receive_body
-from service.api.context import Answer, ClientDisconnected, RequestContext
+from service.api.body import parse_input, parse_small_input, receive_body
+from service.api.context import Answer, Asked, ClientDisconnected, RequestContext
 from service.api.problems import openapi_responses
 from service.registry.registry import Registry
+from service.runtime.batcher import Done
 from service.settings import Settings
 from service.tasks import AnyTask
-from service.tasks.base import MediaInput
+from service.tasks.base import MediaInput, TaskInput
 
 SMALL_BYTES = 64 * 1024
 """A larger request is never worked on in the event loop's thread, even when it is alone (bytes)."""
@@ -55,18 +56,41 @@ class TaskEndpoint:
         self._task, self._settings, self._registry = task, settings, registry
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
+        """See `Endpoint`."""
         settings = self._settings
         body = await receive_body(
             context.headers, scope, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
         request = await parse_input(self._task, context.headers.get(b"content-type"), scope["query_string"], body)
+        return self.answer(await attended(self._asked(context, request), context, receive, body))
+
+    def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
+        """See `Endpoint`."""
+        kind = context.headers.get(b"content-type")
+        return self._asked(context, parse_small_input(self._task, kind, scope["query_string"], body))
+
+    def answer(self, done: Done[bytes]) -> Answer:
+        """See `Endpoint`."""
+        return Answer(done.value)
+
+    def _asked(self, context: RequestContext, request: TaskInput) -> Asked:
         handle = self._registry.resolve(self._task.name, request.model)
         context.model = handle.name
-        async with Attended(receive):
-            small = len(body) <= SMALL_BYTES
-            done = await handle.predict(request, timeout_s=context.remaining_s, alone=context.alone, small=small)
-        context.timings = done.timings
-        return Answer(done.value)
+        return Asked(handle.batcher, handle.answer(request), request.rows)
+
+
+async def attended(asked: Asked, context: RequestContext, receive: Any, body: bytes) -> Done[Any]:
+    """Have a request worked on for as long as its client is there."""
+    async with Attended(receive):
+        done: Done[Any] = await asked.batcher.submit(
+            asked.steps,
+            rows=asked.rows,
+            timeout_s=context.remaining_s,
+            alone=context.alone,
+            small=len(body) <= SMALL_BYTES,
+        )
+    context.timings = done.timings
+    return done
 
 
 class Attended:

@@ -72,7 +72,7 @@ class InProcess:
         try:
             if isinstance(question, Infer):
                 run = Run(question.tensors, question.outputs)
-                return (await self._handle.submit(_one(run), rows=run.rows, timeout_s=PATIENCE_S)).value
+                return (await self._handle.batcher.submit(_one(run), rows=run.rows, timeout_s=PATIENCE_S)).value
             request = task_request(self._handle, question)
             answer: dict[str, Any] = orjson.loads((await self._handle.predict(request, timeout_s=PATIENCE_S)).value)
         except (ServiceError, ValidationError) as error:

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import structlog
@@ -28,8 +27,6 @@ from service.tasks import AnyTask
 from service.tasks.base import Limits, ModelFolder, ModelRef, TaskInput, TaskOutput
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +158,14 @@ class ModelHandle:
         Raises:
             ServiceError: see `Batcher.submit` and the task.
         """
-        return await self.submit(
-            self._answer(request), rows=request.rows, timeout_s=timeout_s, alone=alone, small=small
+        return await self.batcher.submit(
+            self.answer(request), rows=request.rows, timeout_s=timeout_s, alone=alone, small=small
         )
 
-    async def submit(
-        self, steps: Steps[T], *, rows: int, timeout_s: float, alone: bool = False, small: bool = False
-    ) -> Done[T]:
-        """Work on any generator of runs, batched with whatever else waits for this model; see `Batcher.submit`."""
-        if self._batcher is None:
+    @property
+    def batcher(self) -> Batcher:
+        """Where any generator of runs is worked on, batched with whatever else waits for this model."""
+        if self._batcher is None:  # not before a server has forked its workers: threads do not survive that
             self._batcher = Batcher(
                 self._session,
                 model=self.ref.name,
@@ -177,9 +173,10 @@ class ModelHandle:
                 turn_rows=self.tuning.turn_rows,
                 max_queue=self._options.max_queue,
             )
-        return await self._batcher.submit(steps, rows=rows, timeout_s=timeout_s, alone=alone, small=small)
+        return self._batcher
 
-    def _answer(self, request: TaskInput) -> Steps[bytes]:
+    def answer(self, request: TaskInput) -> Steps[bytes]:
+        """The steps that answer a request, as JSON bytes."""
         output: TaskOutput = yield from self.task.steps(request)
         return output.to_json()
 

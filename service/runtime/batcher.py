@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -71,22 +71,39 @@ class Done(Generic[T]):
     timings: Timings
 
 
+Outcome = Done[T] | BaseException
+"""How a request ended: finished, or with what it is to be refused."""
+
+
 @dataclass(eq=False, slots=True)
-class _Job:
+class Job:
     """One request on its way through the batcher."""
 
     steps: Steps[Any]
     rows: int
     timeout_s: float
     deadline: float
-    future: asyncio.Future[Done[Any]]
+    loop: asyncio.AbstractEventLoop
+    deliver: Callable[[Outcome[Any]], None]
     since: float  # when it last began to wait
     alone: bool = False  # the only request being answered
+    timer: asyncio.TimerHandle | None = None
+    is_settled: bool = False  # answered, or nobody waits for it any more; written on its loop only
     timings: Timings = field(default_factory=Timings)
     run: Run | None = None
     run_rows: int = 0  # of the run it waits for
     key: Hashable = None
-    outcome: Done[Any] | BaseException | None = None
+    outcome: Outcome[Any] | None = None
+
+    def settle(self, outcome: Outcome[Any] | None) -> None:
+        """End it, once: hand its caller how it ended; None where the caller has left. On its loop."""
+        if self.is_settled:
+            return
+        self.is_settled = True
+        if self.timer:
+            self.timer.cancel()
+        if outcome is not None:
+            self.deliver(outcome)
 
     def advance(self, outputs: Mapping[str, Array] | None, signature: Signature) -> None:
         """Continue the request's own code until it asks for a run, returns, or raises."""
@@ -110,7 +127,7 @@ class _Job:
 class _Group:
     """Jobs whose next runs fit together, oldest first, and how many rows these have."""
 
-    jobs: deque[_Job] = field(default_factory=deque)
+    jobs: deque[Job] = field(default_factory=deque)
     rows: int = 0
 
 
@@ -139,7 +156,7 @@ class Batcher:
         self._max_batch_size = session.signature.fixed_batch or max_batch_size
         self._turn_rows = max(self._max_batch_size, turn_rows or 0)
         self._max_queue = max_queue
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()
         self._closing = False  # guarded by the lock: no new requests
@@ -147,7 +164,7 @@ class Batcher:
         self._ready: dict[Hashable, _Group] = {}
         self._ready_rows = 0
         self._lone_s = math.inf  # longest lone request of late; none was seen yet
-        self._finished: list[_Job] = []
+        self._finished: list[Job] = []
         self._batch_rows = telemetry.Recorder(telemetry.BATCH_ROWS, model)
         self._run_seconds = telemetry.Recorder(telemetry.RUN_SECONDS, model)
         self._queue_seconds = telemetry.Recorder(telemetry.QUEUE_SECONDS, model)
@@ -170,12 +187,48 @@ class Batcher:
         alone: bool = False,
         small: bool = False,
     ) -> Done[T]:
-        """Have a request worked on, together with others, and wait for its result.
+        """Have a request worked on, together with others, and wait for its result; the arguments are those of `begin`.
 
         Cancelling the caller drops the request before its next run.
 
+        Raises:
+            Overloaded: the queue is full.
+            Draining: the batcher is closing.
+            DeadlineExceeded: the time was not enough.
+            InferenceFailed: the runtime refused the run.
+        """
+        future: asyncio.Future[Done[T]] = asyncio.get_running_loop().create_future()
+
+        def deliver(outcome: Outcome[T]) -> None:
+            if future.done():  # cancelled; it is abandoned in a moment
+                return
+            if isinstance(outcome, Done):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+
+        job = self.begin(steps, deliver, rows=rows, timeout_s=timeout_s, alone=alone, small=small)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.abandon(job)
+            raise
+
+    def begin(
+        self,
+        steps: Steps[T],
+        deliver: Callable[[Outcome[T]], None],
+        *,
+        rows: int = 1,
+        timeout_s: float = 30.0,
+        alone: bool = False,
+        small: bool = False,
+    ) -> Job:
+        """Have a request worked on, together with others. On the event loop, without a coroutine.
+
         Args:
             steps: generator of runs; all of its code is executed in the worker thread.
+            deliver: called once on this event loop with the outcome, maybe before this returns; never after `abandon`.
             rows: rows it will need at once, counted against the queue's limit.
             timeout_s: work that has not ended by then is dropped.
             alone: nothing else is being answered on this machine, nor was a moment ago.
@@ -184,26 +237,22 @@ class Batcher:
         Raises:
             Overloaded: the queue is full.
             Draining: the batcher is closing.
-            DeadlineExceeded: the time was not enough.
-            InferenceFailed: the runtime refused the run.
         """
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
-        job = _Job(steps, rows, timeout_s, now + timeout_s, loop.create_future(), now, alone)
+        job = Job(steps, rows, timeout_s, now + timeout_s, loop, deliver, now, alone)
         if alone and small and self._lone_s <= HERE_S and not self._waiting and self._work_here(job):
-            if isinstance(job.outcome, Done):
-                return job.outcome
-            assert job.outcome is not None  # noqa: S101  it has ended
-            raise job.outcome
+            job.settle(job.outcome)
+            return job
         self._enqueue(job)
-        timer = loop.call_later(timeout_s, self._expire, job)
-        try:
-            return await job.future
-        except asyncio.CancelledError:
+        job.timer = loop.call_later(timeout_s, self._expire, job)
+        return job
+
+    def abandon(self, job: Job) -> None:
+        """Drop a request whose caller has left, before its next run. On the event loop."""
+        if not job.is_settled:
             telemetry.DROPPED.labels(self._model, "cancelled").inc()
-            raise
-        finally:
-            timer.cancel()
+            job.settle(None)
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests, finish what was accepted, stop the thread.
@@ -220,7 +269,7 @@ class Batcher:
 
     # --- on the event loop
 
-    def _work_here(self, job: _Job) -> bool:
+    def _work_here(self, job: Job) -> bool:
         """Work on a lone request in this thread.
 
         Returns:
@@ -251,7 +300,7 @@ class Batcher:
         """Remember how long a lone request may take here: the longest of late."""
         self._lone_s = max(seconds, self._lone_s * _FORGETS if math.isfinite(self._lone_s) else 0.0)
 
-    def _enqueue(self, job: _Job) -> None:
+    def _enqueue(self, job: Job) -> None:
         with self._lock:
             if self._closing:
                 telemetry.DROPPED.labels(self._model, "draining").inc()
@@ -263,20 +312,14 @@ class Batcher:
             self._waiting += job.rows
             self._queue.put(job)
 
-    def _expire(self, job: _Job) -> None:
-        if not job.future.done():
-            telemetry.DROPPED.labels(self._model, "deadline").inc()
-            job.future.set_exception(DeadlineExceeded(job.timeout_s))
+    def _expire(self, job: Job) -> None:
+        telemetry.DROPPED.labels(self._model, "deadline").inc()
+        job.settle(DeadlineExceeded(job.timeout_s))
 
     @staticmethod
-    def _deliver(jobs: Sequence[_Job]) -> None:
+    def _deliver(jobs: Sequence[Job]) -> None:
         for job in jobs:
-            if job.future.done():
-                continue  # cancelled or expired meanwhile
-            if isinstance(job.outcome, Done):
-                job.future.set_result(job.outcome)
-            elif job.outcome is not None:
-                job.future.set_exception(job.outcome)
+            job.settle(job.outcome)
 
     # --- in the worker thread
 
@@ -306,7 +349,7 @@ class Batcher:
                 self._admit(job)
         return True
 
-    def _admit(self, job: _Job) -> None:
+    def _admit(self, job: Job) -> None:
         with self._lock:
             self._waiting -= job.rows
         now = time.perf_counter()
@@ -318,7 +361,7 @@ class Batcher:
         else:  # begun in the caller's thread
             self._line_up(job)
 
-    def _advance(self, job: _Job, outputs: Mapping[str, Array] | None) -> None:
+    def _advance(self, job: Job, outputs: Mapping[str, Array] | None) -> None:
         job.advance(outputs, self._session.signature)
         if job.outcome is not None:
             self._finished.append(job)
@@ -328,16 +371,16 @@ class Batcher:
             return
         self._line_up(job)
 
-    def _line_up(self, job: _Job) -> None:
+    def _line_up(self, job: Job) -> None:
         group = self._ready.setdefault(job.key, _Group())
         group.jobs.append(job)
         group.rows += job.run_rows
         self._ready_rows += job.run_rows
 
     @staticmethod
-    def _is_dead(job: _Job, now: float) -> bool:
+    def _is_dead(job: Job, now: float) -> bool:
         """Whether nobody waits for the job any more: its caller left, or its deadline passed."""
-        if job.future.done() or now >= job.deadline:  # an expired job is answered by the timer on the event loop
+        if job.is_settled or now >= job.deadline:  # an expired job is answered by the timer on the event loop
             job.steps.close()
             return True
         return False
@@ -349,7 +392,7 @@ class Batcher:
             head.rows >= self._turn_rows or self._ready_rows >= _DECODED_AHEAD * self._turn_rows
         )
 
-    def _next_batch(self) -> list[_Job]:
+    def _next_batch(self) -> list[Job]:
         """The oldest of those whose turn it is, as many as fit in a batch; the departed are dropped.
 
         Runs that fit together form a group, and groups take turns.
@@ -362,7 +405,7 @@ class Batcher:
         key, group = next(iter(self._ready.items()))
         del self._ready[key]
         now = time.perf_counter()
-        batch: list[_Job] = []
+        batch: list[Job] = []
         rows = 0
         while group.jobs and (not batch or rows + group.jobs[0].run_rows <= self._turn_rows):
             job = group.jobs.popleft()
@@ -375,7 +418,7 @@ class Batcher:
             self._ready[key] = group  # at the end of the line
         return batch
 
-    def _execute(self, batch: list[_Job]) -> None:
+    def _execute(self, batch: list[Job]) -> None:
         runs = [job.run for job in batch if job.run]
         begun = time.perf_counter()
         for job in batch:
@@ -409,7 +452,7 @@ class Batcher:
             parts.append(part)
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
-    def _after_failure(self, batch: list[_Job], error: Exception) -> None:
+    def _after_failure(self, batch: list[Job], error: Exception) -> None:
         """Run each job of a failed batch alone, so that one caller's values cannot fail another's request."""
         telemetry.FAILED_RUNS.labels(self._model).inc()
         if len(batch) > 1:
@@ -421,7 +464,7 @@ class Batcher:
         job.outcome = self._failed(job, error)
         self._finished.append(job)
 
-    def _failed(self, job: _Job, error: Exception) -> InferenceFailed:
+    def _failed(self, job: Job, error: Exception) -> InferenceFailed:
         log.error("a run failed", model=self._model, exc_info=error)
         job.steps.close()
         failure = InferenceFailed(self._model)
@@ -431,8 +474,8 @@ class Batcher:
     def _hand_out(self) -> None:
         """Wake the callers whose requests are finished: one wake-up for all of them."""
         finished, self._finished = self._finished, []
-        for loop in {job.future.get_loop() for job in finished}:
-            mine = [job for job in finished if job.future.get_loop() is loop]
+        for loop in {job.loop for job in finished}:
+            mine = [job for job in finished if job.loop is loop]
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to answer
                 loop.call_soon_threadsafe(self._deliver, mine)
 

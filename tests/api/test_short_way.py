@@ -1,0 +1,206 @@
+"""Requests that go from the connection to their model without a task: over real sockets, beside those that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from prometheus_client import REGISTRY
+from uvicorn.server import ServerState
+
+from service.api.edge import Edge
+from service.api.protocol import LimitedHttpProtocol
+from tests.conftest import running
+
+SERIES = b'{"values": [0, 0, 5]}'
+
+
+class Served:
+    """An application behind a listening socket, and who went the short way."""
+
+    def __init__(self, edge: Edge, port: int) -> None:
+        self.edge, self.port = edge, port
+        self.begun = 0
+        self._before = {status: self._counted(status) for status in (200, 499)}
+
+    @property
+    def in_flight(self) -> int:
+        return sum(self.edge._workers.in_flight)
+
+    def answered(self, status: int) -> int:
+        return self._counted(status) - self._before[status]
+
+    def _counted(self, status: int) -> int:
+        self.edge.flush_metrics()
+        labels = {"route": "/v1/anomaly-detection", "method": "POST", "status": str(status)}
+        return int(REGISTRY.get_sample_value("gridloop_requests_total", labels) or 0)
+
+    async def has_in_flight(self, count: int) -> None:
+        for _ in range(1000):
+            if self.in_flight == count:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{self.in_flight} requests are in flight")
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def ask(self, *pieces: bytes, pause_s: float = 0.05) -> list[tuple[int, Any]]:
+        """Send pieces on one connection; status and body of each answer until the server is silent."""
+        reader, writer = await self.connect()
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(pause_s)
+        asked = sum(piece.count(b"HTTP/1.1\r\n") for piece in pieces)
+        answers = [await answer(reader) for _ in range(asked)]
+        writer.close()
+        return answers
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, Any]:
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.startswith(b"content-length"))
+    assert b"x-request-id" in head
+    return int(head.split()[1]), json.loads(await reader.readexactly(length))
+
+
+def post(body: bytes = SERIES, *fields: str, path: str = "/v1/anomaly-detection") -> bytes:
+    head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *fields]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+@asynccontextmanager
+async def serving(models: Path) -> AsyncIterator[Served]:
+    async with running(models) as client:
+        edge: Edge = client.app  # type: ignore[attr-defined]
+        config = uvicorn.Config(edge, log_config=None, ws="none", proxy_headers=False)
+        config.load()
+        state = ServerState()
+
+        class Protocol(LimitedHttpProtocol):
+            workers = edge._workers
+
+        Protocol.edge = edge
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Protocol(config, state, {}), "127.0.0.1", 0)
+        served = Served(edge, server.sockets[0].getsockname()[1])
+        begin = edge.begin
+
+        def counted(*call: Any) -> None:
+            served.begun += 1
+            begin(*call)
+
+        edge.begin = counted  # type: ignore[method-assign]
+        try:
+            yield served
+        finally:
+            server.close()
+            for connection in list(state.connections):
+                connection.transport.abort()
+            await server.wait_closed()
+
+
+@pytest.fixture
+async def served(models: Path) -> AsyncIterator[Served]:
+    async with serving(models) as there:
+        yield there
+
+
+async def test_a_small_request_goes_the_short_way(served: Served) -> None:
+    assert [status for status, _ in await served.ask(post(), post())] == [200, 200]
+    assert (served.begun, served.in_flight, served.answered(200)) == (2, 0, 2)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [post()[:-3], post()[-3:]],
+        [post()[: -len(SERIES)], SERIES[:4], SERIES[4:]],
+        [post(SERIES + b" " * 70_000)],
+        [post(gzip.compress(SERIES), "Content-Encoding: gzip")],
+        [b"POST /v1/anomaly-detection HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+         b"15\r\n" + SERIES + b"\r\n0\r\n\r\n"],
+    ],
+    ids=["body cut", "head alone", "large", "compressed", "chunked"],
+)  # fmt: skip
+async def test_others_go_the_long_way_and_get_the_same_answer(served: Served, pieces: list[bytes]) -> None:
+    (expected,) = await served.ask(post())
+    assert await served.ask(*pieces) == [expected]
+    assert (served.begun, served.in_flight, served.answered(200)) == (1, 0, 2)
+
+
+async def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
+    bodies = [json.dumps({"values": [0, 0, value]}).encode() for value in (5, 6, 7)]
+    alone = [(await served.ask(post(body)))[0] for body in bodies]
+    assert await served.ask(b"".join(map(post, bodies))) == alone
+    assert served.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (post(b'{"values": "none"}'), 422),
+        (post(b'{"values": [1]}', "X-Request-Timeout: soon"), 400),
+        (post(b'{"values": [1]}', "X-Request-Timeout: 1e-9"), 504),
+        (post(b'{"values": [1], "model": "nobody"}'), 404),
+        (post(b"{}", path="/v2/models/nobody/infer"), 404),
+        (post(b"{}", path="/v1/nothing"), 404),
+    ],
+    ids=["validation", "deadline unread", "deadline passed", "model", "tensors", "path"],
+)
+async def test_what_is_wrong_is_said_as_on_the_long_way(served: Served, request_: bytes, status: int) -> None:
+    ((short, problem),) = await served.ask(request_)
+    ((long, same),) = await served.ask(request_[:-1], request_[-1:])
+    assert short == long == status
+    for facts in (problem, same):
+        facts.pop("request_id", None)
+    assert problem == same
+    assert served.in_flight == 0
+
+
+async def test_a_client_who_leaves_is_dropped_and_counted(served: Served) -> None:
+    handle = served.edge.app.state.registry.resolve("anomaly-detection", None)
+    entered, gate = threading.Event(), threading.Event()
+    run, rows = handle._session.run, list[int]()
+
+    def held(tensors: Any, *args: Any, **options: Any) -> Any:
+        rows.append(len(next(iter(tensors.values()))))
+        entered.set()
+        assert gate.wait(10)
+        return run(tensors, *args, **options)
+
+    handle._session.run = held
+    stays, leaves = await served.connect(), await served.connect()
+    stays[1].write(post())
+    await asyncio.to_thread(entered.wait, 10)
+    leaves[1].write(post())
+    await served.has_in_flight(2)
+    leaves[1].close()
+    await served.has_in_flight(1)
+    gate.set()
+    assert (await answer(stays[0]))[0] == 200
+    assert (served.in_flight, served.answered(200), served.answered(499)) == (0, 1, 1)
+    assert rows == [1]  # nobody ran the other one
+    stays[1].close()
+
+
+async def test_a_crash_is_a_500_and_the_others_are_answered(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = served.edge.app.state.registry.resolve("anomaly-detection", None)
+
+    def crash(request: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(handle, "answer", crash)
+        ((status, problem),) = await served.ask(post())
+    assert (status, "bug" in json.dumps(problem)) == (500, False)
+    assert [status for status, _ in await served.ask(post())] == [200]
+    assert served.in_flight == 0
