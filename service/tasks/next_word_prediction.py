@@ -285,8 +285,10 @@ _STEM = re.compile(r"(?:do|did|does|is|was|were|are|could|would|should|has|have|
 _ALWAYS_CAPITAL = frozenset({"i", "i'm", "i'd", "i'll", "i've"})
 
 
-CROWD = 16
-"""So many tokens for each word asked for are too many to add up and sort (count)."""
+PARTS = 256
+"""The vocabulary is divided into so many parts, or more, to see how heavy its heaviest tokens are (count)."""
+ROUNDING = 1 - 1e-6
+"""A bar is lowered by this factor, so that none is missed by a rounding error of float32."""
 
 
 class Vocabulary:
@@ -380,8 +382,10 @@ class Vocabulary:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The groups with the largest summed weights.
 
-        Nearly all words are nearly impossible, so only tokens above a bar are looked at. The bar is low enough when
-        even a group whose tokens all lie just under it could not reach the last place.
+        Nearly all words are nearly impossible, so only tokens that reach a bar are added up and sorted. As many tokens
+        as k groups can have are of k groups at least. So none of the k heaviest groups is lighter than the last of that
+        many heaviest tokens, and a group is lighter which has no token of its weight divided by the most tokens in a
+        group. A weight that so many tokens reach is found among the largest ones of many parts of the vocabulary.
 
         Args:
             weights: float32 (words,), at least 0, the largest of them at most 1.
@@ -395,25 +399,19 @@ class Vocabulary:
             groups, sums = self._folded_groups[among], self.weights(among, weights).astype(np.float64)
             order = np.lexsort((groups, -sums))[:k]
             return groups[order], sums[order]
-        bar = float(weights.max())
-        while True:
-            bar = bar * 0.1 if bar > 1e-30 else -1.0
-            tokens = np.flatnonzero(weights > bar)
-            if len(tokens) < k and bar > 0:
-                continue
-            enough, settled = k * self._most_members, bar < 0
-            if len(tokens) > CROWD * k and len(tokens) >= enough:
-                # So many of the heaviest tokens are of k groups at least, none of them lighter than the last of these
-                # tokens; a group without a token above that share of it is lighter.
-                found = weights[tokens]
-                bar, settled = float(np.partition(found, -enough)[-enough]) / self._most_members, True
-                tokens = tokens[found >= bar]
-            groups = np.unique(self.group[tokens]) if self._most_members > 1 else self.group[tokens]
-            members = self._table[groups]
-            sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
-            order = np.lexsort((groups, -sums))[:k]
-            if settled or (len(order) == k and sums[order[-1]] >= self._most_members * bar):
-                return groups[order], sums[order]
+        enough = k * self._most_members
+        parts = max(PARTS, 4 * enough)
+        if parts > len(weights):
+            tokens = np.arange(len(weights))
+        else:
+            largest = weights[: len(weights) // parts * parts].reshape(-1, parts).max(axis=0)
+            reached = float(np.partition(largest, -enough)[-enough])
+            tokens = np.flatnonzero(weights >= reached / self._most_members * ROUNDING)
+        groups = np.unique(self.group[tokens]) if self._most_members > 1 else self.group[tokens]
+        members = self._table[groups]
+        sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
+        order = np.lexsort((groups, -sums))[:k]
+        return groups[order], sums[order]
 
     def spelling(self, group: int, p: NDArray[np.float32], *, starts: bool, typed: str) -> tuple[int, str]:
         """The token of a group that the context calls for, and how a person would write it here.
