@@ -371,7 +371,7 @@ def held_out(data: Path) -> list[Photograph]:
     """The 2,000 pictures of CIFAR-10 that calibrate the model: familiar ones."""
     mosaic = np.asarray(Image.open(data / "cifar10" / "train_5.webp").convert("RGB"))
     tiles = mosaic.reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)[-2000:]
-    return [("familiar", lambda pixels=pixels: Image.fromarray(pixels)) for pixels in tiles]
+    return [Photograph("familiar", lambda pixels=pixels: Image.fromarray(pixels)) for pixels in tiles]  # type: ignore[misc]
 
 
 def report(data: Path, part: str, classifiers: dict[str, Classifier]) -> list[str]:
@@ -381,12 +381,12 @@ def report(data: Path, part: str, classifiers: dict[str, Classifier]) -> list[st
     scores = {name: Score.of(classifier, rows) for name, classifier in classifiers.items()}
     score, before = scores[version], scores[earlier[0]] if earlier else None
     beside = f" version {earlier[0]} |" if earlier else ""
-    every = [np.concatenate(list(found.values())) for found in (score.right, score.abstains)]
+    right, abstains = (np.concatenate(list(found.values())) for found in (score.right, score.abstains))
     lines = [
         f"| photographs | pictures |{beside} version {version}, named rightly (95 % interval) | abstains | answers |",
         "|---" * (5 + len(earlier)) + "|",
         *(score.line(name, before) for name in rows),
-        _line("all", *every, np.concatenate(list(before.right.values())) if before else None, ""),
+        _line("all", right, abstains, np.concatenate(list(before.right.values())) if before else None, ""),
         "",
         *(f"- Version {name}: {'; '.join(scores[name].summary(rows))}." for name in classifiers),
     ]
