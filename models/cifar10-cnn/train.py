@@ -139,7 +139,7 @@ class Config:
     """Weight of the demand that the energy tells strangers from others."""
     steepness: float = 2.0
     """How steeply the gate goes from one network to the other."""
-    reserve: float = 1.0
+    reserve: float = 2.5
     """Evidence for a scene (logit) that the gate asks for before it opens."""
 
     # Export
@@ -1297,7 +1297,7 @@ def main(config: Config) -> None:
         write_golden(out / version, logits, test, names, 0.002 if version == "1" else 0.03)
 
     core = f"an {processor()}"
-    titles = (f"version {version}" + (" (default)" if version == newest else "") for version in sessions)
+    titles = (f"version {version}" for version in sessions)
     lines = [
         f"| 95 % intervals in brackets | {' | '.join(titles)} |",
         "|---" * (1 + len(sessions)) + "|",
@@ -1324,10 +1324,12 @@ def main(config: Config) -> None:
     if (out / "card.md").exists():
         write_card(out / "card.md", lines)
     if (out / "manifest.toml").exists():
-        write_manifest(out / "manifest.toml", calibrations[newest], metrics, resize_filter)
-    for version in sessions:
-        if version != newest:
-            write_own_manifest(out / version, calibrations[version])
+        default = tomllib.loads((out / "manifest.toml").read_text()).get("default_version", newest)
+        if default in built:
+            write_manifest(out / "manifest.toml", calibrations[default], metrics, resize_filter)
+        for version in built:
+            if version != default:
+                write_own_manifest(out / version, calibrations[version])
 
 
 def processor() -> str:
