@@ -46,3 +46,46 @@ def test_the_macro_average_gives_each_class_the_same_weight() -> None:
     mean, half = photographs.macro([np.ones(100, bool), np.zeros(10, bool)])
     assert mean == 0.5
     assert 0 < half < 0.2
+
+
+@pytest.mark.parametrize(
+    ("captions", "label"),
+    [
+        (["a dog runs"] * 3 + ["an animal runs"] * 2, ("dog", True)),
+        (["a man walks his dog"] * 4 + ["two of them"], ("dog", False)),
+        (["a dog runs"] * 4 + ["a dog chases a bird"], None),
+        (["a dog runs"] * 4 + ["a toy dog"], None),
+        (["a dog runs"] * 2 + ["an animal runs"] * 3, None),
+        (["a man walks"] * 5, ("people", True)),
+        (["a man walks"] * 4 + ["a river"], ("scene", True)),
+    ],
+)
+def test_a_label_is_what_the_captions_agree_on(captions: list[str], label: tuple[str, bool] | None) -> None:
+    assert photographs.label_of(captions) == label
+
+
+def test_in_the_training_part_two_captions_are_enough() -> None:
+    captions = ["a dog runs"] * 2 + ["an animal runs"] * 3
+    assert photographs.label_of(captions, votes=2) == ("dog", False)
+
+
+def test_a_picture_is_in_one_part_by_its_name_alone() -> None:
+    parts = [photographs.part_of(f"{number}.jpg") for number in range(4000)]
+    shares = {part: parts.count(part) / len(parts) for part in set(parts)}
+    assert shares == pytest.approx({"test": 0.5, "tuning": 0.1, "training": 0.4}, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("frame", "part"),
+    [
+        ("train/0006R0_f00930.webp", "training"),
+        ("train/0016E5_00390.webp", "training"),
+        ("train/0016E5_08010.webp", "tuning"),
+        ("val/0016E5_07959.webp", "tuning"),
+        ("train/0001TP_006690.webp", None),
+        ("test/0001TP_008550.webp", "test"),
+        ("test/Seq05VD_f00000.webp", "test"),
+    ],
+)
+def test_no_drive_past_the_same_cars_is_in_two_parts(frame: str, part: str | None) -> None:
+    assert photographs.camvid_part(frame) == part

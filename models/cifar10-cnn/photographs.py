@@ -1,22 +1,21 @@
 """Try the classifier on photographs that are not from CIFAR-10: those it should name, and those it should not know.
 
     python models/cifar10-cnn/photographs.py --data DIR --write            # the test part, into the card
-    python models/cifar10-cnn/photographs.py --data DIR --part tuning --version 1
+    python models/cifar10-cnn/photographs.py --data DIR --part tuning --version 1 --beside ""
 
 DIR holds the public data sets `flickr8k`, `camvid`, `houses`, `bccd` and `fruit_detection`, packed as below. Most of them
-are for research only: the pictures are looked at, nothing is trained on them, and none is stored here. All choices were
-made on the tuning part. Needs numpy, onnxruntime, pillow and scipy.
+are for research only, and none of their pictures is stored here. Needs numpy, onnxruntime, pillow and scipy.
 
-Photographs with a class of CIFAR-10, by fixed rules:
-    Flickr8k (Hodosh, Young, Hockenmaier, 2013), whole pictures: at least three of the five captions have the same class
-        as their first person, animal or vehicle, and no caption speaks of another class, or of a toy or a statue.
-        A third of the pictures, chosen by a checksum of the name, is the tuning part; a class that has fewer than
-        `RARE` pictures is for testing as a whole.
+Photographs with a class of CIFAR-10, by fixed rules; `train.py` takes the training part from here:
+    Flickr8k (Hodosh, Young, Hockenmaier, 2013), whole pictures: at least three of the five captions name the class, and
+        none names another, or a toy or a statue. In the training part two are enough. A checksum of the file name
+        divides the pictures: five tenths for testing, one for tuning, four for training.
     CamVid (Brostow, Fauqueur, Cipolla, 2008), cut out as a person would: each connected region of the class car that is
         at least 32 pixels wide and high, fills most of its box and is not cut by the picture's edge, with a margin.
-        Training frames are the tuning part, validation and test frames the test part.
-Pictures of none of the ten classes: rooms (Houses), blood cells (BCCD), fruit, street scenes with hardly a car (CamVid),
-people and nothing else (Flickr8k), and noise.
+        The official test frames are for testing; the rest is divided by sequence (`camvid_part`).
+Pictures of none of the ten classes: street scenes with hardly a car (CamVid), people and nothing else, and other scenes
+(Flickr8k), each from the part asked for; and rooms (Houses), blood cells (BCCD), fruit and noise, of which a half is for
+either part.
 
 References:
     Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927): the intervals.
@@ -48,10 +47,8 @@ from PIL import Image
 from service.evaluation.statistics import wilson
 
 MODEL_FOLDER = Path(__file__).resolve().parent
-RARE = 30
-"""Pictures (count): a class with fewer is not divided into a tuning and a test part, and is not in the macro average."""
-MOST = 300
-"""Most pictures of one class from Flickr8k (count), the first by name; nearly all of its animals are dogs."""
+RARE = 25
+"""Pictures (count): a row with fewer is not in the mean of the rows."""
 MARGIN = 0.12
 """Surroundings kept on each side of a car, as a share of its box."""
 NOT_CARS = frozenset({"0001TP_009630"})
@@ -86,8 +83,26 @@ NOT_REAL = re.compile(
 _CLASSES = {name: re.compile(rf"\b(?:{words})\b") for name, words in SUBJECTS.items()}
 _PEOPLE = re.compile(rf"\b(?:{PEOPLE})\b")
 
-Photograph = tuple[str, Callable[[], Image.Image]]
-"""Its label (a class, or the name of a set without one) and how to open it as RGB."""
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture with what it shows.
+
+    Attributes:
+        label: a class, or the name of a set that has none of them.
+        opened: decodes it as RGB.
+        main: whether the class is the first thing that most captions speak of; else it is beside or under people.
+    """
+
+    label: str
+    opened: Callable[[], Image.Image]
+    main: bool = True
+
+
+def part_of(name: str) -> str:
+    """Which part a picture of Flickr8k belongs to, by a checksum of its file name: a half is for testing."""
+    tenth = zlib.crc32(name.encode()) % 10
+    return "test" if tenth < 5 else "tuning" if tenth == 5 else "training"
 
 
 def subject(caption: str) -> str | None:
@@ -98,25 +113,34 @@ def subject(caption: str) -> str | None:
     return min(found)[1] if found else None
 
 
+def label_of(captions: Sequence[str], votes: int = 3) -> tuple[str, bool] | None:
+    """The label of a picture by its captions, and whether its class is the main thing; None where they leave it open.
+
+    A class is named by at least `votes` of them while none names another, or something that is not real; `people` are
+    what all of them speak of first, and nothing else; `scene` is what has no class named, and not just people.
+    """
+    texts = [text.lower() for text in captions]
+    named = {name: sum(words.search(text) is not None for text in texts) for name, words in _CLASSES.items()}
+    firsts = Counter(map(subject, texts))
+    label = max(named, key=lambda name: named[name])
+    if named[label] == 0:
+        return ("people" if firsts["people"] == len(texts) else "scene"), True
+    real = not any(NOT_REAL.search(text) for text in texts)
+    if named[label] >= votes and named[label] == sum(named.values()) and real:
+        return label, firsts[label] >= 3
+    return None
+
+
 def flickr8k(folder: Path, part: str) -> Iterator[Photograph]:
-    """Whole pictures of one class, and of `people`, by their captions; `part` is `tuning` or `test`."""
+    """Whole pictures of one class, of `people`, and of a `scene`, by their captions.
+
+    Two captions are enough in the training part, which may err now and then; the others need three.
+    """
     captions = json.loads(gzip.decompress((folder / "captions.json.gz").read_bytes()))["captions"]
-    by_label: dict[str, list[str]] = {}
-    for name, five in sorted(captions.items()):
-        texts = [text.lower() for text in five]
-        label, votes = Counter(map(subject, texts)).most_common(1)[0]
-        others = [words for other, words in _CLASSES.items() if other != label]
-        agreed = label is not None and votes >= (5 if label == "people" else 3)
-        if agreed and not any(words.search(text) for words in (NOT_REAL, *others) for text in texts):
-            by_label.setdefault(str(label), []).append(name)
     archive = zipfile.ZipFile(folder / "images_112.zip")
-    for label, names in by_label.items():
-        if len(names) >= RARE:
-            names = [name for name in names if (zlib.crc32(name.encode()) % 3 == 0) == (part == "tuning")]
-        elif part == "tuning":
-            continue
-        for name in names[:MOST]:
-            yield label, _opener(archive, f"{Path(name).stem}.webp")
+    for name, five in sorted(captions.items()):
+        if part_of(name) == part and (found := label_of(five, votes=2 if part == "training" else 3)):
+            yield Photograph(found[0], _opener(archive, f"{Path(name).stem}.webp"), found[1])
 
 
 def camvid_cars(folder: Path, part: str, margin: float = MARGIN) -> Iterator[Photograph]:
@@ -124,7 +148,7 @@ def camvid_cars(folder: Path, part: str, margin: float = MARGIN) -> Iterator[Pho
     from scipy import ndimage  # only here: the rest needs no scipy
 
     archive = zipfile.ZipFile(folder / "camvid_360x270.zip")
-    for frame, mask in _camvid_frames(archive, part):
+    for frame, mask in camvid_frames(archive, part):
         if Path(frame).stem in NOT_CARS:
             continue
         regions, _ = ndimage.label(mask == 8)
@@ -135,7 +159,7 @@ def camvid_cars(folder: Path, part: str, margin: float = MARGIN) -> Iterator[Pho
             shaped = min(height, width) >= 32 and 0.8 <= width / height <= 2.6
             if whole and shaped and (regions[box] == number).mean() >= 0.6:
                 x, y = margin * width, margin * height
-                yield "automobile", _opener(archive, frame, (left - x, top - y, right + x, bottom + y))
+                yield Photograph("automobile", _opener(archive, frame, (left - x, top - y, right + x, bottom + y)))
 
 
 def strangers(data: Path, part: str) -> dict[str, list[Photograph]]:
@@ -143,37 +167,57 @@ def strangers(data: Path, part: str) -> dict[str, list[Photograph]]:
     found: dict[str, list[Photograph]] = {}
     houses = zipfile.ZipFile(data / "houses" / "houses_96.zip")
     rooms = sorted(name for name in houses.namelist() if re.search(r"_(bedroom|bathroom|kitchen)\.webp$", name))
-    found["rooms"] = [("rooms", _opener(houses, name)) for name in rooms]
+    found["rooms"] = [Photograph("rooms", _opener(houses, name)) for name in rooms]
     cells = zipfile.ZipFile(data / "bccd" / "bccd.zip")
-    found["blood cells"] = [
-        ("blood cells", _opener(cells, name)) for name in sorted(cells.namelist()) if name.endswith(".jpg")
-    ]
+    names = sorted(name for name in cells.namelist() if name.endswith(".jpg"))
+    found["blood cells"] = [Photograph("blood cells", _opener(cells, name)) for name in names]
     fruit = zipfile.ZipFile(data / "fruit_detection" / "fruit_416.zip")
-    found["fruit"] = [("fruit", _opener(fruit, name)) for name in sorted(fruit.namelist()) if name.endswith(".webp")]
-    streets = zipfile.ZipFile(data / "camvid" / "camvid_360x270.zip")
-    empty = [
-        frame
-        for every in ("tuning", "test")
-        for frame, mask in _camvid_frames(streets, every)
-        if np.isin(mask, (8, 9, 10)).mean() < 0.01
-    ]
-    found["streets"] = [("streets", _opener(streets, frame)) for frame in empty]
+    names = sorted(name for name in fruit.namelist() if name.endswith(".webp"))
+    found["fruit"] = [Photograph("fruit", _opener(fruit, name)) for name in names]
     draw = np.random.default_rng(7)
     noise = draw.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
-    found["noise"] = [("noise", lambda pixels=pixels: Image.fromarray(pixels)) for pixels in noise]
+    found["noise"] = [Photograph("noise", lambda pixels=pixels: Image.fromarray(pixels)) for pixels in noise]  # type: ignore[misc]
     halves = {
         name: [one for i, one in enumerate(them[:: max(1, len(them) // 400)]) if (i % 2 == 0) == (part == "tuning")]
         for name, them in found.items()
     }
-    people = [one for one in flickr8k(data / "flickr8k", part) if one[0] == "people"]
-    return halves | {"people": people[:200]}
+    halves["streets"] = camvid_streets(data / "camvid", part)
+    flickr = list(flickr8k(data / "flickr8k", part))
+    halves["people"] = [one for one in flickr if one.label == "people"][:200]
+    halves["other scenes"] = [one for one in flickr if one.label == "scene"][:200]
+    return halves
 
 
-def _camvid_frames(archive: zipfile.ZipFile, part: str) -> Iterator[tuple[str, np.ndarray]]:
+def camvid_streets(folder: Path, part: str) -> list[Photograph]:
+    """Whole frames with hardly a car, a pedestrian or a bicycle."""
+    archive = zipfile.ZipFile(folder / "camvid_360x270.zip")
+    frames = camvid_frames(archive, part)
+    return [
+        Photograph("streets", _opener(archive, frame))
+        for frame, mask in frames
+        if np.isin(mask, (8, 9, 10)).mean() < 0.01
+    ]
+
+
+def camvid_part(name: str) -> str | None:
+    """Which part a frame `folder/SEQUENCE_number.webp` belongs to, or None: no drive past the same cars is in two.
+
+    The official validation frames are from the end of a training sequence, and the official test frames of 0001TP go on
+    where its training frames end. So that end is for tuning as a whole, and those training frames are for nothing.
+    """
+    folder, stem = name.split("/")[0], Path(name).stem
+    sequence, number = stem.split("_")
+    if folder == "test":
+        return "test"
+    if sequence == "0016E5":
+        return "tuning" if int(number) >= 7400 else "training"
+    return "training" if sequence == "0006R0" else None
+
+
+def camvid_frames(archive: zipfile.ZipFile, part: str) -> Iterator[tuple[str, np.ndarray]]:
     """Names of frames with their masks, class numbers uint8 (rows, columns)."""
-    folders = ("train",) if part == "tuning" else ("val", "test")
     for name in sorted(archive.namelist()):
-        if name.split("/")[0] in folders and name.endswith(".webp"):
+        if name.endswith(".webp") and camvid_part(name) == part:
             mask = archive.read(name.replace("/", "annot/", 1).replace(".webp", ".png"))
             yield name, np.asarray(Image.open(io.BytesIO(mask)))
 
@@ -204,6 +248,8 @@ class Classifier:
 
     session: onnxruntime.InferenceSession
     labels: list[str]
+    size: tuple[int, int]
+    """Width and height of the graph's input, pixels."""
     resample: Image.Resampling
     abstain_above: float = math.inf
 
@@ -220,14 +266,20 @@ class Classifier:
         )
         resample = Image.Resampling[manifest["preprocessing"]["filter"].upper()]
         labels = (folder / version / "labels.txt").read_text().split()
-        return cls(session, labels, resample, manifest.get("calibration", {}).get("abstain_above", math.inf))
+        height, width = session.get_inputs()[0].shape[1:3]
+        return cls(
+            session, labels, (width, height), resample, manifest.get("calibration", {}).get("abstain_above", math.inf)
+        )
 
     def outputs(self, photographs: Sequence[Photograph]) -> tuple[np.ndarray, np.ndarray]:
         """Logits float32 (N, K), and novelty float32 (N,): the graph's own, or the energy score."""
         logits, novelty = [], []
         for start in range(0, len(photographs), 32):
             pixels = np.stack(
-                [np.asarray(opened().resize((32, 32), self.resample)) for _, opened in photographs[start : start + 32]]
+                [
+                    np.asarray(photograph.opened().resize(self.size, self.resample))
+                    for photograph in photographs[start : start + 32]
+                ]
             )
             found = dict(
                 zip(
@@ -259,45 +311,112 @@ def area_under_curve(negatives: np.ndarray, positives: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One class of one set: what was answered, and how strange the pictures seemed."""
+class Score:
+    """What a version answers about labelled photographs, row by row of the table."""
 
-    name: str
-    answers: np.ndarray
-    right: np.ndarray
-    abstains: np.ndarray
+    answers: dict[str, np.ndarray]
+    right: dict[str, np.ndarray]
+    abstains: dict[str, np.ndarray]
 
-    @property
-    def line(self) -> str:
-        """As a line of the table."""
-        low, high = wilson(int(self.right.sum()), len(self.right))
-        most = ", ".join(f"{answer} {count}" for answer, count in Counter(self.answers.tolist()).most_common(4))
-        return (
-            f"| {self.name} | {len(self.right)} | {self.right.mean():.1%} ({low:.1%} to {high:.1%}) "
-            f"| {self.abstains.mean():.0%} | {most} |"
-        )
+    @classmethod
+    def of(cls, classifier: Classifier, rows: dict[str, list[Photograph]]) -> Score:
+        """Ask about every photograph."""
+        answers, right, abstains = {}, {}, {}
+        for name, photographs in rows.items():
+            logits, novelty = classifier.outputs(photographs)
+            answers[name] = np.array(classifier.labels)[logits.argmax(1)]
+            right[name] = answers[name] == np.array([photograph.label for photograph in photographs])
+            abstains[name] = novelty > classifier.abstain_above
+        return cls(answers, right, abstains)
+
+    def line(self, name: str, before: Score | None) -> str:
+        """A row as a line of the table, with another version's share beside this one's."""
+        most = ", ".join(f"{answer} {count}" for answer, count in Counter(self.answers[name].tolist()).most_common(3))
+        return _line(name, self.right[name], self.abstains[name], before and before.right[name], most)
+
+    def summary(self, rows: dict[str, list[Photograph]]) -> list[str]:
+        """What all rows say together, in sentences."""
+        right, abstains = (np.concatenate(list(found.values())) for found in (self.right, self.abstains))
+        main = np.array([photograph.main for photographs in rows.values() for photograph in photographs])
+        share, half = macro([found for found in self.right.values() if len(found) >= RARE])
+        count = sum(len(found) >= RARE for found in self.right.values())
+        return [
+            f"mean of the {count} rows with {RARE} or more pictures {share:.1%} ± {half:.1%}",
+            f"{right[main].mean():.1%} of the {main.sum()} pictures whose class is the main thing, "
+            f"{right[~main].mean():.1%} of the {(~main).sum()} where it is beside people or under them",
+            f"of the {(~abstains).mean():.0%} of all pictures from which it does not abstain, "
+            f"{right[~abstains].mean():.1%} are named rightly",
+        ]
 
 
-def score(classifier: Classifier, data: Path, part: str) -> list[Row]:
-    """One row for each class of each set of labelled photographs."""
-    flickr = [one for one in flickr8k(data / "flickr8k", part) if one[0] != "people"]
-    rows = []
-    for name, photographs in (("Flickr8k", flickr), ("CamVid", list(camvid_cars(data / "camvid", part)))):
-        logits, novelty = classifier.outputs(photographs)
-        answers = np.array(classifier.labels)[logits.argmax(1)]
-        truth = np.array([label for label, _ in photographs])
-        for label in sorted(set(truth)):
-            own = truth == label
-            abstains = novelty[own] > classifier.abstain_above
-            rows.append(Row(f"{label} ({name})", answers[own], answers[own] == label, abstains))
-    return rows
+def _line(name: str, right: np.ndarray, abstains: np.ndarray, before: np.ndarray | None, most: str) -> str:
+    low, high = wilson(int(right.sum()), len(right))
+    beside = "" if before is None else f" {before.mean():.1%} |"
+    return (
+        f"| {name} | {len(right)} |{beside} {right.mean():.1%} ({low:.1%} to {high:.1%}) "
+        f"| {abstains.mean():.0%} | {most} |"
+    )
+
+
+def labelled(data: Path, part: str) -> dict[str, list[Photograph]]:
+    """The photographs with a class, by row of the table."""
+    found: dict[str, list[Photograph]] = {}
+    for one in flickr8k(data / "flickr8k", part):
+        if one.label in SUBJECTS:
+            found.setdefault(f"{one.label} (Flickr8k)", []).append(one)
+    return dict(sorted(found.items())) | {"automobile (CamVid)": list(camvid_cars(data / "camvid", part))}
 
 
 def held_out(data: Path) -> list[Photograph]:
     """The 2,000 pictures of CIFAR-10 that calibrate the model: familiar ones."""
     mosaic = np.asarray(Image.open(data / "cifar10" / "train_5.webp").convert("RGB"))
     tiles = mosaic.reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)[-2000:]
-    return [("familiar", lambda pixels=pixels: Image.fromarray(pixels)) for pixels in tiles]
+    return [Photograph("familiar", lambda pixels=pixels: Image.fromarray(pixels)) for pixels in tiles]  # type: ignore[misc]
+
+
+def report(data: Path, part: str, classifiers: dict[str, Classifier]) -> list[str]:
+    """The tables of the card, for one version, or for an earlier one beside it, which is the last of `classifiers`."""
+    version, *earlier = classifiers
+    rows = labelled(data, part)
+    scores = {name: Score.of(classifier, rows) for name, classifier in classifiers.items()}
+    score, before = scores[version], scores[earlier[0]] if earlier else None
+    beside = f" version {earlier[0]} |" if earlier else ""
+    right, abstains = (np.concatenate(list(found.values())) for found in (score.right, score.abstains))
+    lines = [
+        f"| photographs | pictures |{beside} version {version}, named rightly (95 % interval) | abstains | answers |",
+        "|---" * (5 + len(earlier)) + "|",
+        *(score.line(name, before) for name in rows),
+        _line("all", right, abstains, np.concatenate(list(before.right.values())) if before else None, ""),
+        "",
+        *(f"- Version {name}: {'; '.join(scores[name].summary(rows))}." for name in classifiers),
+    ]
+    margins = (0.0, 0.12, 0.25, 0.5, 1.0)
+    cars = {margin: list(camvid_cars(data / "camvid", part, margin)) for margin in margins}
+    for name, classifier in classifiers.items():
+        automobile = classifier.labels.index("automobile")
+        shares = {m: (classifier.outputs(cars[m])[0].argmax(1) == automobile).mean() for m in margins}
+        text = ", ".join(f"{1 / (1 + 2 * margin) ** 2:.0%}: {share:.0%}" for margin, share in shares.items())
+        lines.append(f"- CamVid's cars by the share of the picture that the car's box fills, version {name}: {text}.")
+    shown = [one for photographs in rows.values() for one in photographs]
+    lines += [
+        "",
+        "| pictures of none of the classes | pictures | "
+        + " | ".join(f"version {name}: AUROC against CIFAR-10; against photographs | abstains" for name in classifiers)
+        + " |",
+        "|---" * (2 + 2 * len(classifiers)) + "|",
+    ]
+    familiar = {
+        name: (classifier.outputs(held_out(data))[1], classifier.outputs(shown)[1])
+        for name, classifier in classifiers.items()
+    }
+    for kind, photographs in strangers(data, part).items():
+        cells = []
+        for name, classifier in classifiers.items():
+            novelty = classifier.outputs(photographs)[1]
+            curves = "; ".join(f"{area_under_curve(own, novelty):.3f}" for own in familiar[name])
+            cells.append(f"{curves} | {(novelty > classifier.abstain_above).mean():.0%}")
+        lines.append(f"| {kind} | {len(photographs)} | {' | '.join(cells)} |")
+    return lines
 
 
 def main() -> None:
@@ -305,43 +424,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--part", choices=("tuning", "test"), default="test")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="model folder (default: this one)")
-    parser.add_argument("--version", default="2")
+    parser.add_argument("--version", default="3")
+    parser.add_argument("--beside", default="2", help="a version to compare with; empty: none")
     parser.add_argument("--write", action="store_true", help="put the tables into the card")
     arguments = parser.parse_args()
-    classifier = Classifier.read(arguments.model, arguments.version)
-    rows = score(classifier, arguments.data, arguments.part)
-    right = np.concatenate([row.right for row in rows])
-    abstains = np.concatenate([row.abstains for row in rows])
-    low, high = wilson(int(right.sum()), len(right))
-    large = [row.right for row in rows if len(row.right) >= RARE]
-    share, half = macro(large)
-    kept, known = right[~abstains], (~abstains).mean()
-    lines = [
-        "| photographs | pictures | named rightly (95 % interval) | abstains | answers |",
-        "|---|---|---|---|---|",
-        *(row.line for row in rows),
-        f"| all | {len(right)} | {right.mean():.1%} ({low:.1%} to {high:.1%}) | {abstains.mean():.0%} | |",
-        "",
-        f"Mean of the {len(large)} rows with {RARE} or more pictures: {share:.1%} ± {half:.1%}. Of the {known:.0%} of all "
-        f"pictures from which it does not abstain, {kept.mean():.1%} are named rightly.",
-    ]
-    cars = {
-        margin: classifier.outputs(list(camvid_cars(arguments.data / "camvid", arguments.part, margin)))[0]
-        for margin in (0.0, 0.12, 0.25, 0.5, 1.0)
-    }
-    automobile = classifier.labels.index("automobile")
-    sizes = [f"{1 / (1 + 2 * m) ** 2:.0%}: {(found.argmax(1) == automobile).mean():.0%}" for m, found in cars.items()]
-    lines += ["", "CamVid's cars by the share of the picture that the car's box fills: " + ", ".join(sizes) + "."]
-    lines += ["", "| pictures of none of the classes | pictures | AUROC | AUROC of the energy alone | abstains |"]
-    lines += ["|---|---|---|---|---|"]
-    logits, familiar = classifier.outputs(held_out(arguments.data))
-    familiar_energy = -np.logaddexp.reduce(logits, axis=1)
-    for name, photographs in strangers(arguments.data, arguments.part).items():
-        logits, novelty = classifier.outputs(photographs)
-        curve = area_under_curve(familiar, novelty)
-        plain = area_under_curve(familiar_energy, -np.logaddexp.reduce(logits, axis=1))
-        strange = (novelty > classifier.abstain_above).mean()
-        lines.append(f"| {name} | {len(novelty)} | {curve:.3f} | {plain:.3f} | {strange:.0%} |")
+    versions = [arguments.version, *([arguments.beside] if arguments.beside else [])]
+    lines = report(
+        arguments.data, arguments.part, {version: Classifier.read(arguments.model, version) for version in versions}
+    )
     print("\n".join(lines))
     if arguments.write:
         card = arguments.model / "card.md"

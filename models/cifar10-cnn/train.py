@@ -1,12 +1,17 @@
 """Train the CIFAR-10 image classifier, score it once on the official test pictures and export it to ONNX.
 
-    python models/cifar10-cnn/train.py --data DIR              # everything: train, evaluate, export, check
+    python models/cifar10-cnn/train.py --data DIR              # versions 1 and 2: train, evaluate, export, check
+    python models/cifar10-cnn/train.py --data DIR --photographs 120 --initial models/cifar10-cnn/1/model.onnx ...
+                                                               # version 3: goes on with photographs (the card has all flags)
     python models/cifar10-cnn/train.py --data DIR --epochs 1 --subset 10000 --evaluate-test false --out /tmp/try
 
 DIR holds a folder `cifar10` with `train_1.webp` ... `train_5.webp` and `test.webp` (lossless mosaics of 100x100 tiles
 of 32x32, in the official order) and `labels.npz` (`train_labels`, `test_labels`, `class_names`). These are the 60,000
 pictures of https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky, "Learning Multiple Layers of Features from Tiny
 Images", 2009).
+
+For version 3 DIR also holds `flickr8k` and `camvid`, which are for research only, packed as `photographs.py` says; that
+script's training part is trained on, its tuning part calibrates, and its test part is not looked at here.
 
 A run writes a checkpoint after each epoch and continues from it when started again with the same flags. One CPU core
 that knows bfloat16 (AVX512-BF16 or AMX) needs about 50 minutes. Needs torch, numpy, onnx, onnxruntime and pillow.
@@ -23,6 +28,7 @@ References:
     Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples" (2018), arXiv:1807.03888: the
         distance of the features to the nearest class in the novelty of a picture.
     Liu et al., "Energy-based Out-of-distribution Detection" (2020), arXiv:2010.03759: the energy in it.
+    Hendrycks, Mazeika, Dietterich, "Deep Anomaly Detection with Outlier Exposure" (2019), arXiv:1812.04606: strangers.
 """
 
 from __future__ import annotations
@@ -38,6 +44,7 @@ import platform
 import re
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +53,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import onnx
 import onnxruntime
+import photographs
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
@@ -93,7 +101,7 @@ class Config:
     threads: int = 1
 
     # Schedule
-    epochs: int = 14
+    epochs: float = 14.0
     budget_s: float = 0.0
     """Seconds of wall-clock for training (0: no limit); the learning rate reaches zero at whichever ends first."""
     batch_size: int = 500
@@ -105,6 +113,34 @@ class Config:
     """Training pictures kept back: for the temperature, the calibration and the choice of the resize filter."""
     subset: int = 0
     """Training pictures used (0: all that are not held out)."""
+
+    # Photographs, for version 3, which looks at a picture at 32x32 and, mirrored, at a larger size; for research only
+    photographs: int = 0
+    """Photographs of Flickr8k and CamVid in each step besides the pictures of CIFAR-10 (0: none, and no second look)."""
+    strangers: int = 60
+    """Pictures of none of the classes in each such step."""
+    large_size: int = 48
+    """Height and width of the second look (pixels)."""
+    large_share: float = 0.75
+    """Share of the photographs and the strangers that are shown at that size; of CIFAR-10 it is `large_batch`."""
+    large_batch: int = 50
+    """Pictures of CIFAR-10 of each batch that are shown at that size."""
+    pasted: float = 0.25
+    """Share of CIFAR-10's that are shrunk and pasted into a picture of none of the classes."""
+    noise: float = 0.12
+    """Share of the strangers that are made-up noise."""
+    balance: float = 0.4
+    """Each class is drawn in proportion to its number of photographs to this power: 1 as they are, 0 all alike."""
+    closest: float = 0.55
+    """Smallest side of the part of a photograph that is shown, as a share of its own."""
+    exposure: float = 0.5
+    """Weight of the demand that strangers get the same probability for every class."""
+    separation: float = 0.1
+    """Weight of the demand that the energy tells strangers from others."""
+    steepness: float = 2.0
+    """How steeply the gate goes from one network to the other."""
+    reserve: float = 2.5
+    """Evidence for a scene (logit) that the gate asks for before it opens."""
 
     # Export
     mirror: bool = True
@@ -170,8 +206,19 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __add__(self, other: Pictures) -> Pictures:
+        return Pictures(np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels]))
+
     def __getitem__(self, rows: slice) -> Pictures:
         return Pictures(self.images[rows], self.labels[rows])
+
+
+def whole_photographs(data: Path, part: str, names: list[str], side: int) -> Pictures:
+    """The photographs of a part that show a class, whole or a cut-out car, as the service resizes them to `side`."""
+    resample = FILTERS["hamming" if side == 32 else "box"]
+    rows = [one for row in photographs.labelled(data, part).values() for one in row]
+    images = np.stack([np.asarray(one.opened().resize((side, side), resample)) for one in rows])
+    return Pictures(images, np.array([names.index(one.label) for one in rows]))
 
 
 def read_mosaic(path: Path) -> np.ndarray:
@@ -232,14 +279,22 @@ class Augmentation:
         self.generator = generator
         self.flip_first = self._uniform(len(pictures), 0, 1) < 0.5
 
-    def epoch(self, number: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (N, C, size, size), float 0..255, and labels (N,). Each picture is mirrored in every second epoch."""
+    def epoch(self, number: int, size: int, large: int = 0) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Batches (N, C, size, size), float 0..255, with labels (N,). Each picture is mirrored in every second epoch.
+
+        With `large` there are two parts of each batch, the second with so many pictures, of the config's `large_size`.
+        """
         order = torch.randperm(len(self.labels), generator=self.generator)
         flips = self.flip_first ^ bool(number % 2)
         for rows in order.split(self.config.batch_size):
             if len(rows) == self.config.batch_size:
                 images = F.pad(self.images[rows].float(), (self.margin,) * 4, mode="reflect")
-                yield self._view(images, flips[rows], size), self.labels[rows]
+                sizes = [(len(rows) - large, size), *([(large, self.config.large_size)] if large else [])]
+                parts = [part.split([count for count, _ in sizes]) for part in (images, flips[rows], self.labels[rows])]
+                yield [
+                    (self._view(images, flip, side), labels)
+                    for images, flip, labels, (_, side) in zip(*parts, sizes, strict=True)
+                ]
 
     def _view(self, images: Tensor, flip: Tensor, size: int) -> Tensor:
         config, count, source = self.config, len(images), images.shape[-1]
@@ -267,18 +322,134 @@ class Augmentation:
         outside = ~(insides[0][:, None, :, None] & insides[1][:, None, None, :])
         placed = reframed & (self._uniform(count, 0, 1) < config.backdrop)
         views = torch.where(outside & placed[:, None, None, None], views.roll(1, 0), views)
-        gain = self._uniform(count, 1 - config.contrast, 1 + config.contrast)[:, None, None, None]
-        offset = self._uniform(count, -config.brightness, config.brightness)[:, None, None, None] * 255
-        grey = self._uniform(count, 0, 1) < config.grey
-        saturation = torch.where(grey, torch.zeros(()), 1 + self._uniform(count, -config.saturation, config.saturation))
-        tints = 1 + self._uniform(count * 3, -config.tint, config.tint).view(count, 3, 1, 1)
-        luma = (views * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-        coloured = (luma + (views - luma) * saturation[:, None, None, None]) * tints
-        lit = (coloured - 128) * gain + 128 + offset
-        return torch.where((self._uniform(count, 0, 1) < config.lit)[:, None, None, None], lit, views).clamp(0, 255)
+        return relit(views, config, self.generator)
 
     def _uniform(self, count: int, low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=self.generator) * (high - low) + low
+        return uniform(count, low, high, self.generator)
+
+
+def uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Numbers (count,) between `low` and `high`."""
+    return torch.rand(count, generator=generator) * (high - low) + low
+
+
+def relit(views: Tensor, config: Config, generator: torch.Generator) -> Tensor:
+    """The pictures (N, C, H, W), 0..255, a share of them in another light and colour."""
+    count = len(views)
+    gain = uniform(count, 1 - config.contrast, 1 + config.contrast, generator)[:, None, None, None]
+    offset = uniform(count, -config.brightness, config.brightness, generator)[:, None, None, None] * 255
+    grey = uniform(count, 0, 1, generator) < config.grey
+    saturation = torch.where(
+        grey, torch.zeros(()), 1 + uniform(count, -config.saturation, config.saturation, generator)
+    )
+    tints = 1 + uniform(count * 3, -config.tint, config.tint, generator).view(count, 3, 1, 1)
+    luma = (views * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    coloured = (luma + (views - luma) * saturation[:, None, None, None]) * tints
+    lit = (coloured - 128) * gain + 128 + offset
+    return torch.where((uniform(count, 0, 1, generator) < config.lit)[:, None, None, None], lit, views).clamp(0, 255)
+
+
+class Scenes:
+    """Random views of photographs at their full size: of the classes, drawn so that the rare ones count, and of none.
+
+    The photographs are the training part of `photographs.py`. A car of CamVid is cut out with half of its box around it.
+    """
+
+    side = 112
+    """Height and width that all are kept at; those of Flickr8k are so (pixels)."""
+
+    def __init__(self, config: Config, names: list[str], generator: torch.Generator) -> None:
+        data = Path(config.data)
+        flickr = list(photographs.flickr8k(data / "flickr8k", "training"))
+        cars = list(photographs.camvid_cars(data / "camvid", "training", margin=0.5))
+        every = [*flickr, *cars, *photographs.camvid_streets(data / "camvid", "training")]
+        shrunk = [np.asarray(one.opened().resize((self.side, self.side), FILTERS["lanczos"])) for one in every]
+        self.images = torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        self.labels = torch.tensor([names.index(one.label) if one.label in names else -1 for one in every])
+        self.is_cut = torch.tensor([len(flickr) <= i < len(flickr) + len(cars) for i in range(len(every))])
+        self.named, self.strange = (self.labels >= 0).nonzero()[:, 0], (self.labels < 0).nonzero()[:, 0]
+        kinds = torch.where(self.is_cut, len(names), self.labels)[
+            self.named
+        ]  # the cut-out cars are a kind by themselves
+        self.weights = (torch.bincount(kinds).double() ** (config.balance - 1))[kinds]
+        self.config = config
+        self.generator = generator
+
+    def draw(self, count: int, strangers: int, size: int) -> tuple[Tensor, Tensor]:
+        """Photographs float (count + strangers, C, size, size), 0..255, with labels; that of strangers is -1."""
+        picked = torch.multinomial(self.weights, count, replacement=True, generator=self.generator)
+        noisy = round(self.config.noise * strangers)
+        rows = torch.cat([self.named[picked], self._strange(strangers - noisy)])
+        labels = F.pad(self.labels[rows], (0, noisy), value=-1)
+        return torch.cat([self._view(rows, size), self._noise(noisy, size)]), labels
+
+    def join(self, part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A part of a batch of CIFAR-10, some of it pasted into strangers, with the photographs of its size."""
+        images, labels = part
+        config, size = self.config, images.shape[-1]
+        few = round(config.pasted * len(images))
+        share = config.large_share if size == config.large_size else 1 - config.large_share
+        shown, own = self.draw(round(share * config.photographs), round(share * config.strangers), size)
+        return torch.cat([self.paste(images[:few]), images[few:], shown]), torch.cat([labels, own])
+
+    def paste(self, images: Tensor) -> Tensor:
+        """Pictures (N, C, size, size) shrunk to 40 to 80 % of the side and laid into pictures of none of the classes."""
+        count, size = len(images), images.shape[-1]
+        backgrounds = self._view(self._strange(count), size)
+        side = self._uniform(count, 0.4, 0.8) * size
+        matrices, masks = [], []
+        for _ in range(2):
+            start = self._uniform(count, 0, 1) * (size - side)
+            step = size / side
+            matrix = resampling_matrix(-start * step, step, torch.ones(count), size, size)
+            matrices.append(matrix.nan_to_num(0.0).clamp(-2, 2))  # rows outside of the picture are masked
+            centres = torch.arange(size) + 0.5
+            inside = torch.minimum(centres - start[:, None], (start + side)[:, None] - centres)
+            masks.append((inside / 2).clamp(0, 1))  # soft edges
+        small = matrices[0][:, None] @ images @ matrices[1][:, None].transpose(2, 3)
+        mask = masks[0][:, None, :, None] * masks[1][:, None, None, :]
+        return (small * mask + backgrounds * (1 - mask)).clamp(0, 255)
+
+    def _strange(self, count: int) -> Tensor:
+        return self.strange[torch.randint(len(self.strange), (count,), generator=self.generator)]
+
+    def _view(self, rows: Tensor, size: int) -> Tensor:
+        count, is_cut = len(rows), self.is_cut[rows]
+        zoom = torch.exp(self._uniform(count, math.log(self.config.closest), 0.0))
+        zoom = torch.where(is_cut, self._uniform(count, 0.5, 1.0), zoom)  # at least the car's box
+        stretch = torch.exp(self._uniform(count, -0.25, 0.25))
+        matrices = []
+        for shape in (stretch, 1 / stretch):
+            span = self.side * (zoom * shape).clamp(max=1.0)
+            place = self._uniform(count, 0, 1)
+            place = torch.where(is_cut, 0.5 + (place - 0.5) * 0.3, place)
+            start, step = (self.side - span) * place, span / size
+            if matrices:  # the second side is the horizontal one
+                flip = self._uniform(count, 0, 1) < 0.5
+                start, step = torch.where(flip, start + span, start), torch.where(flip, -step, step)
+            matrices.append(resampling_matrix(start, step, self._uniform(count, 1, 1.3), size, self.side))
+        views = matrices[0][:, None] @ self.images[rows].float() @ matrices[1][:, None].transpose(2, 3)
+        strong = dataclasses.replace(self.config, lit=1.0, contrast=0.2)
+        return relit(views, strong, self.generator)
+
+    def _noise(self, count: int, size: int) -> Tensor:
+        """Noise of 2 to 32 cells a side, with and without colour, hard or smooth, of any contrast."""
+        views = torch.empty(count, 3, size, size)
+        for i in range(count):
+            cells = 2 ** int(torch.randint(1, 6, (), generator=self.generator))
+            even, coloured, hard = (self._uniform(3, 0, 1) < torch.tensor([0.6, 0.7, 0.5])).tolist()
+            shape = (1, 3 if coloured else 1, cells, cells)
+            drawn = torch.rand(shape, generator=self.generator)
+            drawn = drawn if even else torch.randn(shape, generator=self.generator) * 0.25 + 0.5
+            views[i] = F.interpolate(drawn, size=(size, size), mode="nearest" if hard else "bilinear")[0]
+        contrast = self._uniform(count, 0.3, 1.2).view(-1, 1, 1, 1)
+        tint = (self._uniform(count * 3, -0.5, 0.5).view(-1, 3, 1, 1)) * (self._uniform(count, 0, 1) < 0.5).view(
+            -1, 1, 1, 1
+        )
+        return ((views - 0.5) * contrast * 255 + 128 + tint * 100).clamp(0, 255)
+
+    def _uniform(self, count: int, low: float, high: float) -> Tensor:
+        return uniform(count, low, high, self.generator)
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -376,27 +547,121 @@ def read_exported(network: Network, path: Path, images: Tensor, labels: Tensor, 
     network.classifier.weight.div_(divisors[int(torch.stack(losses).argmin())])
 
 
-@torch.no_grad()
-def maps_and_features(network: Network, images: np.ndarray, mirror: bool) -> tuple[Tensor, Tensor]:
-    """Activation maps (N, K, h, w) and mean features (N, C), float32, of uint8 pictures (N, H, W, C).
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """One way to look at a picture: at which height and width (pixels), and whether mirrored."""
 
-    With `mirror` both are averages over the picture and its mirror image; the map of the latter is mirrored back.
+    size: int = 32
+    mirrored: bool = False
+
+    @property
+    def cells(self) -> int:
+        """Rows and columns of the activation map."""
+        return (self.size - 1) // 4
+
+    def of(self, images: Tensor) -> Tensor:
+        """Pictures (N, C, S, S) as this look sees them, (N, C, size, size). Half of S is the mean of 2x2 pixels."""
+        source = images.shape[-1]
+        if source == 2 * self.size:
+            images = F.avg_pool2d(images, 2)
+        elif source != self.size:
+            matrix = shrinking(source, self.size)
+            images = matrix @ images @ matrix.T
+        return images.flip(3) if self.mirrored else images
+
+
+def shrinking(source: int, size: int) -> Tensor:
+    """The matrix (size, source) that resamples a side, bicubic and antialiased."""
+    return resampling_matrix(torch.zeros(1), torch.full((1,), source / size), torch.ones(1), size, source)[0]
+
+
+def regridding(cells: int, finer: int) -> Tensor:
+    """The matrix (finer, cells) that spreads a side of a map over more cells, each by its overlap: the mean is kept."""
+    edges, own = torch.arange(finer + 1) / finer, torch.arange(cells + 1) / cells
+    low, high = torch.maximum(edges[:-1, None], own[:-1]), torch.minimum(edges[1:, None], own[1:])
+    return (high - low).clamp(min=0) * finer
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A network with its looks at a picture, all of one size."""
+
+    network: Network
+    looks: tuple[Look, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """How far the second part is listened to: a logistic regression on its own mean features."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def fit(cls, features: Tensor, is_scene: Tensor, steepness: float, reserve: float, ridge: float = 0.001) -> Gate:
+        """From features (N, C), and which are of whole scenes (N,); either kind weighs a half.
+
+        The evidence must be above `reserve` to count for the scenes, and counts `steepness` times.
+        """
+        mean, spread = features.mean(0), features.std(0) + 1e-6
+        x, y = (features - mean) / spread, is_scene.float()
+        weight, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
+        weights = torch.where(is_scene, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+        optimiser = torch.optim.LBFGS([weight, bias], max_iter=60)
+
+        def loss() -> Tensor:
+            optimiser.zero_grad()
+            error = F.binary_cross_entropy_with_logits(x @ weight + bias, y, weights)
+            total = error + ridge * weight.square().sum()
+            total.backward()
+            return total
+
+        optimiser.step(loss)
+        scaled = weight.detach() / spread
+        return cls(steepness * scaled, steepness * (bias.detach() - mean @ scaled - reserve))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """0..1 (N,) for features (N, C)."""
+        return torch.sigmoid(features @ self.weight + self.bias)
+
+
+@torch.no_grad()
+def answers_of(parts: tuple[Part, ...], gate: Gate | None, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Activation maps (N, K, h, w) and the last part's mean features (N, C) of uint8 pictures (N, S, S, C)."""
+    found = [maps_and_features(part.network, images, part.looks) for part in parts]
+    maps, features = found[-1]
+    if gate:
+        share = gate(features)[:, None, None, None]
+        grid = regridding(found[0][0].shape[-1], maps.shape[-1])
+        maps = share * maps + (1 - share) * (grid @ found[0][0] @ grid.T)
+    return maps, features
+
+
+@torch.no_grad()
+def maps_and_features(network: Network, images: np.ndarray, looks: tuple[Look, ...]) -> tuple[Tensor, Tensor]:
+    """Activation maps (N, K, h, w) and mean features (N, C), float32, of uint8 pictures (N, S, S, C).
+
+    Both are averages over the looks; the map of a mirrored one is mirrored back, a coarser one is spread over the finest.
     """
     network.eval()
+    cells = max(look.cells for look in looks)
     maps, features = [], []
     for rows in torch.from_numpy(np.ascontiguousarray(images)).split(250):
-        x = rows.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
-        seen = network.features(x)
-        if mirror:
-            seen = (seen + network.features(x.flip(3)).flip(3)) / 2  # the classifier is linear
-        maps.append(network.classifier(seen))
-        features.append(seen.mean((2, 3)))
+        x = rows.permute(0, 3, 1, 2).float()
+        seen = [network.features(look.of(x).contiguous(memory_format=torch.channels_last)) for look in looks]
+        found = torch.zeros(())
+        for look, own in zip(looks, seen, strict=True):
+            grid = regridding(look.cells, cells)
+            spread = grid @ network.classifier(own) @ grid.T
+            found = found + (spread.flip(3) if look.mirrored else spread) / len(looks)
+        maps.append(found)
+        features.append(torch.stack([own.mean((2, 3)) for own in seen]).mean(0))
     return torch.cat(maps), torch.cat(features)
 
 
-def logits_of(network: Network, images: np.ndarray, mirror: bool = False) -> Tensor:
-    """Logits (N, K) in float32 for uint8 pictures (N, H, W, C)."""
-    return maps_and_features(network, images, mirror)[0].mean((2, 3))
+def logits_of(network: Network, images: np.ndarray, looks: tuple[Look, ...] = (Look(),)) -> Tensor:
+    """Logits (N, K) in float32 for uint8 pictures (N, S, S, C)."""
+    return maps_and_features(network, images, looks)[0].mean((2, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -471,32 +736,64 @@ class Muon(torch.optim.Optimizer):
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def train(config: Config, training: Pictures, held_out: Pictures, classes: int) -> tuple[Network, dict[str, float]]:
-    """Fit the network, continuing from the checkpoint if there is one; returns it with what that took."""
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
+def first_network(config: Config, training: Pictures, classes: int) -> Network:
+    """The network that the training starts from: the exported one, if there is one, else random."""
     network = Network(classes)
     network.whiten(torch.from_numpy(training.images[:5000]).permute(0, 3, 1, 2).float())
-    if config.initial and not Path(config.checkpoint).exists():
+    if config.initial:
         sample = torch.from_numpy(training.images[:1000]).permute(0, 3, 1, 2).float()
         labels = torch.from_numpy(training.labels[:1000])
         read_exported(network, Path(config.initial), sample, labels, config.label_smoothing)
+    return network
+
+
+class Separation(nn.Module):
+    """How well the energy tells strangers from the rest: a logistic loss, whose scale and shift are trained too.
+
+    The probabilities say nothing of the mean of the logits; this gives it a use (the regulariser of Liu et al. 2020, with
+    a logistic curve in place of its two margins).
+    """
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.line = nn.Parameter(torch.tensor([1.0, 0.0]))
+
+    def forward(self, known: Tensor, strange: Tensor) -> Tensor:
+        """The loss for logits (N, K) and (M, K)."""
+        evidence = torch.cat([known, strange]).logsumexp(1) - self.start
+        is_known = torch.arange(len(evidence)) < len(known)
+        weights = torch.where(is_known, 0.5, 2.0)
+        return F.binary_cross_entropy_with_logits(self.line[0] * evidence + self.line[1], is_known.float(), weights)
+
+
+def train(config: Config, training: Pictures, held_out: Pictures, names: list[str]) -> tuple[Network, dict[str, float]]:
+    """Fit the network, continuing from the checkpoint if there is one; returns it with what that took."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    network = first_network(config, training, len(names))
     network = network.to(memory_format=torch.channels_last)
     data = Augmentation(config, training, generator)
+    scenes = Scenes(config, names, generator) if config.photographs else None
+    evidence = logits_of(network, held_out.images[:500]).logsumexp(1).mean() if scenes else torch.zeros(())
+    separation = Separation(float(evidence))
 
     filters = [w for name, w in network.named_parameters() if "groups" in name and w.ndim == 4]
     biases = [norm.bias for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)]
     muon = Muon(filters, lr=config.muon_lr, momentum=config.muon_momentum)
     adam = torch.optim.AdamW(
         [
-            {"params": [*biases, *network.classifier.parameters()], "weight_decay": config.adam_decay},
+            {
+                "params": [*biases, *network.classifier.parameters(), *(separation.parameters() if scenes else ())],
+                "weight_decay": config.adam_decay,
+            },
             {"params": [network.stem.bias], "weight_decay": 0.0},
         ],
         lr=config.adam_lr,
         betas=(0.85, 0.98),
     )
     steps_an_epoch = len(training) // config.batch_size
-    steps = config.epochs * steps_an_epoch
+    steps = round(config.epochs * steps_an_epoch)
     first_epoch, spent_s, cpu_s, step = 0, 0.0, 0.0, 0
 
     path = Path(config.checkpoint)
@@ -505,6 +802,7 @@ def train(config: Config, training: Pictures, held_out: Pictures, classes: int) 
         network.load_state_dict(state["network"])
         muon.load_state_dict(state["muon"])
         adam.load_state_dict(state["adam"])
+        separation.load_state_dict(state["separation"])
         generator.set_state(state["generator"])
         data.flip_first = state["flip_first"]
         first_epoch, spent_s, cpu_s, step = state["epoch"], state["spent_s"], state["cpu_s"], state["step"]
@@ -518,8 +816,11 @@ def train(config: Config, training: Pictures, held_out: Pictures, classes: int) 
     while progress < 1:
         size = config.low_size if progress < config.low_share else 32
         network.train()
-        total, correct, seen = 0.0, 0, 0
-        for images, labels in data.epoch(epoch, size):
+        for norm in network.modules():
+            if scenes and isinstance(norm, nn.BatchNorm2d):
+                norm.eval()  # the looks and the kinds of pictures differ in their statistics: the old ones are kept
+        total, correct, seen, batches = 0.0, 0, 0, 0
+        for batch in data.epoch(epoch, size, config.large_batch if scenes else 0):
             progress = progress_at(step, time.perf_counter() - begin)
             if progress >= 1:
                 break
@@ -528,10 +829,18 @@ def train(config: Config, training: Pictures, held_out: Pictures, classes: int) 
                 group["lr"] = scale * group.setdefault("initial_lr", group["lr"])
             if step >= config.whiten_epochs * steps_an_epoch:
                 adam.param_groups[1]["lr"] = 0.0
+            if scenes:
+                batch = [scenes.join(part) for part in batch]
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                maps = network(images.contiguous(memory_format=torch.channels_last))
-            logits = maps.float().mean((2, 3))
+                maps = [network(images.contiguous(memory_format=torch.channels_last)) for images, _ in batch]
+            logits = torch.cat([own.float().mean((2, 3)) for own in maps])
+            labels = torch.cat([own for _, own in batch])
+            strange, logits, labels = logits[labels < 0], logits[labels >= 0], labels[labels >= 0]
             loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            if scenes:
+                uniformity = -F.log_softmax(strange, 1).mean()
+                loss = loss + config.exposure * uniformity * len(strange) / len(logits)
+                loss = loss + config.separation * separation(logits, strange)
             for optimiser in (muon, adam):
                 optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -541,19 +850,23 @@ def train(config: Config, training: Pictures, held_out: Pictures, classes: int) 
             total += loss.item()
             correct += int((logits.argmax(1) == labels).sum())
             seen += len(labels)
+            batches += 1
+            if scenes and step % 50 == 0:
+                print(f"step {step} of {steps}  loss {total / batches:.4f}  train {correct / seen:.4f}", flush=True)
         epoch += 1
         spent_s, cpu_s = time.perf_counter() - begin, time.process_time() - cpu_begin
         progress = progress_at(step, spent_s)
         sample = held_out[slice(1000)]
         accuracy = (logits_of(network, sample.images).argmax(1).numpy() == sample.labels).mean()
         print(
-            f"epoch {epoch:2d}  size {size}  loss {total / max(1, seen // config.batch_size):.4f}"
+            f"epoch {epoch:2d}  size {size}  loss {total / max(1, batches):.4f}"
             f"  train {correct / max(1, seen):.4f}  held out {accuracy:.4f}  {spent_s:.0f} s  {cpu_s:.0f} s of CPU",
             flush=True,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {"network": network.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step}
         state |= {
+            "separation": separation.state_dict(),
             "generator": generator.get_state(),
             "flip_first": data.flip_first,
             "epoch": epoch,
@@ -568,8 +881,18 @@ def train(config: Config, training: Pictures, held_out: Pictures, classes: int) 
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def enlarged(images: np.ndarray, side: int, name: str, jpeg_quality: int | None = None) -> np.ndarray:
-    """The pictures after they were enlarged to `side` (bicubic), maybe saved as JPEG, and shrunk again by `name`."""
+def fitted(images: np.ndarray, side: int) -> np.ndarray:
+    """Pictures of 32x32 (N, 32, 32, C) as a graph of a multiple of that side is sent them: each pixel repeated."""
+    return images.repeat(side // 32, axis=1).repeat(side // 32, axis=2)
+
+
+def side_of(session: onnxruntime.InferenceSession) -> int:
+    """Height and width of the graph's input, pixels."""
+    return int(session.get_inputs()[0].shape[1])
+
+
+def enlarged(images: np.ndarray, side: int, name: str, jpeg_quality: int | None = None, result: int = 32) -> np.ndarray:
+    """The pictures after they were enlarged to `side` (bicubic), maybe saved as JPEG, and shrunk to `result` by `name`."""
     rows = []
     for image in images:
         large = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
@@ -577,7 +900,7 @@ def enlarged(images: np.ndarray, side: int, name: str, jpeg_quality: int | None 
             buffer = io.BytesIO()
             large.save(buffer, "JPEG", quality=jpeg_quality)
             large = Image.open(buffer).convert("RGB")
-        rows.append(np.asarray(large.resize((32, 32), FILTERS[name])))
+        rows.append(np.asarray(large.resize((result, result), FILTERS[name])))
     return np.stack(rows)
 
 
@@ -588,18 +911,18 @@ def accuracy_of(session: onnxruntime.InferenceSession, images: np.ndarray, label
 
 def choose_filter(session: onnxruntime.InferenceSession, held_out: Pictures) -> tuple[str, dict[str, float]]:
     """The resize filter that keeps most accuracy on held-out training pictures enlarged eightfold and shrunk again."""
-    few = held_out[slice(1000)]
-    scores = {name: accuracy_of(session, enlarged(few.images, 256, name), few.labels) for name in FILTERS}
+    few, side = held_out[slice(1000)], side_of(session)
+    scores = {name: accuracy_of(session, enlarged(few.images, 256, name, None, side), few.labels) for name in FILTERS}
     return max(scores, key=lambda name: scores[name]), scores
 
 
 # -------------------------------------------------------------------------------------------------------------- export
 
 
-def to_onnx(network: Network, mirror: bool, novelty: Novelty) -> onnx.ModelProto:
-    """The float32 graph: `image` uint8 (batch, 32, 32, 3) -> `logits`, `activation_map` and `novelty`.
+def to_onnx(parts: tuple[Part, ...], gate: Gate | None, side: int, novelty: Novelty) -> onnx.ModelProto:
+    """The float32 graph: `image` uint8 (batch, side, side, 3) -> `logits`, `activation_map` and `novelty`.
 
-    With `mirror` it runs the picture and its mirror image as one batch and averages what the classifier reads.
+    The looks of a part are run as one batch; with a gate, there are two parts, whose maps it blends.
     """
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
@@ -627,41 +950,64 @@ def to_onnx(network: Network, mirror: bool, novelty: Novelty) -> onnx.ModelProto
         bounds = constant("last", last), constant("end", end), constant("columns", columns), constant("backwards", last)
         return add("Slice", x, *bounds)
 
-    x = add("Cast", "image", to=TensorProto.FLOAT)
-    x = add("Transpose", x, perm=[0, 3, 1, 2])
-    if mirror:
-        x = add("Concat", x, mirrored(x), axis=0)
-    stem = constant("stem.weight", network.stem.weight), constant("stem.bias", network.stem.bias)
-    x = add("Gelu", add("Conv", x, *stem, kernel_shape=[2, 2]))
-    for i, group in enumerate(network.groups):
-        x = normalised(x, group.conv1, group.norm1, f"groups.{i}.conv1")
-        x = add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]) if group.pool else x
-        x = add("Gelu", x)
-        x = add("Gelu", normalised(x, group.conv2, group.norm2, f"groups.{i}.conv2"))
-    if mirror:
-        nodes.append(
-            helper.make_node("Split", [x], ["as_sent", "seen_mirrored"], name="node_split", axis=0, num_outputs=2)
+    def seen(part: Part, x: str, prefix: str) -> tuple[str, str]:
+        network, size = part.network, part.looks[0].size
+        if side == 2 * size:
+            x = add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
+        elif side != size:
+            matrix = shrinking(side, size)
+            x = add("MatMul", constant(f"{prefix}rows", matrix), x)
+            x = add("MatMul", x, constant(f"{prefix}columns", matrix.T))
+        ways = [mirrored(x) if look.mirrored else x for look in part.looks]
+        x = add("Concat", *ways, axis=0) if len(ways) > 1 else ways[0]
+        stem = (
+            constant(f"{prefix}stem.weight", network.stem.weight),
+            constant(f"{prefix}stem.bias", network.stem.bias),
         )
-        x = add("Mean", "as_sent", mirrored("seen_mirrored"))
-    classifier = constant("classifier.weight", network.classifier.weight)
-    add("Conv", x, classifier, kernel_shape=[1, 1], output="activation_map")
+        x = add("Gelu", add("Conv", x, *stem, kernel_shape=[2, 2]))
+        for i, group in enumerate(network.groups):
+            x = normalised(x, group.conv1, group.norm1, f"{prefix}groups.{i}.conv1")
+            x = add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]) if group.pool else x
+            x = add("Gelu", x)
+            x = add("Gelu", normalised(x, group.conv2, group.norm2, f"{prefix}groups.{i}.conv2"))
+        if len(ways) > 1:
+            names = [f"{prefix}as_sent", f"{prefix}seen_mirrored"]
+            nodes.append(helper.make_node("Split", [x], names, name=f"{prefix}node_split", axis=0, num_outputs=2))
+            x = add("Mean", names[0], mirrored(names[1]))
+        elif part.looks[0].mirrored:
+            x = mirrored(x)
+        classifier = constant(f"{prefix}classifier.weight", network.classifier.weight)
+        maps = add("Conv", x, classifier, kernel_shape=[1, 1], output="" if gate else "activation_map")
+        return maps, add("ReduceMean", x, constant("space", np.array([2, 3])), keepdims=0)
+
+    pixels = add("Transpose", add("Cast", "image", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    cells = parts[-1].looks[0].cells
+    found = [seen(part, pixels, "scenes." if i else "") for i, part in enumerate(parts)]
+    maps, features = found[-1]
+    if gate:
+        grid = regridding(parts[0].looks[0].cells, cells)
+        coarse = add("MatMul", constant("spread.rows", grid), found[0][0])
+        coarse = add("MatMul", coarse, constant("spread.columns", grid.T))
+        share = add("MatMul", features, constant("gate.weight", gate.weight[:, None]))
+        share = add("Sigmoid", add("Add", share, constant("gate.bias", gate.bias)))
+        share = add("Unsqueeze", share, constant("last_two", np.array([2, 3])))
+        add("Add", coarse, add("Mul", share, add("Sub", maps, coarse)), output="activation_map")
     space = constant("space", np.array([2, 3]))
     add("ReduceMean", "activation_map", space, keepdims=0, output="logits")
-    classes, side = network.classifier.out_channels, 7
-    features = add("ReduceMean", x, space, keepdims=0)
-    features = add("MatMul", features, constant("novelty.projection", novelty.projection))
-    features = add("Unsqueeze", features, constant("second", np.array([1])))
-    differences = add("Sub", features, constant("novelty.means", novelty.means))
+    classes = parts[0].network.classifier.out_channels
+    projected = add("MatMul", features, constant("novelty.projection", novelty.projection))
+    projected = add("Unsqueeze", projected, constant("second", np.array([1])))
+    differences = add("Sub", projected, constant("novelty.means", novelty.means))
     squares = add("ReduceSumSquare", differences, constant("third", np.array([2])), keepdims=0)
     distance = add("ReduceMin", squares, constant("second", np.array([1])), keepdims=0)
     evidence = add("ReduceLogSumExp", "logits", constant("second", np.array([1])), keepdims=0)
     add("Sub", distance, evidence, output="novelty")
     outputs = [
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes]),
-        helper.make_tensor_value_info("activation_map", TensorProto.FLOAT, ["batch", classes, side, side]),
+        helper.make_tensor_value_info("activation_map", TensorProto.FLOAT, ["batch", classes, cells, cells]),
         helper.make_tensor_value_info("novelty", TensorProto.FLOAT, ["batch"]),
     ]
-    picture = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 32, 32, 3])
+    picture = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", side, side, 3])
     graph = helper.make_graph(nodes, "cifar10-cnn", [picture], outputs, weights)
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9, producer_name="gridloop"
@@ -684,7 +1030,11 @@ def to_int8(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
             batch = next(self.batches, None)
             return None if batch is None else {"image": batch}
 
-    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    exact = [
+        node.name
+        for node in model.graph.node
+        if any(name.endswith(("stem.weight", "classifier.weight")) for name in node.input)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         source, result = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
@@ -698,7 +1048,7 @@ def to_int8(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", "MaxPool"],
-            nodes_to_exclude=[convolutions[0], convolutions[-1]],
+            nodes_to_exclude=exact,
             calibrate_method=CalibrationMethod.MinMax,
         )
         return onnx.load(result)
@@ -713,9 +1063,10 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 def milliseconds(sessions: list[onnxruntime.InferenceSession], images: np.ndarray, batch_size: int) -> list[float]:
     """Median milliseconds of CPU per picture for each session, in turns; other load counts less than by the clock."""
-    batch, times = np.ascontiguousarray(images[:batch_size]), np.zeros((25, len(sessions)))
+    batches = [fitted(images[:batch_size], side_of(session)) for session in sessions]
+    times = np.zeros((25, len(sessions)))
     for i in range(len(times)):
-        for k, session in enumerate(sessions):
+        for k, (session, batch) in enumerate(zip(sessions, batches, strict=True)):
             begin = time.process_time()
             session.run(None, {"image": batch})
             times[i, k] = time.process_time() - begin
@@ -731,13 +1082,13 @@ def answers(session: onnxruntime.InferenceSession, images: np.ndarray) -> dict[s
 
 def largest_difference(
     session: onnxruntime.InferenceSession,
-    network: Network,
-    mirror: bool,
+    parts: tuple[Part, ...],
+    gate: Gate | None,
     novelty: Novelty,
     images: np.ndarray,
 ) -> float:
     """How far ONNX Runtime and torch are apart on these pictures, in any output."""
-    maps, features = maps_and_features(network, images, mirror)
+    maps, features = answers_of(parts, gate, images)
     logits = maps.mean((2, 3))
     expected = {"activation_map": maps, "logits": logits, "novelty": novelty(features, logits)}
     found = answers(session, images)
@@ -782,6 +1133,20 @@ def write_manifest(path: Path, calibration: dict[str, float], metrics: dict[str,
     text = re.sub(r'^filter = "\w+"', f'filter = "{resize_filter}"', path.read_text(), flags=re.MULTILINE)
     head = re.split(r"^\[(?:calibration|metrics)\]", text, flags=re.MULTILINE)[0]
     path.write_text(f"{head}{toml('calibration', calibration)}\n{toml('metrics', metrics)}")
+
+
+def write_own_manifest(folder: Path, calibration: dict[str, float]) -> None:
+    """Replace the calibration (the last table) in the manifest of a version that is not the default one."""
+    path = folder / "manifest.toml"
+    head = path.read_text().split("[calibration]")[0] if path.exists() else ""
+    path.write_text(head + toml("calibration", calibration))
+
+
+def read_calibration(out: Path, version: str) -> dict[str, float]:
+    """The `[calibration]` table of a version that was made before."""
+    own = out / version / "manifest.toml"
+    found = tomllib.loads(own.read_text()).get("calibration") if own.exists() else None
+    return found or dict(tomllib.loads((out / "manifest.toml").read_text())["calibration"])
 
 
 def interval(hits: np.ndarray) -> str:
@@ -832,57 +1197,93 @@ def main(config: Config) -> None:
     training, held_out = training[: -config.held_out], training[-config.held_out :]
     training = training[: config.subset or len(training)]
     print(f"{len(training)} training pictures, {len(held_out)} held out", flush=True)
-    network, effort = train(config, training, held_out, len(names))
+    network, effort = train(config, training, held_out, names)
 
-    temperature = fit_temperature(logits_of(network, held_out.images, config.mirror).numpy(), held_out.labels)
-    network.classifier.weight.data.div_(temperature)
-    sample = training[slice(config.novelty_pictures)]
-    maps, features = maps_and_features(network, sample.images, mirror=False)
-    novelty = Novelty.fit(features, maps.mean((2, 3)), torch.from_numpy(sample.labels), config.distance_weight)
-    model = to_onnx(network, config.mirror, novelty)
-    difference = largest_difference(open_session(model), network, config.mirror, novelty, held_out.images[:256])
+    side = 64 if config.photographs else 32
+    few = training[slice(config.novelty_pictures)]
+    seen, unseen = (Pictures(fitted(some.images, side), some.labels) for some in (few, held_out))
+    ranges, gate = seen.images[:300], None
+    straight, mirror = Look(32), Look(32, mirrored=True)
+    parts = (Part(network, (straight, mirror) if config.mirror else (straight,)),)
+    if config.photographs:
+        shown = whole_photographs(Path(config.data), "training", names, side)
+        seen = seen + shown
+        unseen = unseen + whole_photographs(Path(config.data), "tuning", names, side)
+        ranges = np.concatenate([ranges[:200], shown.images[:: len(shown) // 100]])
+        scenes = Part(network, (Look(config.large_size, mirrored=True),))
+        parts = (Part(first_network(config, training, len(names)), (straight, mirror)), scenes)
+        cars = len(list(photographs.camvid_cars(Path(config.data) / "camvid", "training")))
+        is_scene = torch.arange(len(seen)) >= len(few)
+        is_scene[-cars:] = False  # cut to the thing itself, they are sharp all the same
+        gate = Gate.fit(
+            maps_and_features(network, seen.images, scenes.looks)[1], is_scene, config.steepness, config.reserve
+        )
+    temperature = fit_temperature(answers_of(parts, gate, unseen.images)[0].mean((2, 3)).numpy(), unseen.labels)
+    for part in parts:
+        part.network.classifier.weight.data.div_(temperature)
+    maps, features = answers_of(parts, gate, seen.images)
+    novelty = Novelty.fit(features, maps.mean((2, 3)), torch.from_numpy(seen.labels), config.distance_weight)
+    model = to_onnx(parts, gate, side, novelty)
+    difference = largest_difference(open_session(model), parts, gate, novelty, unseen.images[-256:])
     if difference > 2e-4:
         raise SystemExit(f"ONNX and torch differ by {difference:.2e}, more than 2e-4")
-    models = {"2": to_int8(model, training.images[:300]), "1": model}
-    sessions = {version: open_session(graph) for version, graph in models.items()}
+    quantised = to_int8(model, ranges)
+    built = {"3": quantised} if config.photographs else {"2": quantised, "1": model}
 
-    held, calibrations = {}, {}
-    for version, session in sessions.items():
+    calibrations = {}
+    for version, graph in built.items():
         (out / version).mkdir(parents=True, exist_ok=True)
-        onnx.save(models[version], out / version / "model.onnx")
+        onnx.save(graph, out / version / "model.onnx")
         (out / version / "labels.txt").write_text("".join(f"{name}\n" for name in names))
-        found = answers(session, held_out.images)
-        held[version] = interval(found["logits"].argmax(1) == held_out.labels)
-        calibrations[version] = calibrate(config, found, held_out.labels)
-        print(f"version {version}: held out {held[version]}  {calibrations[version]}", flush=True)
-    (out / "1" / "manifest.toml").write_text(toml("calibration", calibrations["1"]))
-    resize_filter, filter_scores = choose_filter(sessions["2"], held_out)
+        calibrations[version] = calibrate(config, answers(open_session(graph), unseen.images), unseen.labels)
+    paths = sorted(out.glob("*/model.onnx"), key=lambda path: path.parent.name, reverse=True)
+    sessions = {path.parent.name: open_session(onnx.load(path)) for path in paths}
+    calibrations = {
+        version: calibrations[version] if version in calibrations else read_calibration(out, version)
+        for version in sessions
+    }
+    held: dict[str, dict[str, str]] = {}
+    for version, session in sessions.items():
+        pictures = Pictures(fitted(held_out.images, side_of(session)), held_out.labels)
+        if config.photographs:
+            pictures += whole_photographs(Path(config.data), "tuning", names, side_of(session))
+        right = answers(session, pictures.images)["logits"].argmax(1) == pictures.labels
+        held[version] = {f"Held-out training pictures ({len(held_out)})": interval(right[: len(held_out)])}
+        if config.photographs:
+            rest = right[len(held_out) :]
+            held[version][f"Photographs of the tuning part ({len(rest)})"] = interval(rest)
+        print(f"version {version}: {held[version]}  {calibrations[version]}", flush=True)
+    newest = next(iter(sessions))
+    resize_filter, filter_scores = choose_filter(sessions[newest], held_out)
+    resize_filter = "box" if config.photographs else resize_filter  # so that pictures of 32x32 come back as they were
     speeds = {
         size: dict(zip(sessions, milliseconds(list(sessions.values()), held_out.images, size), strict=True))
         for size in (1, 8, 32)
     }
-    parameters = sum(p.numel() for p in network.parameters())
+    parameters = sum(p.numel() for part in parts for p in part.network.parameters())
     print(f"temperature {temperature:.3f}  filters {filter_scores}  ms per picture {speeds}", flush=True)
     if not config.evaluate_test:
         return
 
     test = read_test(folder)
     few = test[slice(2000)]
-    small = enlarged(few.images, 256, resize_filter, jpeg_quality=85)
     columns: dict[str, dict[str, str]] = {}
     metrics: dict[str, float] = {}
     per_class, large = "", np.zeros(0)
     for version, session in sessions.items():
-        figures, right, error = test_figures(answers(session, test.images), test.labels, calibrations[version])
+        figures, right, error = test_figures(
+            answers(session, fitted(test.images, side_of(session))), test.labels, calibrations[version]
+        )
         size_mb = (out / version / "model.onnx").stat().st_size / 1e6
-        columns[version] = figures | {
-            f"Held-out training pictures ({len(held_out)})": held[version],
+        columns[version] = figures | held[version]
+        columns[version] |= {
             "File": f"{size_mb:.1f} MB",
             "CPU a picture, alone": f"{speeds[1][version]:.1f} ms",
             "CPU a picture, in a batch of 8": f"{speeds[8][version]:.1f} ms",
             "CPU a picture, in a batch of 32": f"{speeds[32][version]:.1f} ms",
         }
-        if version == "2":
+        if version == newest:
+            small = enlarged(few.images, 256, resize_filter, 85, side_of(session))
             large = answers(session, small)["logits"].argmax(1) == few.labels
             metrics = {
                 "CIFAR-10 test accuracy": round(float(right.mean()), 4),
@@ -891,23 +1292,26 @@ def main(config: Config) -> None:
             }
             per_class = ", ".join(f"{name} {right[test.labels == k].mean():.1%}" for k, name in enumerate(names))
     golden = test.images[list(GOLDEN_TEST_PICTURES)]
-    write_golden(out / "1", logits_of(network, golden, config.mirror), test, names, 0.002)
-    write_golden(out / "2", torch.from_numpy(answers(sessions["2"], golden)["logits"]), test, names, 0.03)
+    for version in built:
+        logits = torch.from_numpy(answers(sessions[version], fitted(golden, side_of(sessions[version])))["logits"])
+        write_golden(out / version, logits, test, names, 0.002 if version == "1" else 0.03)
 
     core = f"an {processor()}"
+    titles = (f"version {version}" for version in sessions)
     lines = [
-        "| 95 % intervals in brackets | version 2: int8 (default) | version 1: float32 |",
-        "|---|---|---|",
-        *(f"| {name} | {value} | {columns['1'][name]} |" for name, value in columns["2"].items()),
+        f"| 95 % intervals in brackets | {' | '.join(titles)} |",
+        "|---" * (1 + len(sessions)) + "|",
+        *(f"| {name} | {' | '.join(columns[version][name] for version in sessions)} |" for name in columns[newest]),
         "",
-        f"- Accuracy per class, version 2: {per_class}",
+        f"- Accuracy per class, version {newest}: {per_class}",
         f"- {len(few)} test pictures enlarged to 256x256 (bicubic), saved as JPEG (quality 85) and shrunk with the "
-        f"`{resize_filter}` filter, version 2: {interval(large)}",
+        f"`{resize_filter}` filter, version {newest}: {interval(large)}",
         f"- {parameters:,} parameters; ONNX Runtime {onnxruntime.__version__}, one thread of {core}, the versions in turns",
-        f"- Temperature {temperature:.3f}, fitted on the held-out training pictures, is part of the weights",
+        f"- Temperature {temperature:.3f}, fitted on the {len(unseen):,} held-out pictures, is part of the weights",
         "- Resize filters, accuracy on held-out training pictures enlarged eightfold and shrunk again: "
         + ", ".join(f"{name} {value:.2%}" for name, value in filter_scores.items()),
-        f"- Largest difference between ONNX Runtime and torch on 256 pictures, in any output: {difference:.1e}",
+        f"- Largest difference between ONNX Runtime and torch on 256 pictures, in any output, before the weights are "
+        f"rounded: {difference:.1e}",
         f"- Last run of training: {effort['epochs']:.1f} epochs, {effort['cpu_seconds'] / 60:.0f} minutes of a core of {core} "
         f"with bfloat16 ({effort['seconds'] / 60:.0f} minutes by the clock, the core shared), "
         f"torch {torch.__version__.split('+')[0]}",
@@ -920,7 +1324,12 @@ def main(config: Config) -> None:
     if (out / "card.md").exists():
         write_card(out / "card.md", lines)
     if (out / "manifest.toml").exists():
-        write_manifest(out / "manifest.toml", calibrations["2"], metrics, resize_filter)
+        default = tomllib.loads((out / "manifest.toml").read_text()).get("default_version", newest)
+        if default in built:
+            write_manifest(out / "manifest.toml", calibrations[default], metrics, resize_filter)
+        for version in built:
+            if version != default:
+                write_own_manifest(out / version, calibrations[version])
 
 
 def processor() -> str:

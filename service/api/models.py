@@ -49,7 +49,7 @@ def describe(model: Model, registry: Registry) -> ModelInfo:
         task=task,
         architecture=manifest.architecture if manifest else None,
         description=manifest.description if manifest else "",
-        licence=manifest.licence if manifest else "",
+        licence=(default.licence if default else None) or (manifest.licence if manifest else ""),
         is_default=is_default,
         default_version=model.default_version,
         versions=list(versions.values()),
@@ -75,6 +75,7 @@ def _version(version: Version) -> VersionInfo:
         update={
             "size_bytes": handle.size_bytes,
             "digest": handle.digest,
+            "licence": handle.licence,
             "tuning": handle.tuning,
             "inputs": inputs,
             "outputs": outputs,

@@ -64,18 +64,28 @@ class Manifest(BaseModel):
         Raises:
             ManifestInvalid: that file is no TOML, or has a key that is the model's to say.
         """
-        ours = dict(self.model_extra or {})
-        if not (version / FILENAME).exists():
-            return ours
-        where = f"{version.parent.name}/{version.name}/{FILENAME}"
-        own = _read_toml(version / FILENAME, where)
+        own = {key: value for key, value in _own(version).items() if key != "licence"}
         if common := [key for key in own if key in Manifest.model_fields]:
             raise ManifestInvalid(
-                where,
+                _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only what the task reads, such as [calibration].",
+                "Here may be only the licence and what the task reads, such as [calibration].",
             )
-        return ours | own
+        return dict(self.model_extra or {}) | own
+
+    def licence_of(self, version: Path) -> str:
+        """The licence of one version, which may have been trained on other data: its own `manifest.toml` counts most.
+
+        Args:
+            version: the version's folder.
+
+        Raises:
+            ManifestInvalid: that file is no TOML, or its licence is no text.
+        """
+        licence = _own(version).get("licence", self.licence)
+        if not isinstance(licence, str):
+            raise ManifestInvalid(_where(version), "licence: Input should be a valid string.")
+        return licence
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -90,6 +100,15 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
         raise ManifestInvalid(where, f"{problems}.") from None
+
+
+def _own(version: Path) -> dict[str, Any]:
+    """What a version's own manifest says; empty where it has none."""
+    return _read_toml(version / FILENAME, _where(version)) if (version / FILENAME).exists() else {}
+
+
+def _where(version: Path) -> str:
+    return f"{version.parent.name}/{version.name}/{FILENAME}"
 
 
 def _read_toml(path: Path, where: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class VersionInfo(BaseModel):
     reason: str | None = Field(default=None, description="Why it is not ready.")
     size_bytes: int | None = Field(default=None, description="Size of the graph file.", examples=[1_234_567])
     digest: str | None = Field(default=None, description="SHA-256 of the graph file: equal on equal replicas.")
+    licence: str | None = Field(default=None, description="Of its weights and, where it matters, of their data.")
     tuning: Tuning | None = Field(default=None, description="How its graph is run, and what was measured for that.")
     inputs: list[TensorInfo] = Field(default=[], description="The graph's inputs, read from the file.")
     outputs: list[TensorInfo] = Field(default=[], description="The graph's outputs.")
@@ -58,7 +59,7 @@ class ModelInfo(BaseModel):
     )
     architecture: str | None = Field(examples=["cnn"])
     description: str = ""
-    licence: str = ""
+    licence: str = Field(default="", description="Of the default version.")
     is_default: bool = Field(description="Whether it answers requests of its task that name no model.")
     default_version: str | None = Field(examples=["1"])
     versions: list[VersionInfo]

@@ -105,10 +105,16 @@ def test_a_version_replaces_keys_and_tables_of_its_own(tmp_path: Path) -> None:
     assert two == EchoOptions(gain=10, room=Room(delay_s=1.0))
 
 
+def test_a_version_may_have_a_licence_of_its_own(tmp_path: Path) -> None:
+    model = served(tmp_path, 'licence = "MIT"', of_version_2='licence = "research only"')
+    assert [model.versions[name].handle.licence for name in "12"] == ["MIT", "research only"]
+
+
 @pytest.mark.parametrize(
     ("own", "sentence"),
     [
-        ("required = true\ngain = 2", "echo/2/manifest.toml: required holds for every version; write it in echo/manifest.toml. Here may be only what the task reads, such as [calibration]."),
+        ("licence = 3", "echo/2/manifest.toml: licence: Input should be a valid string."),
+        ("required = true\ngain = 2", "echo/2/manifest.toml: required holds for every version; write it in echo/manifest.toml. Here may be only the licence and what the task reads, such as [calibration]."),
         ("gain = ", "echo/2/manifest.toml: is not valid TOML"),
         ("gain = []", "echo/2/manifest.toml over echo/manifest.toml: gain = []: Input should be a valid number."),
     ],
