@@ -196,7 +196,7 @@ class Adaptation:
     excess: float = 0.15
     over_usual: float = 1.42
     usual_half_life: float = 1000.0
-    novelty_youth: float = 10.0
+    novelty_youth: float = 15.0
     # a stream with many alarms so far needs more: how long they are remembered (points), how much each weighs, and how far below
     # the bar (logarithm) a point begins to count as part of one
     alarm_half_life: float = 5000.0
