@@ -59,12 +59,15 @@ def jsonable(value: Any) -> Any:
 
 app = FastAPI()
 models = Path(os.environ.get("GRIDLOOP_MODELS", "models"))
-image, text, series = (
-    Model(
-        max((models / name).glob("[0-9]*"), key=lambda version: int(version.name))
-    )  # the one that the service answers with
-    for name in ("cifar10-cnn", "english-lstm", "series-gru")
-)
+
+
+def default_version(folder: Path) -> Path:
+    """The version that the service answers with."""
+    found = {version.name: version for version in folder.glob("[0-9]*")}
+    return found[read_manifest(folder).default_version or max(found, key=int)]
+
+
+image, text, series = (Model(default_version(models / name)) for name in ("cifar10-cnn", "english-lstm", "series-gru"))
 
 
 @app.post("/image-classification")
