@@ -47,7 +47,7 @@ from rich.table import Table
 
 from service import bench as client
 from service.cpu import cpu_budget
-from service.registry.manifest import read_manifest
+from service.registry.registry import Registry
 
 HERE = Path(__file__).resolve().parent
 
@@ -353,8 +353,9 @@ class Benchmark:
         """
         per_load = self.seconds + client.WARM_UP_S
         self._extra_s = EXTRA_TIME * self.repeat * len(WORKLOADS) * (len(self.targets) * per_load + self.seconds)
+        registry = Registry(self.models)
         for workload in WORKLOADS:
-            folder = default_version(self.models / MODELS[workload.task])
+            folder = registry.get(MODELS[workload.task]).default_folder
             work = Bodies(workload, folder, workload.bodies(_nobody))
             self.work.append(work)
             with contextlib.closing(self._open(work)) as limit:
@@ -562,12 +563,6 @@ def remarks(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
-
-
-def default_version(folder: Path) -> Path:
-    """The version of a model that the service answers with where none is asked for: the manifest's, else the highest."""
-    found = {version.name: version for version in folder.glob("[0-9]*")}
-    return found[read_manifest(folder).default_version or max(found, key=int)]
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

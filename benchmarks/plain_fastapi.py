@@ -17,6 +17,7 @@ from fastapi import FastAPI, UploadFile
 from pydantic import BaseModel
 
 from service.registry.manifest import read_manifest
+from service.registry.registry import Registry
 from service.runtime.session import OnnxSession
 from service.tasks import discover
 from service.tasks.anomaly_detection import AnomalyDetectionInput
@@ -58,16 +59,10 @@ def jsonable(value: Any) -> Any:
 
 
 app = FastAPI()
-models = Path(os.environ.get("GRIDLOOP_MODELS", "models"))
-
-
-def default_version(folder: Path) -> Path:
-    """The version that the service answers with."""
-    found = {version.name: version for version in folder.glob("[0-9]*")}
-    return found[read_manifest(folder).default_version or max(found, key=int)]
-
-
-image, text, series = (Model(default_version(models / name)) for name in ("cifar10-cnn", "english-lstm", "series-gru"))
+registry = Registry(Path(os.environ.get("GRIDLOOP_MODELS", "models")))
+image, text, series = (
+    Model(registry.get(name).default_folder) for name in ("cifar10-cnn", "english-lstm", "series-gru")
+)
 
 
 @app.post("/image-classification")

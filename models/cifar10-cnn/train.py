@@ -40,7 +40,6 @@ import io
 import json
 import math
 import os
-import platform
 import re
 import tempfile
 import time
@@ -68,6 +67,7 @@ from service.calibration import (
     fit_temperature,
     softmax,
 )
+from service.cpu import processor_name
 from service.evaluation.statistics import wilson
 
 MODEL_FOLDER = Path(__file__).resolve().parent
@@ -1296,7 +1296,7 @@ def main(config: Config) -> None:
         logits = torch.from_numpy(answers(sessions[version], fitted(golden, side_of(sessions[version])))["logits"])
         write_golden(out / version, logits, test, names, 0.002 if version == "1" else 0.03)
 
-    core = f"an {processor()}"
+    core = f"an {processor_name()}"
     titles = (f"version {version}" for version in sessions)
     lines = [
         f"| 95 % intervals in brackets | {' | '.join(titles)} |",
@@ -1330,14 +1330,6 @@ def main(config: Config) -> None:
         for version in built:
             if version != default:
                 write_own_manifest(out / version, calibrations[version])
-
-
-def processor() -> str:
-    """The processor's name, for the card."""
-    try:
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()).group(1).strip()  # type: ignore[union-attr]
-    except (OSError, AttributeError):
-        return platform.processor() or platform.machine()
 
 
 def flags() -> Config:

@@ -22,7 +22,7 @@ from service.tasks import AnyTask
 from service.tasks.base import MediaInput, TaskInput, Upload
 
 INLINE_BYTES = 64 * 1024
-"""Larger bodies are parsed in a thread: the event loop answers probes meanwhile (bytes)."""
+"""Larger bodies are parsed, and always worked on, outside the event loop: it answers probes meanwhile (bytes)."""
 
 _ENCODINGS = ("gzip", "deflate", "identity")
 
@@ -115,8 +115,7 @@ async def parse_input(task: type[AnyTask], content_type: bytes | None, query_str
         ValidationFailed: fields are missing, unknown or out of bounds.
         BadRequest: the multipart framing is broken.
     """
-    raw = content_type is not None and content_type.decode("latin-1") in task.media  # not parsed here at all
-    if raw or len(body) <= INLINE_BYTES:
+    if len(body) <= INLINE_BYTES or (content_type or b"").decode("latin-1") in task.media:  # a raw file is not parsed
         return parse_small_input(task, content_type, query_string, body)
     return await asyncio.to_thread(parse_small_input, task, content_type, query_string, body)
 

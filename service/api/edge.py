@@ -15,7 +15,7 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Protocol
 
@@ -111,15 +111,11 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
-        workers = self._workers
-        workers.in_flight[workers.own] += 1
-        context.alone = self._is_alone(scope, context.started)
+        context = self._open(scope)
         endpoint = self._endpoint_of(scope["path"]) if scope["method"] == "POST" else None
         status = CLIENT_LEFT
         try:
-            self._admit(context, scope, headers)
+            self._admit(context, scope)
             if endpoint is None:
                 status = await self._through_framework(context, scope, receive, send)
             else:
@@ -137,18 +133,26 @@ class Edge:
             await _send(answer, context, scope, send)
             status = answer.status
         finally:
-            workers.in_flight[workers.own] -= 1
-            self._record(scope, context, endpoint.path if endpoint else None, status)
+            self._close(scope, context, endpoint.path if endpoint else None, status)
 
-    def _admit(self, context: RequestContext, scope: Any, headers: dict[bytes, bytes]) -> None:
+    def _open(self, scope: Any, arrived: int = 0) -> RequestContext:
+        """Begin to count a request as in flight; `arrived` requests are begun together."""
+        headers = dict(scope["headers"])
+        context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
+        self._workers.in_flight[self._workers.own] += 1
+        context.alone = self._is_alone(scope, context.started, arrived)
+        return context
+
+    def _admit(self, context: RequestContext, scope: Any) -> None:
         """Read what the headers say for every request alike, and refuse who may not ask."""
+        headers = context.headers
         context.trace = _trace(headers)
         context.timeout_s = _timeout_s(headers, self._default_timeout_s)
         if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise HTTPException(417)
         self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
 
-    def _is_alone(self, scope: Any, now: float, arrived: int = 0) -> bool:
+    def _is_alone(self, scope: Any, now: float, arrived: int) -> bool:
         """Whether this is the only request: no other worker has one, and none waits here to be begun."""
         here = scope.get(IN_FLIGHT)
         if here is None or len(here) + arrived > 1 or sum(self._workers.in_flight) > 1:
@@ -213,6 +217,11 @@ class Edge:
         self._answered.clear()
         telemetry.Recorder.flush_all()
 
+    def _close(self, scope: Any, context: RequestContext, path: str | None, status: int) -> None:
+        """Count a request as answered."""
+        self._workers.in_flight[self._workers.own] -= 1
+        self._record(scope, context, path, status)
+
     def _record(self, scope: Any, context: RequestContext, path: str | None, status: int) -> None:
         seconds = time.perf_counter() - context.started
         # The template: a caller's own text would never end.
@@ -248,14 +257,10 @@ class _Call:
     def begin(self, arrived: int) -> None:
         """Check the request and hand it to its model; `arrived` requests are begun together."""
         edge, scope = self._edge, self._scope
-        headers = dict(scope["headers"])
-        self._context = context = RequestContext(headers, _request_id(headers), edge._default_timeout_s)
-        workers = edge._workers
-        workers.in_flight[workers.own] += 1
-        context.alone = edge._is_alone(scope, context.started, arrived)
+        self._context = context = edge._open(scope, arrived)
         self._exchange.on_disconnect = self._leave
         try:
-            edge._admit(context, scope, headers)
+            edge._admit(context, scope)
             self._asked = asked = self._endpoint.ask(context, scope, self._exchange.whole_body() or b"")
             self._job = asked.batcher.begin(
                 asked.steps, self._end, rows=asked.rows, timeout_s=context.remaining_s, alone=context.alone, small=True
@@ -282,9 +287,7 @@ class _Call:
         self._count(CLIENT_LEFT)
 
     def _count(self, status: int) -> None:
-        workers = self._edge._workers
-        workers.in_flight[workers.own] -= 1
-        self._edge._record(self._scope, self._context, self._endpoint.path, status)
+        self._edge._close(self._scope, self._context, self._endpoint.path, status)
         self._job = None  # it knows us: without this, the collector would have to find both
         self._scope.pop(EXCHANGE, None)
 
@@ -341,7 +344,7 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
     return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else new_request_id()
 
 
-def _timeout_s(headers: dict[bytes, bytes], default: float) -> float:
+def _timeout_s(headers: Mapping[bytes, bytes], default: float) -> float:
     sent = headers.get(b"x-request-timeout")
     if sent is None:
         return default
@@ -354,7 +357,7 @@ def _timeout_s(headers: dict[bytes, bytes], default: float) -> float:
     return seconds
 
 
-def _trace(headers: dict[bytes, bytes]) -> str | None:
+def _trace(headers: Mapping[bytes, bytes]) -> str | None:
     """W3C Trace Context: the caller's trace id with a new span id; None without a valid `traceparent`."""
     match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     if not match or match[1] == b"ff" or not match[2].strip(b"0") or not match[3].strip(b"0"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from service.errors import Draining, NotAuthorised, RateLimited
@@ -29,7 +30,7 @@ class Gate:
     draining: bool = False
     _buckets: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
 
-    def check(self, path: str, headers: dict[bytes, bytes], client: str) -> None:
+    def check(self, path: str, headers: Mapping[bytes, bytes], client: str) -> None:
         """Let a request in or raise.
 
         Raises:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from service import errors
-from service.api.body import parse_input, parse_small_input, receive_body
+from service.api.body import INLINE_BYTES, parse_input, parse_small_input, receive_body
 from service.api.context import Answer, Asked, ClientDisconnected, RequestContext
 from service.api.problems import openapi_responses
 from service.registry.registry import Registry
@@ -16,8 +16,6 @@ from service.settings import Settings
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput, TaskInput
 
-SMALL_BYTES = 64 * 1024
-"""A larger request is never worked on in the event loop's thread, even when it is alone (bytes)."""
 WATCH_AFTER_S = 0.05
 """A request that takes longer is watched for its client hanging up (seconds); shorter ones are not worth a task."""
 
@@ -87,7 +85,7 @@ async def attended(asked: Asked, context: RequestContext, receive: Any, body: by
             rows=asked.rows,
             timeout_s=context.remaining_s,
             alone=context.alone,
-            small=len(body) <= SMALL_BYTES,
+            small=len(body) <= INLINE_BYTES,
         )
     context.timings = done.timings
     return done

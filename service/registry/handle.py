@@ -149,9 +149,7 @@ class ModelHandle:
                     where, f"output {name!r} of one row changes with the batch it is in; set max_batch_size = 1."
                 )
 
-    async def predict(
-        self, request: TaskInput, *, timeout_s: float, alone: bool = False, small: bool = False
-    ) -> Done[bytes]:
+    async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes]:
         """Answer a request, batched with whatever else waits for this model.
 
         Returns:
@@ -160,9 +158,7 @@ class ModelHandle:
         Raises:
             ServiceError: see `Batcher.submit` and the task.
         """
-        return await self.batcher.submit(
-            self.answer(request), rows=request.rows, timeout_s=timeout_s, alone=alone, small=small
-        )
+        return await self.batcher.submit(self.answer(request), rows=request.rows, timeout_s=timeout_s)
 
     @property
     def batcher(self) -> Batcher:

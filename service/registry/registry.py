@@ -54,6 +54,11 @@ class Model:
         self.default_version = max(ready or self.versions, key=version_key, default=None)
 
     @property
+    def default_folder(self) -> Path:
+        """Where the version lies that answers when none is named."""
+        return self.path / (self.default_version or "")
+
+    @property
     def is_ready(self) -> bool:
         """Whether a request that names no version would be answered."""
         default = self.default_version
