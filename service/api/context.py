@@ -16,6 +16,8 @@ IN_FLIGHT = "gridloop.in_flight"
 """Key of the ASGI scope under which the server puts the set of all requests being answered in the process."""
 EXCHANGE = "gridloop.exchange"
 """Key of the ASGI scope under which the server puts the `Exchange`."""
+HEADERS = "gridloop.headers"
+"""Key of the ASGI scope for the headers as `RequestContext` has them, once somebody has looked at them."""
 
 
 @dataclass(slots=True)

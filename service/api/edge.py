@@ -16,6 +16,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from service import telemetry
 from service.api.body import INLINE_BYTES
 from service.api.context import (
     EXCHANGE,
+    HEADERS,
     IN_FLIGHT,
     Answer,
     Asked,
@@ -73,8 +75,26 @@ class Endpoint(Protocol):
         """The answer, when that is done."""
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the head of a request on the short way said, for when the same bytes come again.
+
+    Attributes:
+        scope: of ASGI, but for the connection's addresses.
+        body_bytes: length of the body that follows.
+        endpoint: what answers.
+    """
+
+    scope: dict[str, Any]
+    body_bytes: int
+    endpoint: Endpoint
+
+
 class Edge:
     """The ASGI application that a server runs: everything passes here.
+
+    Attributes:
+        heads: of requests on the short way, by their bytes; the protocol keeps them here.
 
     Args:
         app: what answers.
@@ -101,6 +121,7 @@ class Edge:
     ) -> None:
         self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
+        self.heads: dict[bytes, Head] = {}
         self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
         self._arrived: list[_Call] = []
@@ -137,7 +158,7 @@ class Edge:
 
     def _open(self, scope: Any, arrived: int = 0) -> RequestContext:
         """Begin to count a request as in flight; `arrived` requests are begun together."""
-        headers = dict(scope["headers"])
+        headers = scope.get(HEADERS) or dict(scope["headers"])
         context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
         self._workers.in_flight[self._workers.own] += 1
         context.alone = self._is_alone(scope, context.started, arrived)
@@ -169,7 +190,7 @@ class Edge:
         """
         if scope["method"] != "POST" or (endpoint := self._endpoint_of(scope["path"])) is None:
             return None
-        headers = dict(scope["headers"])
+        scope[HEADERS] = headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         if not length.isdigit() or int(length) > self._small_bytes:
             return None

@@ -2,10 +2,14 @@
 
 A client that sends its headers a byte at a time, or headers without end, must not hold a connection for ever; and
 what is refused here gets the same body as every other error.
+
+A client sends the same head again and again, with another body. So the head of a request that went the short way is
+remembered byte for byte, with what it said, and is not parsed when it comes again.
 """
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +19,20 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.context import EXCHANGE, IN_FLIGHT, Workers, new_request_id
-from service.api.edge import Edge, Endpoint
+from service.api.edge import Edge, Endpoint, Head
 from service.api.problems import answer_of
 from service.errors import BadRequest, BodyTimeout
 
 MAX_URL_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 64 * 1024
+
+REMEMBERED_HEADS = 512
+"""Heads remembered in a process (count): beyond that it begins anew…"""
+REMEMBERED_BYTES = 2048
+"""…and how long one may be (bytes)."""
+_OWN = frozenset({b"x-request-id", b"traceparent"})
+"""Headers that differ from request to request: a head with one will not come again."""
+_END = b"\r\n\r\n"
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -39,7 +51,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes = self._piece_bytes = 0
-        self._in_head = self._may_be_short = False
+        self._in_head = self._in_message = self._may_be_short = False
+        self._piece = b""  # as received, while it may be a whole request
         self._endpoint: Endpoint | None = None  # that waits for the body
         self._exchange: _Exchange | None = None
         self._refusal: Exception | None = None
@@ -57,8 +70,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._exchange.on_disconnect()
 
     def data_received(self, data: bytes) -> None:
+        if self.edge is not None and not self._in_message and (self.cycle is None or self.cycle.response_complete):
+            end = data.find(_END) + len(_END)
+            head = self.edge.heads.get(data[:end])
+            if head is not None and head.body_bytes == len(data) - end:
+                self._begin_again(self.edge, head, data[end:])
+                return
+            self._piece = data
         self._piece_bytes = len(data)
         super().data_received(data)
+        self._piece = b""
         if self._endpoint is not None and not self.transport.is_closing():  # the body is still to come: as every other
             self._endpoint = None
             super()._start_asgi_task(self.cycle, self.app)
@@ -75,10 +96,45 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._refusal = HTTPException(431)
             self.send_400_response("")
 
+    def _begin_again(self, edge: Edge, head: Head, body: bytes) -> None:
+        """Do what the parser and its callbacks would for a request with a head that is known."""
+        self._unset_keepalive_if_required()
+        self._stop_timer()
+        scope = head.scope | {"client": self.client, "server": self.server}
+        self.cycle = cycle = RequestResponseCycle(
+            scope=scope,  # type: ignore[arg-type]
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=True,
+            on_response=self.on_response_complete,
+        )
+        cycle.body += body
+        cycle.more_body = False
+        self._exchange = scope[EXCHANGE] = _Exchange(cycle)
+        edge.begin(head.endpoint, self._exchange, scope)
+
+    def _remember(self, edge: Edge, endpoint: Endpoint) -> None:
+        """Keep the head of the request that has just arrived, if it came as a whole and alone, and may come again."""
+        piece, self._piece = self._piece, b""
+        end = piece.find(_END) + len(_END)
+        names = {name for name, _ in self.headers}
+        whole = len(piece) - end == len(self.cycle.body) and end <= REMEMBERED_BYTES
+        if whole and self.cycle.keep_alive and _OWN.isdisjoint(names) and b"upgrade" not in names:
+            if len(edge.heads) >= REMEMBERED_HEADS:
+                edge.heads.clear()
+            scope = {key: value for key, value in self.scope.items() if key != EXCHANGE}
+            edge.heads[piece[:end]] = Head(scope, len(piece) - end, endpoint)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 0
-        self._in_head = True
+        self._in_head = self._in_message = True
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -106,7 +162,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._in_message = False
         if self._endpoint is not None and self._exchange is not None and self.edge is not None:
+            self._remember(self.edge, self._endpoint)
             self.edge.begin(self._endpoint, self._exchange, self.cycle.scope)
             self._endpoint = None
 

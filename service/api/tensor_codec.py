@@ -123,7 +123,7 @@ class _Frame:
     """A request but for its values and its id."""
 
     given: tuple[_Given, ...]
-    left_out: tuple[tuple[str, tuple[int, ...], np.dtype[Any], int], ...]  # name, shape, dtype, value of all elements
+    left_out: Mapping[str, Array]  # inputs of one value throughout, which take no memory for that
     wanted: tuple[tuple[str, bool], ...]  # name, and whether in binary form
     run_outputs: tuple[str, ...]  # names of what the graph is to compute; empty means all
     rows: int
@@ -302,18 +302,18 @@ class Codec:
         steps = axes.get(self._ragged) if self._ragged else None
         if steps is not None:
             self._check_steps(rows, steps)
-        left_out = []
+        left_out = {}
         for name in missing:
             tensor = self._inputs[name]
+            shape: tuple[int, ...] = (rows,)
             if name in self._states:
                 shape = tuple(axis if isinstance(axis, int) else axes.get(axis or "", 1) for axis in tensor.shape)
-                left_out.append((name, shape, tensor.datatype.dtype, 0))
-            else:
-                left_out.append((name, (rows,), tensor.datatype.dtype, steps or 0))
+            value = 0 if name in self._states else steps or 0
+            left_out[name] = np.broadcast_to(np.array(value, tensor.datatype.dtype), shape)
         names = {name for name, _ in wanted}
         computed = tuple(name for name in self._outputs if name in names) if len(names) < len(self._outputs) else ()
         return _Frame(
-            tuple(given), tuple(left_out), tuple(wanted), computed, rows, steps, self._answer_bytes(wanted, axes), axes
+            tuple(given), left_out, tuple(wanted), computed, rows, steps, self._answer_bytes(wanted, axes), axes
         )
 
     def _complete(self, frame: _Frame, tensors: dict[str, Array]) -> dict[str, Array]:
@@ -321,8 +321,7 @@ class Codec:
         lengths = tensors.get(SEQUENCE_LENS) if self._ragged else None
         if lengths is not None and lengths.size and not 0 <= lengths.min() <= lengths.max() <= (frame.steps or 0):
             raise BadRequest(f"Input {SEQUENCE_LENS!r} has a length that is not within 0 and {frame.steps}.")
-        for name, shape, dtype, value in frame.left_out:
-            tensors[name] = np.full(shape, value, dtype) if value else np.zeros(shape, dtype)
+        tensors.update(frame.left_out)
         return {name: tensors[name] for name in self._inputs}
 
     def _request_parameters(self, message: dict[str, Any]) -> dict[str, Any]:

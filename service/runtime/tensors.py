@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from service.graph import SEQUENCE_LENS, Array, Run, Signature
+from service.graph import Array, Run, Signature
 
 
 def batch_key(run: Run, signature: Signature) -> Hashable:
@@ -71,27 +71,21 @@ def split(outputs: Mapping[str, Array], runs: Sequence[Run], signature: Signatur
         for name, spec in signature.outputs.items()
         if ragged is not None and name in outputs and len(spec.shape) > 1 and spec.shape[1] == ragged
     }
+    measured = next(
+        (name for name, spec in signature.inputs.items() if len(spec.shape) > 1 and spec.shape[1] == ragged), ""
+    )
     shares, start = [], 0
     for run in runs:
         end = start + run.rows
+        length = run.tensors[measured].shape[1] if trimmed else 0
         shares.append(
             {
-                name: array[start:end, : _length(run, signature)] if name in trimmed else array[start:end]
+                name: array[start:end, :length] if name in trimmed else array[start:end]
                 for name, array in outputs.items()
             }
         )
         start = end
     return shares
-
-
-def _length(run: Run, signature: Signature) -> int:
-    """Size of the run's own ragged axis."""
-    ragged = signature.ragged_axis
-    return next(
-        int(array.shape[1])
-        for name, array in run.tensors.items()
-        if name != SEQUENCE_LENS and len(signature.inputs[name].shape) > 1 and signature.inputs[name].shape[1] == ragged
-    )
 
 
 def pad_rows(feeds: Mapping[str, Array], rows: int) -> dict[str, Array]:

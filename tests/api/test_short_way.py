@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client import REGISTRY
 from uvicorn.server import ServerState
 
+from service.api import protocol
 from service.api.edge import Edge
 from service.api.protocol import LimitedHttpProtocol
 from tests.conftest import running
@@ -106,6 +107,20 @@ async def serving(models: Path) -> AsyncIterator[Served]:
             for connection in list(state.connections):
                 connection.transport.abort()
             await server.wait_closed()
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[LimitedHttpProtocol]:
+    """An entry for each request that went through the parser: its connection."""
+    found: list[LimitedHttpProtocol] = []
+    begin = LimitedHttpProtocol.on_message_begin
+
+    def noted(self: LimitedHttpProtocol) -> None:
+        found.append(self)
+        begin(self)
+
+    monkeypatch.setattr(LimitedHttpProtocol, "on_message_begin", noted)
+    return found
 
 
 @pytest.fixture
@@ -204,3 +219,95 @@ async def test_a_crash_is_a_500_and_the_others_are_answered(served: Served, monk
     assert (status, "bug" in json.dumps(problem)) == (500, False)
     assert [status for status, _ in await served.ask(post())] == [200]
     assert served.in_flight == 0
+
+
+async def test_a_head_that_comes_again_is_not_parsed_again(served: Served, parsed: list[LimitedHttpProtocol]) -> None:
+    (first,) = await served.ask(post())
+    other = b'{"values": [0, 0, 6]}'
+    assert len(other) == len(SERIES)
+    (second,) = await served.ask(post(other))
+    again = await served.ask(post(), post(other), post())
+    assert again == [first, second, first]
+    assert second != first
+    assert (len(parsed), served.begun, served.in_flight, served.answered(200)) == (1, 5, 0, 5)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [post()[:-3], post()[-3:]],
+        [post()[: -len(SERIES)], SERIES],
+        [post()[:10], post()[10:]],
+        [post() + post()],
+        [post() + post()[:10], post()[10:]],
+    ],
+    ids=["body cut", "head alone", "head cut", "two at once", "one and a half"],
+)
+async def test_a_known_head_in_other_pieces_is_parsed(
+    served: Served, parsed: list[LimitedHttpProtocol], pieces: list[bytes]
+) -> None:
+    (expected,) = await served.ask(post())
+    answers = await served.ask(*pieces, post())
+    assert answers == [expected] * len(answers)
+    assert len(answers) == sum(map(len, pieces)) // len(post()) + 1
+    assert len(parsed) == len(answers)  # the first, and all but the last
+    assert served.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "X-Request-ID: a",
+        "traceparent: 00-" + "1" * 32 + "-" + "1" * 16 + "-01",
+        "Connection: close",
+        "X: " + "a" * 3000,
+    ],
+    ids=["id", "trace", "last of its connection", "long"],
+)
+async def test_a_head_that_may_not_come_again_is_not_remembered(served: Served, field: str) -> None:
+    assert [status for status, _ in await served.ask(post(SERIES, field))] == [200]
+    assert not served.edge.heads
+
+
+async def test_heads_are_remembered_within_bounds(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "REMEMBERED_HEADS", 3)
+    for number in range(8):
+        assert [status for status, _ in await served.ask(post(SERIES, f"X: {number}"))] == [200]
+        assert 1 <= len(served.edge.heads) <= 3
+
+
+async def test_who_may_ask_is_checked_for_a_known_head_too(served: Served, parsed: list[LimitedHttpProtocol]) -> None:
+    assert [status for status, _ in await served.ask(post())] == [200]
+    served.edge._gate.draining = True
+    assert [status for status, _ in await served.ask(post())] == [503]
+    served.edge._gate.draining = False
+    served.edge._gate.api_keys = ("key",)
+    assert [status for status, _ in await served.ask(post())] == [401]
+    assert len(parsed) == 1
+
+
+async def test_a_client_who_leaves_after_a_known_head_is_counted(
+    served: Served, parsed: list[LimitedHttpProtocol]
+) -> None:
+    await served.ask(post())
+    handle = served.edge.app.state.registry.resolve("anomaly-detection", None)
+    gate, run = threading.Event(), handle._session.run
+
+    def held(*args: Any, **options: Any) -> Any:
+        assert gate.wait(10)
+        return run(*args, **options)
+
+    handle._session.run = held
+    first, second = (
+        await served.connect(),
+        await served.connect(),
+    )  # the first one is not alone, and not run on the loop
+    first[1].write(post())
+    second[1].write(post())
+    await served.has_in_flight(2)
+    second[1].close()
+    await served.has_in_flight(1)
+    gate.set()
+    assert (await answer(first[0]))[0] == 200
+    assert (served.in_flight, served.answered(200), served.answered(499), len(parsed)) == (0, 2, 1, 1)
+    first[1].close()
