@@ -62,6 +62,12 @@ class Signature:
         return symbols[0] if symbols else None
 
     @cached_property
+    def ragged_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that have the ragged axis."""
+        axis = self.ragged_axis
+        return tuple(n for n, s in self.inputs.items() if axis is not None and axis in s.shape[1:2])
+
+    @cached_property
     def free_shape(self) -> bool:
         """Whether any axis but the batch is free, so that runs differ in shape."""
         return any(not isinstance(d, int) for spec in self.inputs.values() for d in spec.shape[1:])
@@ -74,7 +80,7 @@ class Signature:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # made for every request; frozen, it would take four times as long
 class Run:
     """One execution of the graph that a task asks for.
 

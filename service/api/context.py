@@ -37,7 +37,7 @@ class Workers:
     own: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A whole answer: what an endpoint returns and the edge sends."""
 
@@ -47,7 +47,7 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """What a request wants done: which steps, of how many rows, and where."""
 

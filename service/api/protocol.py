@@ -10,6 +10,7 @@ remembered byte for byte, with what it said, and is not parsed when it comes aga
 from __future__ import annotations
 
 import asyncio
+import math
 from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
@@ -57,6 +58,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._exchange: _Exchange | None = None
         self._refusal: Exception | None = None
         self._header_timer: TimerHandle | None = None
+        self._idle_timer: TimerHandle | None = None
+        self._idle_since = math.inf
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -64,6 +67,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self.workers.closed[self.workers.own] += 1
         super().connection_lost(exc)
         if self._exchange is not None and self._exchange.on_disconnect is not None:
@@ -167,6 +172,31 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._remember(self.edge, self._endpoint)
             self.edge.begin(self._endpoint, self._exchange, self.cycle.scope)
             self._endpoint = None
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = math.inf
+
+    def on_response_complete(self) -> None:
+        """Begin with the next request if it is here; else the connection is idle.
+
+        As uvicorn does, but with one timer that looks again, instead of one set and cancelled for every request.
+        """
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+
+    def _look_if_idle(self) -> None:
+        self._idle_timer = None
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            self.timeout_keep_alive_handler()
+        elif not self.transport.is_closing():
+            self._idle_timer = self.loop.call_later(min(left, self.timeout_keep_alive), self._look_if_idle)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what could not be parsed, or was refused above, and close."""

@@ -132,7 +132,7 @@ class _Frame:
     axes: Mapping[str, int]  # symbol -> size
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """An answer's body; `json_bytes` is the length of its JSON part where tensors follow, else None."""
 

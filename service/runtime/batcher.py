@@ -63,7 +63,7 @@ class Timings:
     encode: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done(Generic[T]):
     """A finished request: what its steps returned, and how long each stage took."""
 

@@ -18,12 +18,11 @@ def batch_key(run: Run, signature: Signature) -> Hashable:
 
     A ragged axis counts by its power of two, so that padding at most doubles the work.
     """
-    ragged = signature.ragged_axis
+    ragged = signature.ragged_inputs
     key: list[Hashable] = [run.outputs]
     for name, array in run.tensors.items():
         shape: tuple[int, ...] = array.shape[1:]
-        spec = signature.inputs.get(name)
-        if ragged is not None and spec is not None and len(spec.shape) > 1 and spec.shape[1] == ragged:
+        if name in ragged:
             shape = ((max(shape[0], 1) - 1).bit_length(), *shape[1:])
         key.append((name, array.dtype.char, shape))
     return tuple(key)
@@ -71,13 +70,10 @@ def split(outputs: Mapping[str, Array], runs: Sequence[Run], signature: Signatur
         for name, spec in signature.outputs.items()
         if ragged is not None and name in outputs and len(spec.shape) > 1 and spec.shape[1] == ragged
     }
-    measured = next(
-        (name for name, spec in signature.inputs.items() if len(spec.shape) > 1 and spec.shape[1] == ragged), ""
-    )
     shares, start = [], 0
     for run in runs:
         end = start + run.rows
-        length = run.tensors[measured].shape[1] if trimmed else 0
+        length = run.tensors[signature.ragged_inputs[0]].shape[1] if trimmed else 0
         shares.append(
             {
                 name: array[start:end, :length] if name in trimmed else array[start:end]

@@ -79,10 +79,10 @@ def post(body: bytes = SERIES, *fields: str, path: str = "/v1/anomaly-detection"
 
 
 @asynccontextmanager
-async def serving(models: Path) -> AsyncIterator[Served]:
+async def serving(models: Path, keep_alive_s: int = 5) -> AsyncIterator[Served]:
     async with running(models) as client:
         edge: Edge = client.app  # type: ignore[attr-defined]
-        config = uvicorn.Config(edge, log_config=None, ws="none", proxy_headers=False)
+        config = uvicorn.Config(edge, log_config=None, ws="none", proxy_headers=False, timeout_keep_alive=keep_alive_s)
         config.load()
         state = ServerState()
 
@@ -311,3 +311,17 @@ async def test_a_client_who_leaves_after_a_known_head_is_counted(
     assert (await answer(first[0]))[0] == 200
     assert (served.in_flight, served.answered(200), served.answered(499), len(parsed)) == (0, 2, 1, 1)
     first[1].close()
+
+
+async def test_a_connection_is_closed_when_it_has_been_idle(models: Path) -> None:
+    async with serving(models, keep_alive_s=1) as served:
+        loop = asyncio.get_running_loop()
+        reader, writer = await served.connect()
+        for pause_s in (0.0, 0.7, 0.7):  # each less than the limit, together more
+            await asyncio.sleep(pause_s)
+            writer.write(post())
+            assert (await answer(reader))[0] == 200
+        since = loop.time()
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        assert loop.time() - since >= 0.9
+        writer.close()
