@@ -372,7 +372,9 @@ class Batcher:
         self._line_up(job)
 
     def _line_up(self, job: Job) -> None:
-        group = self._ready.setdefault(job.key, _Group())
+        group = self._ready.get(job.key)
+        if group is None:
+            group = self._ready[job.key] = _Group()
         group.jobs.append(job)
         group.rows += job.run_rows
         self._ready_rows += job.run_rows
