@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import struct
 import tempfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from service.tasks.image_classification import (
     View,
     heatmap,
     prediction_sets,
+    small_png,
     top_k,
 )
 from tests import graphs
@@ -120,6 +123,60 @@ def test_grey_and_cmyk_become_colours(tmp_path: Path) -> None:
     assert task(tmp_path).decode([encoded(Image.new("L", (2, 2), 7))])[0][0, 0, 0].tolist() == [7, 7, 7]
     pixels, _ = task(tmp_path).decode([encoded(Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG")])
     assert pixels.min() >= 250
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3), (32, 32), (128, 128)])
+@pytest.mark.parametrize("level", [0, 1, 9])
+def test_a_small_png_is_read_as_pillow_reads_it(size: tuple[int, int], level: int) -> None:
+    picture = noise(*size)
+    pixels = small_png(encoded(picture, compress_level=level).data, 2**20)
+    assert pixels is not None
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(picture))
+    data = encoded(picture, dpi=(72, 72)).data
+    assert b"pHYs" in data
+    assert np.array_equal(small_png(data, 2**20), np.asarray(picture))  # type: ignore[arg-type]
+
+
+def test_other_files_are_left_to_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    small, png = noise(8, 8), encoded(noise(8, 8)).data
+    lamed = png[:-12] + chunk(b"tRNS", b"\0\0\0\0\0\0") + png[-12:]
+    for data in (
+        b"",
+        png[:30],
+        encoded(small, "JPEG").data,
+        encoded(small, exif=exif).data,
+        encoded(small.convert("RGBA")).data,
+        encoded(small.convert("L")).data,
+        encoded(small.convert("P")).data,
+        encoded(small, transparency=(0, 0, 0)).data,
+        encoded(noise(129, 128)).data,
+        lamed,
+        png + b"more",
+        png[:-12] + chunk(b"eXIf", exif.tobytes()) + png[-12:],
+    ):
+        assert small_png(data, 2**20) is None
+    assert small_png(png, 63) is None
+    assert small_png(png, 64) is not None
+
+
+@given(place=st.integers(0, 300), byte=st.integers(0, 255))
+def test_a_damaged_small_png_is_left_to_pillow_or_whole(place: int, byte: int) -> None:
+    picture = noise(8, 8)
+    data = bytearray(encoded(picture).data)
+    data[place % len(data)] = byte
+    pixels = small_png(bytes(data), 2**20)
+    assert pixels is None or np.array_equal(pixels, np.asarray(picture))
 
 
 def test_only_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
