@@ -225,8 +225,8 @@ class Codec:
             raise BadRequest(f"The JSON part of the body cannot be understood: {error}.") from None
         frame = self._frame_again(text) if len(text) <= REMEMBERED_BYTES else self._frame(text)
         end = len(body) if json_bytes is None else json_bytes
-        # A boolean can only hide among numbers where the JSON has the word at all.
-        words = body.find(b"true", 0, end) >= 0 or body.find(b"false", 0, end) >= 0
+        # A boolean can only hide among numbers where the JSON has the word at all; a letter is found much sooner.
+        words = body.find(b"true", 0, end) >= 0 or (body.find(b"f", 0, end) >= 0 and body.find(b"false", 0, end) >= 0)
         tensors: dict[str, Array] = {}
         for given, values in zip(frame.given, data, strict=True):
             tensor, size = given.tensor, given.binary_bytes
