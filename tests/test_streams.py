@@ -58,6 +58,20 @@ async def test_the_scale_of_a_series_does_not_matter(real_client: httpx.AsyncCli
     assert (await detect(real_client, scaled, POINTS))["scores"] == pytest.approx(plain["scores"], abs=5e-3)
 
 
+@pytest.mark.parametrize("period", [48, 96])
+async def test_a_day_that_does_not_come_is_found(real_client: httpx.AsyncClient, period: int) -> None:
+    """No point of it is new: nights have the same values."""
+    noise = random.Random(0)
+    values: list[float | None] = [
+        50 + 30 * max(math.sin(2 * math.pi * i / period), -0.3) + noise.gauss(0, 2) for i in range(14 * period)
+    ]
+    start, end = 12 * period, 12 * period + period // 2
+    values[start:end] = [41 + noise.gauss(0, 2) for _ in range(start, end)]
+    scores = (await detect(real_client, values, 500))["scores"]
+    assert max(scores[start:end]) >= 0.5
+    assert max(scores[4 * period : start]) < 0.5
+
+
 TEXT = "I would like to book a table for two people at a restaurant near the stat"
 
 
