@@ -1114,6 +1114,8 @@ def nearest_stretch(s: dict[str, np.ndarray], c: Adaptation) -> np.ndarray:
     the nearest; float64 (N, T), in the unit of the series, infinite before there are two earlier ones."""
     y = np.where(s["valid"], s["d"], s["last"])
     n = y.shape[1]
+    if n < STRETCH:
+        return np.full(y.shape, np.inf)
     mean = np.zeros_like(y)
     mean[:, STRETCH - 1 :] = sum(y[:, k : n - STRETCH + 1 + k] for k in range(STRETCH)) / STRETCH
     reach, periods = np.minimum(s["seen"] - STRETCH + 1, MEMORY), period(s, c)
@@ -1921,7 +1923,7 @@ def incident_f1(
 
 NOVELTY_CONSTANTS = (
     "grain", "echo", "restlessness", "forgetting", "excess", "over_usual", "usual_half_life", "novelty_youth", "alarm_half_life",
-    "alarm_weight", "alarm_ramp",
+    "alarm_weight", "alarm_ramp", "rhythm_excess", "over_usual_rhythm", "rhythm_youth",
 )  # fmt: skip
 """What `search` tries."""
 
