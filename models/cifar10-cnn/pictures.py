@@ -73,6 +73,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __add__(self, other: Pictures) -> Pictures:
+        return Pictures(np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels]))
+
     def __getitem__(self, rows: slice) -> Pictures:
         return Pictures(self.images[rows], self.labels[rows])
 

@@ -321,11 +321,13 @@ class Version:
         model: its graph.
         tolerance: of the golden samples' probabilities, for other processors.
         filter: the resize filter that its manifest names.
+        for_photographs: whether it is calibrated on the tuning part of the photographs, too.
     """
 
     model: onnx.ModelProto
     tolerance: float
     filter: str
+    for_photographs: bool = False
 
 
 def whole_photographs(data: Path, part: str, names: list[str], side: int, name: str) -> Pictures:
@@ -426,8 +428,8 @@ def publish(
 ) -> None:
     """Write the versions, calibrate them, and score them beside those that are there already, into card and manifests.
 
-    Temperature aside, which is in the graph, all calibration is by the held-out pictures. The highest version is the one
-    that the model's own manifest speaks of.
+    Temperature aside, which is in the graph, all calibration is by the held-out pictures. The model's own manifest speaks of
+    its default version; another version has a manifest of its own, which must be there.
     """
     folder, out = Path(options.data) / "cifar10", Path(options.out)
     for version, own in versions.items():
@@ -436,21 +438,25 @@ def publish(
         (out / version / "labels.txt").write_text("".join(f"{name}\n" for name in names))
     paths = sorted(out.glob("*/model.onnx"), key=lambda path: path.parent.name, reverse=True)
     sessions = {path.parent.name: open_session(onnx.load(path)) for path in paths}
-    newest = next(iter(sessions))
+    newest = max(versions)
+    default = read_manifest(out, newest).get("default_version", newest)
     filters, calibrations, held = {}, {}, {}
     for version, session in sessions.items():
         before = read_manifest(out, version)
         filters[version] = versions[version].filter if version in versions else str(before["preprocessing"]["filter"])
         found = answers(session, resized(held_out.images, side_of(session), filters[version]))
-        calibrations[version] = (
-            calibrate(options, found, held_out.labels) if version in versions else before["calibration"]
-        )
-        right = found["logits"].argmax(1) == held_out.labels
+        labels = held_out.labels
+        right = found["logits"].argmax(1) == labels
         held[version] = {f"Held-out training pictures ({len(held_out)})": interval(right)}
         if (Path(options.data) / "flickr8k").is_dir():
             shown = whole_photographs(Path(options.data), "tuning", names, side_of(session), filters[version])
-            right = answers(session, shown.images)["logits"].argmax(1) == shown.labels
+            theirs = answers(session, shown.images)
+            right = theirs["logits"].argmax(1) == shown.labels
             held[version][f"Photographs of the tuning part ({len(shown)})"] = interval(right)
+            if version in versions and versions[version].for_photographs:
+                found = {name: np.concatenate([found[name], theirs[name]]) for name in ("logits", "novelty")}
+                labels = np.concatenate([labels, shown.labels])
+        calibrations[version] = calibrate(options, found, labels) if version in versions else before["calibration"]
         print(f"version {version}: {held[version]}  {calibrations[version]}", flush=True)
     by_filter = filter_scores(sessions[newest], held_out)
     speeds = {
@@ -516,7 +522,7 @@ def publish(
     if (out / "card.md").exists():
         write_card(out / "card.md", lines)
     for version in versions:
-        if version == newest and (out / "manifest.toml").exists():
+        if version == default and (out / "manifest.toml").exists():
             write_manifest(out / "manifest.toml", filters[version], calibration=calibrations[version], metrics=metrics)
         elif (out / version / "manifest.toml").exists():
             write_manifest(out / version / "manifest.toml", filters[version], calibration=calibrations[version])
