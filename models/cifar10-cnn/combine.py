@@ -176,7 +176,8 @@ def main(config: Config) -> None:
 
     generator = torch.Generator().manual_seed(config.seed)
     random_views = Photographs(config, names, generator)
-    scenes = [seen_by(whole_photographs(data, "training", names, side, config.filter))]
+    shown = whole_photographs(data, "training", names, side, config.filter)
+    scenes = [seen_by(shown)]
     for _ in range(config.draws):
         views, labels = random_views.draw(side)
         scenes.append((features_of(network, views), labels))
@@ -193,16 +194,17 @@ def main(config: Config) -> None:
 
     tuning = whole_photographs(data, "tuning", names, side, config.filter)
     unseen = enlarged(held_out) + tuning
-    whole = plain[slice(config.novelty_pictures)] + whole_photographs(data, "training", names, side, config.filter)
+    some = slice(config.novelty_pictures)
+    whole = plain[some] + shown
     blank = Novelty(torch.zeros(len(classifier.weight[0]), 1), torch.zeros(len(names), 1))
     first = open_session(to_onnx(network, classifier, gate, close, blank, 1.0))
     temperature = fit_temperature(answers(first, unseen.images)["logits"], unseen.labels)
     logits = torch.from_numpy(answers(first, whole.images)["logits"]) / temperature
-    features, labels = seen_by(whole)
+    features, labels = torch.cat([near[some], scenes[0][0]]), torch.from_numpy(whole.labels)
     novelty = Novelty.fit(features, logits, labels, config.distance_weight, dimensions=config.distance_dimensions)
     model = to_onnx(network, classifier, gate, close, novelty, temperature)
-    exact = (*finetune.EXACT, "close.stem.weight", "close.classifier.weight")
-    quantised = to_int8(model, whole.images[:: len(whole) // 100], exact, seven_bits=False)
+    # version 1's stem and classifier have names that end alike, so they stay float32 as well
+    quantised = to_int8(model, whole.images[:: len(whole) // 100], finetune.EXACT, seven_bits=False)
     parts = [network.stem, network.blocks]
     count = sum(p.numel() for part in parts for p in part.parameters())
     count += sum(layer.weight.numel() + layer.bias.numel() for layer in (classifier, gate))

@@ -298,10 +298,7 @@ async def test_a_client_who_leaves_after_a_known_head_is_counted(
         return run(*args, **options)
 
     handle._session.run = held
-    first, second = (
-        await served.connect(),
-        await served.connect(),
-    )  # the first one is not alone, and not run on the loop
+    first, second = await served.connect(), await served.connect()
     first[1].write(post())
     second[1].write(post())
     await served.has_in_flight(2)
