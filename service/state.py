@@ -29,6 +29,7 @@ MAX_TOKEN_CHARS = 64 * 1024
 """A longer token is refused unread (characters)."""
 
 _DIGEST_BYTES = 8
+_JSON = json.JSONEncoder(separators=(",", ":"))
 _DTYPES = {"<f4", "<f8", "<i8", "<i4"}
 
 
@@ -52,13 +53,12 @@ def pack(model: str, version: str, state: State) -> str:
         URL-safe ASCII text.
     """
     arrays = {name: np.ascontiguousarray(value) for name, value in state.arrays.items()}
-    header = json.dumps(
+    header = _JSON.encode(
         {
             "model": [model, version],
             "arrays": [[name, a.dtype.newbyteorder("<").str, a.shape] for name, a in arrays.items()],
             "extra": dict(state.extra),
-        },
-        separators=(",", ":"),
+        }
     ).encode()
     body = b"".join([len(header).to_bytes(4, "little"), header, *(a.data for a in arrays.values())])
     return base64.urlsafe_b64encode(_digest(body) + body).rstrip(b"=").decode()

@@ -19,14 +19,14 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
@@ -113,37 +113,48 @@ class NextWordInput(TaskInput):
         return 1 if self.text[-1:].isspace() else 2  # before and after a last word that may be unfinished
 
 
-class Prediction(BaseModel):
+@dataclass(slots=True)
+class Prediction:
     """A continuation and how probable it is."""
 
-    text: str = Field(
-        description="The word as a person would type it, or the words; where `completing` is set, the whole word.",
-        examples=["the"],
-    )
-    score: float = Field(
-        description=(
-            "Probability of this continuation, given the text, that a word follows, and that the model knows it; when "
-            "completing, also given the letters typed so far. Spellings that differ only in capitals are one "
-            "continuation, so the scores of all continuations sum to 1, and those of an answer to at most 1."
+    text: Annotated[
+        str,
+        Field(
+            description="The word as a person would type it, or the words; where `completing` is set, the whole word.",
+            examples=["the"],
         ),
-        ge=0,
-        le=1,
-        examples=[0.21],
-    )
+    ]
+    score: Annotated[
+        float,
+        Field(
+            description=(
+                "Probability of this continuation, given the text, that a word follows, and that the model knows it; "
+                "when completing, also given the letters typed so far. Spellings that differ only in capitals are one "
+                "continuation, so the scores of all continuations sum to 1, and those of an answer to at most 1."
+            ),
+            ge=0,
+            le=1,
+            examples=[0.21],
+        ),
+    ]
 
 
-class TokenSurprisal(BaseModel):
+@dataclass(slots=True)
+class TokenSurprisal:
     """A piece of the text and the information it carried."""
 
-    token: str = Field(description="A word or a punctuation mark, as typed.", examples=["The"])
-    surprisal: float = Field(
-        description=(
-            "-log2 of the probability that the model gave this token, in bits. A word that the model does not know has "
-            "the surprisal of meeting any unknown word."
+    token: Annotated[str, Field(description="A word or a punctuation mark, as typed.", examples=["The"])]
+    surprisal: Annotated[
+        float,
+        Field(
+            description=(
+                "-log2 of the probability that the model gave this token, in bits. A word that the model does not know "
+                "has the surprisal of meeting any unknown word."
+            ),
+            ge=0,
+            examples=[7.1],
         ),
-        ge=0,
-        examples=[7.1],
-    )
+    ]
 
 
 class NextWordOutput(TaskOutput):
@@ -447,8 +458,7 @@ def _can_be_predicted(word: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------ memory
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """What a stream remembers.
 
     Attributes:
@@ -466,7 +476,7 @@ class Memory:
     def after(self, token: str) -> Memory:
         """The same memory, with `place` moved past a token."""
         place = place_after(token, self.place)
-        return self if place == self.place else replace(self, place=place)
+        return self if place == self.place else self._replace(place=place)
 
 
 def place_after(token: str, place: int) -> int:
@@ -482,8 +492,7 @@ class Token(NamedTuple):
     ids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What the network knows after some tokens: logits (words,) of the next one, and the memory."""
 
     logits: NDArray[np.float32]
@@ -595,7 +604,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             complete += tokens
             for token in tokens:
                 place = place_after(token.text, place)
-        return replace(memory, pending=chunk, place=place), complete, pending
+        return memory._replace(pending=chunk, place=place), complete, pending
 
     def _tokens(self, chunk: str) -> tuple[Token, ...]:
         """The tokens of a chunk."""
@@ -642,7 +651,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             part, places - begin, np.repeat(states, len(stops), axis=0), "logits", "next_state", explain=explain
         )
         readings = [
-            Reading(logits, replace(memory, array=state, fresh=False))
+            Reading(logits, memory._replace(array=state, fresh=False))
             for logits, state in zip(outputs["logits"], outputs["next_state"], strict=True)
         ]
         if not explain:
@@ -691,7 +700,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             if choice is not None:
                 completing, here, finished = fragment, before, len(complete) + inside
         for token in tokens[len(complete) : finished]:
-            here = replace(here, memory=here.memory.after(token.text))
+            here = here._replace(memory=here.memory.after(token.text))
         if request.words == 1:
             predictions = self.encode(here, request.top_k, completing or "", choice)
         else:
@@ -704,7 +713,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if not request.explain:
             return answer
         told = [
-            TokenSurprisal(token=join([token.text]), surprisal=max(0.0, float(carried)))
+            TokenSurprisal(join([token.text]), max(0.0, float(carried)))
             for token, carried in zip(tokens[:finished], bits, strict=False)
             if token.text != END
         ]
@@ -751,7 +760,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             choice: the words that the letters leave; None: all words.
         """
         return [
-            Prediction.model_construct(text=text, score=score)
+            Prediction(text, score)
             for _, text, score in self._best(here.logits, top_k, here.memory.place > 0, typed, choice)
         ]
 
@@ -820,7 +829,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                         ahead.append(Beam(score, (*beam.tokens, text), beam.words + beam.counts, token, state))
             beams = sorted(ahead, key=lambda beam: -beam.score)[:BEAMS]
         ranked = sorted(done.items(), key=lambda item: (-item[1], item[0]))[:top_k]
-        return [Prediction(text=text, score=min(score, 1.0)) for text, score in ranked]
+        return [Prediction(text, min(score, 1.0)) for text, score in ranked]
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
