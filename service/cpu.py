@@ -5,6 +5,7 @@ Thread pools sized to the host inside a small container are the classic cause of
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from dataclasses import dataclass
@@ -51,6 +52,24 @@ def _quota(cgroup: Path) -> float | None:
         return None if limit_us <= 0 else limit_us / int((cgroup / "cpu/cpu.cfs_period_us").read_text())
     except (OSError, ValueError):
         return None
+
+
+def cache_folder() -> Path | None:
+    """Where this user's programs keep what they can make again (`XDG_CACHE_HOME`); None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gridloop"
+    except RuntimeError:  # as in many containers
+        return None
+
+
+def processor_kind() -> str:
+    """What tells kinds of processors apart: the name, and the instructions it has, which a virtual machine may hide."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    has = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
+    return f"{processor_name()} {hashlib.sha256(has.encode()).hexdigest()[:16]}"
 
 
 def processor_name() -> str:

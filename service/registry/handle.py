@@ -20,6 +20,7 @@ from service.graph import Array, Run, Signature, Steps
 from service.registry.golden import FILENAME, check_golden, golden_request, read_golden
 from service.registry.manifest import MOST_ROWS, Batching, Manifest
 from service.runtime.batcher import Batcher, Done, drive
+from service.runtime.packed import packed_copy
 from service.runtime.session import OnnxSession
 from service.runtime.tuning import remembered, tune
 from service.schemas.model_info import Tuning
@@ -27,6 +28,12 @@ from service.tasks import AnyTask
 from service.tasks.base import Limits, ModelFolder, ModelRef, TaskInput, TaskOutput
 
 log = structlog.get_logger(__name__)
+
+PACKED_FROM_BYTES = 8 * 1024 * 1024
+"""From this size of the graph file on, weights are packed into a file that is shared (bytes)."""
+MOST_BYTES_TWICE = 64 * 1024 * 1024
+"""A larger graph that could not be is not opened a second time for lone runs: its weights would be in memory twice
+(bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,8 @@ class ModelHandle:
             sample = self._one_row(golden_request(self.task, samples[0], folder))
         else:
             log.warning("no golden samples: the model is served unchecked and cold", model=name, version=version)
+        if sample and options.tune and self.size_bytes >= PACKED_FROM_BYTES:
+            self._pack(graph, sample)
         self.tuning = self._tune(manifest.batching, sample)
         self._graph.lone_threads = self.tuning.lone_threads
         if sample:
@@ -111,9 +120,18 @@ class ModelHandle:
             steps.close()
         return Run({name: array[:1] for name, array in run.tensors.items()}, run.outputs)
 
+    def _pack(self, graph: Path, sample: Run) -> None:
+        """Go on with a packed copy of the graph, whose weights all sessions and workers share."""
+        rows = self.signature.fixed_batch or 1
+        inputs = {name: np.repeat(array, rows, axis=0) for name, array in self.task.prepare(sample.tensors).items()}
+        copy = packed_copy(graph, self.digest, inputs)
+        if copy:
+            self._graph.use_copy(copy, inputs)
+
     def _tune(self, batching: Batching, sample: Run | None) -> Tuning:
         """Choose how to run the graph; the manifest's word counts most."""
-        cores, most = self._options.cores, batching.max_batch_size or MOST_ROWS
+        once = self.size_bytes > MOST_BYTES_TWICE and self._graph.copy is None
+        cores, most = 1 if once else self._options.cores, batching.max_batch_size or MOST_ROWS
         choice = Tuning(max_batch_size=most, turn_rows=most, lone_threads=1, source="default")
         if self._options.tune and sample is not None:
             choice = remembered(
@@ -126,7 +144,6 @@ class ModelHandle:
                     sample.outputs,
                     most_rows=most,
                     cores=cores,
-                    size_bytes=self.size_bytes,
                 ),
             )
         if batching.max_batch_size:

@@ -15,10 +15,14 @@ os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
 import numpy as np
 import onnxruntime as ort
+import structlog
 
 from service.errors import ManifestInvalid
 from service.graph import Array, Signature, TensorSpec
+from service.runtime import packed
 from service.runtime.tensors import pad_rows
+
+log = structlog.get_logger(__name__)
 
 _DTYPES = {
     "float": "float32",
@@ -40,6 +44,7 @@ class OnnxSession:
     Attributes:
         signature: inputs and outputs, read from the graph.
         lone_threads: size of that pool; with 1 there is none.
+        copy: the packed copy that is used instead of the graph itself, if one is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +60,7 @@ class OnnxSession:
         if not path.is_file():
             raise ManifestInvalid(where, "is missing; export the graph to this place.")
         self._path, self._where = path, where
+        self.copy: Path | None = None
         self._session = self._open()
         self._wide: Any = None
         self._opening = False
@@ -68,12 +74,29 @@ class OnnxSession:
             self._shrink = ort.RunOptions()
             self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
+    def use_copy(self, copy: Path, sample: Mapping[str, Array]) -> None:
+        """Go on with a packed copy, if it still gives the same numbers for a sample of every input."""
+        original = self._session
+        before = list(self.run(sample).values())
+        self.copy = copy
+        try:
+            self._session = self._open()
+            if packed.same(before, list(self.run(sample).values())):
+                return
+        except Exception as error:  # removed or damaged meanwhile
+            log.debug("the packed copy cannot be used", graph=self._where, reason=str(error))
+        self._session, self.copy = original, None
+        packed.forget(copy)
+
     def open_pool(self) -> None:
         """Open the second way now. It is opened by the first lone run otherwise, in the background.
 
         Not before a server forks its workers: threads do not survive that.
         """
-        self._wide = self._open(self.lone_threads)
+        try:
+            self._wide = self._open(self.lone_threads)
+        except ManifestInvalid as error:  # the file is gone; the session that is open needs it no more
+            log.warning("lone runs stay on one core", graph=self._where, reason=str(error))
 
     def close_pool(self) -> None:
         """Give the pool's threads and memory back."""
@@ -97,12 +120,14 @@ class OnnxSession:
         # A pool that spins is quick within a run; between runs it would take whole cores from everybody else.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.copy:
+            packed.prepare(options)
         if hasattr(self, "signature") and self.signature.free_shape:
             # The arena keeps the largest block of every shape ever seen; with free shapes it only grows.
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
         try:
-            return ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+            return ort.InferenceSession(str(self.copy or self._path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
             raise ManifestInvalid(self._where, _explain(error, self._path)) from error
 

@@ -14,14 +14,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import structlog
 from pydantic import ValidationError
 
-from service.cpu import processor_name
+from service.cpu import cache_folder, processor_name
 from service.graph import Array
 from service.runtime.session import OnnxSession
 from service.schemas.model_info import Tuning
@@ -40,10 +39,7 @@ WORTH_A_POOL = 0.8
 """A pool of threads is used when a lone run takes at most this share of its time on one core…"""
 POOL_FROM_MS = 0.5
 """…and that is so long: what a pool wins on less is lost in waking it up (milliseconds)."""
-MOST_BYTES_TWICE = 64 * 1024 * 1024
-"""A larger graph is not opened a second time for lone runs: its weights would be in memory twice (bytes)."""
-
-_FORMAT = 6
+_FORMAT = 7
 
 
 def tune(
@@ -53,7 +49,6 @@ def tune(
     *,
     most_rows: int,
     cores: int,
-    size_bytes: int,
 ) -> Tuning:
     """Measure a graph and choose.
 
@@ -62,8 +57,7 @@ def tune(
         row: every input, with one row.
         outputs: names of the outputs to compute.
         most_rows: largest batch to try.
-        cores: that a lone run may use.
-        size_bytes: of the graph file.
+        cores: that a lone run may use; with more than one, the graph is opened a second time.
     """
     end = time.perf_counter() + BUDGET_S
     fixed = session.signature.fixed_batch
@@ -88,7 +82,7 @@ def tune(
     turn = _smallest({size: per_row[run] + TURN_COSTS_MS / size for size in turns}, NEAR_BEST)
 
     lone: dict[int, float] = {}
-    if cores > 1 and size_bytes <= MOST_BYTES_TWICE:
+    if cores > 1:
         session.lone_threads = cores
         session.open_pool()
         session.run(one, outputs, alone=True)
@@ -140,11 +134,10 @@ def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tu
     """
     machine = [_FORMAT, digest, most_rows, cores, processor_name(), ort.__version__]
     key = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:32]
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # a user without a home, as in many containers
+    cache = cache_folder()
+    if cache is None:
         return measure()
-    file = cache / "gridloop" / "tuning" / f"{key}.json"
+    file = cache / "tuning" / f"{key}.json"
     try:
         return Tuning.model_validate_json(file.read_bytes()).model_copy(update={"source": "remembered"})
     except (OSError, ValidationError):
