@@ -31,7 +31,7 @@ def serve(settings: Settings) -> int:
         # Not at the top: the metrics look for their folder when they are imported.
         from service.supervisor import Supervisor
         from service.telemetry import configure_logging
-        from service.worker import work
+        from service.worker import make_server, work
 
         configure_logging(settings.log_format, settings.log_level)
         try:
@@ -50,7 +50,7 @@ def serve(settings: Settings) -> int:
         if unknown := settings.unknown_variables(os.environ):
             log.warning("variables that are no settings are ignored", variables=unknown)
         if plan.workers == 1:
-            work(settings, listening)
+            work(make_server(settings), listening)
             return 0
         return Supervisor(settings, listening, plan.workers).run()
 

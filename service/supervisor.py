@@ -26,9 +26,9 @@ from service import telemetry
 from service.api.context import Workers
 from service.app import make_registry
 from service.registry.registry import Registry
-from service.runtime.memory import give_back_memory
+from service.runtime.memory import give_back_memory, let_go_of_files
 from service.settings import Settings
-from service.worker import work
+from service.worker import Server, make_server, work
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +47,15 @@ class _Worker:
     channel: socket.socket
     given: int = 0
     """Connections handed to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begin:
+    """What every worker begins with, made before it is forked."""
+
+    registry: Registry
+    workers: Workers
+    server: Server
 
 
 class Supervisor:
@@ -78,13 +87,16 @@ class Supervisor:
             greeter = self._fork(_greet, self._settings, self._listening, registry)
             registry.load()
             telemetry.forget()  # what the loading has counted: the workers tell it
+            workers = Workers(*self._shared)
+            begin = _Begin(registry, workers, make_server(self._settings, registry=registry, workers=workers))
             give_back_memory()
             gc.freeze()  # the collector's marks would copy the shared pages
-            self._workers = [self._start(index, registry) for index in range(self._count)]
+            self._workers = [self._start(index, begin) for index in range(self._count)]
             self._end(greeter)
+            let_go_of_files()  # from here on this process only accepts
             self._listening.setblocking(False)
             while True:
-                self._replace_the_dead(registry)
+                self._replace_the_dead(begin)
                 waiting: list[Any] = [self._listening, *(worker.process.sentinel for worker in self._workers)]
                 if self._listening in multiprocessing.connection.wait(waiting):
                     self._accept()
@@ -98,26 +110,21 @@ class Supervisor:
             self._listening.close()
             self._end(*([greeter] if greeter else []), *(worker.process for worker in self._workers))
 
-    def _slots(self, index: int) -> Workers:
-        loaded, in_flight, closed = self._shared
-        return Workers(loaded, in_flight, closed, own=index)
-
     def _fork(self, target: Any, *arguments: Any) -> BaseProcess:
         process = _FORK.Process(target=target, args=arguments, daemon=True)
         process.start()
         return process
 
-    def _start(self, index: int, registry: Registry) -> _Worker:
+    def _start(self, index: int, begin: _Begin) -> _Worker:
         here, there = socket.socketpair()
         here.setblocking(False)  # a worker that hangs must not keep connections from the others
         inherited = [self._listening, here, *(worker.channel for worker in self._workers)]
-        slots = self._slots(index)
-        slots.closed[index] = slots.in_flight[index] = 0
-        process = self._fork(_work, self._settings, there, inherited, registry, slots)
+        begin.workers.closed[index] = begin.workers.in_flight[index] = 0
+        process = self._fork(_work, begin, index, there, inherited)
         there.close()
         return _Worker(process, here)
 
-    def _replace_the_dead(self, registry: Registry) -> None:
+    def _replace_the_dead(self, begin: _Begin) -> None:
         for index, worker in enumerate(self._workers):
             if worker.process.is_alive():
                 continue
@@ -128,7 +135,7 @@ class Supervisor:
                 log.error("it had not even begun", worker=index)
                 raise _WorkerCannotLive
             self._shared[0][index] = 0
-            self._workers[index] = self._start(index, registry)
+            self._workers[index] = self._start(index, begin)
 
     def _accept(self) -> None:
         """Hand every connection that waits to the worker that has the fewest; of equals, to each in turn."""
@@ -176,18 +183,17 @@ def _stop(*_: Any) -> None:
 def _greet(settings: Settings, listening: socket.socket, registry: Registry) -> None:
     """Answer probes, and everything else with "still loading", until the workers are there."""
     _quiet()
-    work(settings, listening, registry=registry)
+    work(make_server(settings, registry=registry), listening)
 
 
-def _work(
-    settings: Settings, channel: socket.socket, inherited: list[socket.socket], registry: Registry, slots: Workers
-) -> None:
+def _work(begin: _Begin, index: int, channel: socket.socket, inherited: list[socket.socket]) -> None:
     _quiet()
     for other in inherited:  # a worker notices the supervisor's death when nobody else holds its end of the channel
         other.close()
-    registry.announce()
-    slots.loaded[slots.own] = 1
-    work(settings, channel, registry=registry, workers=slots)
+    begin.workers.own = index
+    begin.registry.announce()
+    begin.workers.loaded[index] = 1
+    work(begin.server, channel)
     sys.exit(0)
 
 

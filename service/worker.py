@@ -28,7 +28,7 @@ KEEP_ALIVE_S = 75
 """Idle time after which a kept-alive connection is closed: longer than the pools of usual clients (seconds)."""
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server, which exits with 0 after a signal and tells the application as soon as one arrives."""
 
     channel: socket.socket | None = None
@@ -79,22 +79,14 @@ class _Server(uvicorn.Server):
         return LimitedHttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
-def work(
-    settings: Settings,
-    source: socket.socket,
-    *,
-    registry: Registry | None = None,
-    workers: Workers | None = None,
-) -> None:
-    """Answer requests until SIGTERM or SIGINT.
+def make_server(settings: Settings, *, registry: Registry | None = None, workers: Workers | None = None) -> Server:
+    """All that can be made before there is an event loop: what is made before a fork, the workers share.
 
     Args:
         settings: of the server.
-        source: a listening TCP socket, or the Unix socket on which connections are handed over.
-        registry: the models as they are to be served; left out, they are loaded here.
+        registry: the models as they are to be served; left out, they are loaded once the server runs.
         workers: what the workers know of each other; left out, this is the only one.
     """
-    gc.set_threshold(ALLOCATIONS, 20, 50)
     workers = workers or Workers()
     app = create_app(settings, registry=registry, workers=workers)
     LimitedHttpProtocol.header_timeout_s, LimitedHttpProtocol.workers = settings.body_timeout_s, workers
@@ -114,7 +106,19 @@ def work(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )
-    server = _Server(config)
+    config.load()
+    config.get_loop_factory()
+    return Server(config)
+
+
+def work(server: Server, source: socket.socket) -> None:
+    """Answer requests until SIGTERM or SIGINT.
+
+    Args:
+        server: from `make_server`.
+        source: a listening TCP socket, or the Unix socket on which connections are handed over.
+    """
+    gc.set_threshold(ALLOCATIONS, 20, 50)
     if source.family in (socket.AF_INET, socket.AF_INET6):
         server.run(sockets=[source])
     else:

@@ -1,0 +1,36 @@
+"""What the operating system is told of memory, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import numpy as np
+import onnxruntime  # a library with much code
+
+from service.runtime.memory import let_go_of_files
+
+
+def resident_kib(kind):
+    with open("/proc/self/smaps_rollup") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+
+kept = np.arange(1_000_000) * 2.0
+before, numbers = resident_kib("Rss"), resident_kib("Anonymous")
+let_go_of_files()
+after = resident_kib("Rss")
+assert kept.sum() == 999_999 * 1_000_000.0
+assert resident_kib("Anonymous") >= numbers - 64
+print(before - after)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_files_are_let_go_and_come_back() -> None:
+    found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) > 5 * 1024  # KiB of code and constants that had been read
