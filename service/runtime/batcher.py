@@ -3,6 +3,9 @@
 The loop reads as its specification: *wait for somebody; begin the work of all who wait until a batch is full; run the
 oldest and everybody who fits beside it; send each its own rows; hand out what is finished; never die.*
 
+Waking a thread takes as long as a small run. So a few small requests that arrive together while the thread has nothing
+to do are worked on in the event loop's thread, if they should be done soon. A lock lets only one of the two work.
+
 There is no gather delay. While the graph is busy, requests gather; what waits when it becomes free is the next batch
 (continuous batching, as in Orca, Yu et al., OSDI 2022). A request that needs several runs (a beam search, a long
 series) goes back to the line after each one, so it never keeps a short one waiting for longer than a run.
@@ -33,11 +36,12 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-HERE_S = 0.002
-"""A lone request that should take no longer is worked on in the caller's thread, for waking another takes time, too
-(seconds)."""
+HERE_S = 0.004
+"""A few requests that should take no longer are worked on in the event loop's thread (seconds)."""
+FEW = 4
+"""So many requests at most (count)."""
 _FORGETS = 0.95
-"""How quickly an unusually long lone request is forgotten (factor per request)."""
+"""How quickly an unusually long turn of a few requests is forgotten (factor per turn)."""
 _DECODED_AHEAD = 4
 """Batches of rows that may be decoded and waiting for a run (count)."""
 
@@ -157,13 +161,15 @@ class Batcher:
         self._turn_rows = max(self._max_batch_size, turn_rows or 0)
         self._max_queue = max_queue
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._arrived: list[Job] = []  # small ones, until no more of them come; on the event loop only
+        self._turn = threading.Lock()  # held by whoever works
         self._waiting = 0
         self._lock = threading.Lock()
         self._closing = False  # guarded by the lock: no new requests
-        self._stopping = False  # of the worker thread: the last request has been taken
+        self._stopping = False  # of the worker thread: it ends when nobody waits
         self._ready: dict[Hashable, _Group] = {}
         self._ready_rows = 0
-        self._lone_s = math.inf  # longest lone request of late; none was seen yet
+        self._row_s = math.inf  # longest time per row of late, of a few requests; none were seen yet
         self._finished: list[Job] = []
         self._batch_rows = telemetry.Recorder(telemetry.BATCH_ROWS, model)
         self._run_seconds = telemetry.Recorder(telemetry.RUN_SECONDS, model)
@@ -232,7 +238,7 @@ class Batcher:
             rows: rows it will need at once, counted against the queue's limit.
             timeout_s: work that has not ended by then is dropped.
             alone: nothing else is being answered on this machine, nor was a moment ago.
-            small: so little was sent that it may be worked on in the event loop's thread when it is alone.
+            small: so little was sent that it may be worked on in the event loop's thread.
 
         Raises:
             Overloaded: the queue is full.
@@ -241,11 +247,16 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         job = Job(steps, rows, timeout_s, now + timeout_s, loop, deliver, now, alone)
-        if alone and small and self._lone_s <= HERE_S and not self._waiting and self._work_here(job):
-            job.settle(job.outcome)
-            return job
-        self._enqueue(job)
+        self._accept(job)
         job.timer = loop.call_later(timeout_s, self._expire, job)
+        if not small:
+            self._queue.put(job)
+            return job
+        self._arrived.append(job)
+        if alone:  # nobody else comes
+            self._begin_arrived()
+        elif len(self._arrived) == 1:
+            loop.call_soon(self._look_again, 0)
         return job
 
     def abandon(self, job: Job) -> None:
@@ -269,38 +280,39 @@ class Batcher:
 
     # --- on the event loop
 
-    def _work_here(self, job: Job) -> bool:
-        """Work on a lone request in this thread.
+    def _look_again(self, before: int) -> None:
+        """Begin with those who have arrived, once the event loop finds nobody more: they usually come in a bunch."""
+        if len(self._arrived) > before:
+            asyncio.get_running_loop().call_soon(self._look_again, len(self._arrived))
+        else:
+            self._begin_arrived()
 
-        Returns:
-            False when it needs another run and has had its time: it goes on in the worker thread.
-        """
-        if self._closing:
-            return False
-        begun = time.perf_counter()
-        job.advance(None, self._session.signature)
-        while job.outcome is None and job.run is not None:
-            started = time.perf_counter()
-            if started - begun > HERE_S:
-                self._lone_s = started - begun
-                return False
-            try:
-                outputs = self._run(dict(job.run.tensors), job.run.outputs, alone=True)
-            except Exception as error:
-                job.outcome = self._failed(job, error)
-                break
-            job.timings.infer += time.perf_counter() - started
-            job.since = time.perf_counter()
-            job.advance(outputs, self._session.signature)
-        self._took_alone(time.perf_counter() - begun)
-        self._queue_seconds.observe(0.0)
-        return True
+    def _begin_arrived(self) -> None:
+        jobs, self._arrived = self._arrived, []
+        seconds = self._row_s * sum(job.rows for job in jobs)
+        if len(jobs) <= FEW and seconds <= HERE_S and not self._closing and self._turn.acquire(blocking=False):
+            self._work_here(jobs)
+            return
+        for job in jobs:
+            self._queue.put(job)
 
-    def _took_alone(self, seconds: float) -> None:
-        """Remember how long a lone request may take here: the longest of late."""
-        self._lone_s = max(seconds, self._lone_s * _FORGETS if math.isfinite(self._lone_s) else 0.0)
+    def _work_here(self, jobs: list[Job]) -> None:
+        """Work on a few requests in this thread, which has the turn; what takes longer goes on in the worker thread."""
+        end = time.perf_counter() + HERE_S
+        try:
+            for job in jobs:
+                self._admit(job)
+            while self._ready and time.perf_counter() < end:
+                self._execute(self._next_batch())
+            finished, self._finished = self._finished, []
+            if self._ready:
+                self._queue.put(None)
+        finally:
+            self._turn.release()
+        self._deliver(finished)
 
-    def _enqueue(self, job: Job) -> None:
+    def _accept(self, job: Job) -> None:
+        """Count a request among those who wait, if there is room for it."""
         with self._lock:
             if self._closing:
                 telemetry.DROPPED.labels(self._model, "draining").inc()
@@ -310,7 +322,6 @@ class Batcher:
                 telemetry.DROPPED.labels(self._model, "overloaded").inc()
                 raise Overloaded(self._model, waiting=self._waiting, limit=self._max_queue)
             self._waiting += job.rows
-            self._queue.put(job)
 
     def _expire(self, job: Job) -> None:
         telemetry.DROPPED.labels(self._model, "deadline").inc()
@@ -324,30 +335,31 @@ class Batcher:
     # --- in the worker thread
 
     def _serve(self) -> None:
-        while self._gather():
-            if batch := self._next_batch():
-                self._execute(batch)
-            self._hand_out()
+        while not self._stopping or self._waiting:
+            job = self._queue.get()
+            with self._turn:
+                self._take(job)
+                while self._gather():
+                    if batch := self._next_batch():
+                        self._execute(batch)
+                    self._hand_out()
 
     def _gather(self) -> bool:
-        """Begin the work of those who wait, until a batch is full or nobody waits; block only with nothing to do.
+        """Begin the work of those who wait, until a batch is full or nobody waits.
 
         Returns:
-            False when the batcher is closing and all is done.
+            Whether there is anything to do.
         """
-        while not self._is_full():
-            idle = not self._ready and not self._finished
-            if idle and self._stopping:
-                return False
-            try:
-                job = self._queue.get(block=idle)
-            except queue.Empty:
-                return True
-            if job is None:  # the last entry: nothing is enqueued after it
-                self._stopping = True
-            else:
-                self._admit(job)
-        return True
+        with contextlib.suppress(queue.Empty):
+            while not self._is_full():
+                self._take(self._queue.get_nowait())
+        return bool(self._ready or self._finished)
+
+    def _take(self, job: Job | None) -> None:
+        if job:
+            self._admit(job)
+        else:  # a call to look at what is there, or to end
+            self._stopping = self._closing
 
     def _admit(self, job: Job) -> None:
         with self._lock:
@@ -356,20 +368,14 @@ class Batcher:
         self._queue_seconds.observe(now - job.since)
         if self._is_dead(job, now):
             return
-        if job.run is None:
-            self._advance(job, None)
-        else:  # begun in the caller's thread
-            self._line_up(job)
+        self._advance(job, None)
 
     def _advance(self, job: Job, outputs: Mapping[str, Array] | None) -> None:
         job.advance(outputs, self._session.signature)
         if job.outcome is not None:
             self._finished.append(job)
-            if job.alone:
-                t = job.timings
-                self._took_alone(t.decode + t.infer + t.encode)
-            return
-        self._line_up(job)
+        else:
+            self._line_up(job)
 
     def _line_up(self, job: Job) -> None:
         group = self._ready.get(job.key)
@@ -437,6 +443,12 @@ class Batcher:
             job.timings.infer += ended - begun
             job.since = time.perf_counter()
             self._advance(job, share)
+        if len(batch) <= FEW:
+            self._took((time.perf_counter() - begun) / sum(job.run_rows for job in batch))
+
+    def _took(self, seconds: float) -> None:
+        """Remember how long a row takes when there are few: the longest of late."""
+        self._row_s = max(seconds, self._row_s * _FORGETS if math.isfinite(self._row_s) else 0.0)
 
     def _run(self, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool) -> Mapping[str, Array]:
         """Run the graph, in slices when there are more rows than a run may have."""

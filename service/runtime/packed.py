@@ -92,7 +92,7 @@ def _make(graph: Path, folder: Path, sample: Mapping[str, Array]) -> None:
     """Make the copy in its folder; where the trial fails, the folder holds the reason instead."""
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=folder.parent))
     try:
-        np.savez(draft / "sample.npz", **sample)  # type: ignore[arg-type]
+        np.savez(draft / "sample.npz", **{f"@{name}": array for name, array in sample.items()})  # type: ignore[arg-type]
         command = [sys.executable, "-m", "service.runtime.packed", str(graph), str(draft)]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         try:
@@ -121,7 +121,7 @@ def _remove_unused(folder: Path) -> None:
 
 def _try(graph: Path, draft: Path) -> None:
     """Make a copy and see that it gives what the graph gives. In a process of its own."""
-    sample = dict(np.load(draft / "sample.npz"))
+    sample = {name[1:]: array for name, array in np.load(draft / "sample.npz").items()}
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -298,6 +299,7 @@ async def test_a_client_who_leaves_after_a_known_head_is_counted(
         return run(*args, **options)
 
     handle._session.run = held
+    handle.batcher._row_s = math.inf  # so that it is not the event loop that is held
     first, second = await served.connect(), await served.connect()
     first[1].write(post())
     second[1].write(post())

@@ -49,6 +49,15 @@ class Gated:
         return task
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait, without holding the event loop up."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it never came true")
+
+
 def ask(x: Any) -> Steps[Any]:
     """One run of y = 2x + 1; the result is y."""
     outputs = yield Run({"x": np.asarray(x, np.float32)})
@@ -336,7 +345,7 @@ def test_batched_equals_one_by_one(summing: OnnxSession, series: list[list[int]]
         assert done.value == (np.cumsum(x).tolist(), sum(x))
 
 
-# ------------------------------------------------------------------------------------------- in the caller's thread
+# --------------------------------------------------------------------------------------- in the event loop's thread
 
 
 def noting(threads: list[int], *inputs: Any) -> Steps[Any]:
@@ -349,7 +358,7 @@ def noting(threads: list[int], *inputs: Any) -> Steps[Any]:
     return y
 
 
-async def test_a_small_lone_request_is_worked_on_in_the_callers_thread(
+async def test_a_small_request_is_worked_on_in_the_event_loops_thread(
     double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batcher_module, "HERE_S", 60.0)  # whatever this machine's mood
@@ -358,6 +367,7 @@ async def test_a_small_lone_request_is_worked_on_in_the_callers_thread(
 
     async def worked_on(**options: bool) -> set[int]:
         threads: list[int] = []
+        await until(lambda: not batcher._turn.locked())
         done = await batcher.submit(noting(threads, [[1]]), **options)
         assert done.value.tolist() == [[3]]
         return set(threads)
@@ -365,8 +375,74 @@ async def test_a_small_lone_request_is_worked_on_in_the_callers_thread(
     assert here not in await worked_on(alone=True, small=True)  # nobody knows yet how long it takes
     assert await worked_on(alone=True, small=True) == {here}
     assert here not in await worked_on(alone=True)
-    assert here not in await worked_on(small=True)
+    assert await worked_on(small=True) == {here}
     assert double.alone == [True, True, True, False]
+
+
+async def test_a_few_that_arrive_together_are_a_batch_in_the_event_loops_thread(
+    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    batcher = make(double)
+    await batcher.submit(ask([[1]]), small=True)
+    here = threading.get_ident()
+    for count in (2, batcher_module.FEW, batcher_module.FEW + 1):
+        await until(lambda: not batcher._turn.locked())
+        double.rows.clear()
+        threads: list[int] = []
+        asked = (batcher.submit(noting(threads, [[n]]), small=True) for n in range(count))
+        assert [done.value.tolist() for done in await asyncio.gather(*asked)] == [[[2 * n + 1]] for n in range(count)]
+        if count <= batcher_module.FEW:
+            assert set(threads) == {here}
+            assert double.rows == [count]
+        else:
+            assert here not in threads
+
+
+async def test_who_should_take_longer_goes_to_the_worker_thread(
+    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "HERE_S", 0.5)
+    batcher = make(double)
+    await batcher.submit(ask([[1]]), small=True)
+    for row_s, is_here in ((0.2, True), (0.3, False)):  # of two rows
+        await until(lambda: not batcher._turn.locked())
+        batcher._row_s = row_s
+        threads: list[int] = []
+        await asyncio.gather(*(batcher.submit(noting(threads, [[n]]), small=True) for n in range(2)))
+        assert (set(threads) == {threading.get_ident()}) == is_here
+
+
+async def test_while_the_worker_thread_is_busy_nobody_works_beside_it(
+    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    batcher = make(double)
+    await batcher.submit(ask([[1]]), small=True)
+    first = await double.busy(batcher)
+    threads: list[int] = []
+    asked = [asyncio.create_task(batcher.submit(noting(threads, [[n]]), small=True)) for n in range(3)]
+    await until(lambda: batcher._queue.qsize() == 3)
+    double.gate.set()
+    assert [done.value.tolist() for done in await asyncio.gather(*asked)] == [[[1]], [[3]], [[5]]]
+    await first
+    assert threading.get_ident() not in threads
+    assert double.rows == [3]
+
+
+async def test_who_has_arrived_before_the_batcher_closes_is_answered(
+    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    batcher = make(double)
+    await batcher.submit(ask([[1]]), small=True)
+    outcomes: list[Any] = []
+    for n in range(3):
+        batcher.begin(ask([[n]]), outcomes.append, small=True)
+    assert not batcher.close(0.1)  # they wait for a look at who else comes
+    await until(lambda: len(outcomes) == 3)
+    assert [done.value.tolist() for done in outcomes] == [[[1]], [[3]], [[5]]]
+    assert await asyncio.to_thread(batcher.close, 10.0)
 
 
 async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
@@ -392,7 +468,8 @@ async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
         except StopIteration as stop:
             return stop.value
 
-    batcher._lone_s = 0.0
+    await until(lambda: not batcher._turn.locked())
+    batcher._row_s = 0.0
     threads: list[int] = []
     done = await batcher.submit(slow(threads), alone=True, small=True)
     assert done.value.tolist() == [[5]]
@@ -402,12 +479,13 @@ async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
     assert threading.get_ident() not in threads  # it is remembered
 
 
-async def test_a_failure_in_the_callers_thread_is_told_like_any_other(
+async def test_a_failure_in_the_event_loops_thread_is_told_like_any_other(
     tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
     batcher = make(OnnxSession(graphs.affine(tmp_path / "affine.onnx")))
     await batcher.submit(ask([[1]]), alone=True, small=True)
+    await until(lambda: not batcher._turn.locked())
     with pytest.raises(InferenceFailed):
         await batcher.submit(ask([1]), alone=True, small=True)  # one axis too few
     with pytest.raises(InvalidInput):
