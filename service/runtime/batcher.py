@@ -303,7 +303,8 @@ class Batcher:
             for job in jobs:
                 self._admit(job)
             while self._ready and time.perf_counter() < end:
-                self._execute(self._next_batch())
+                if batch := self._next_batch():
+                    self._execute(batch)
             finished, self._finished = self._finished, []
             if self._ready:
                 self._queue.put(None)

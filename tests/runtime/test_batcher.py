@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -411,6 +412,28 @@ async def test_who_should_take_longer_goes_to_the_worker_thread(
         threads: list[int] = []
         await asyncio.gather(*(batcher.submit(noting(threads, [[n]]), small=True) for n in range(2)))
         assert (set(threads) == {threading.get_ident()}) == is_here
+
+
+async def test_a_request_whose_time_is_over_before_its_run_does_not_stop_the_others(
+    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    batcher = make(double)
+    await batcher.submit(ask([[1]]), small=True)
+    await until(lambda: not batcher._turn.locked())
+
+    def dawdling() -> Steps[Any]:
+        time.sleep(0.05)
+        yield from ask([[1]])
+
+    late, refused = await asyncio.gather(
+        batcher.submit(dawdling(), small=True, timeout_s=0.02),
+        batcher.submit(refusing(), small=True),
+        return_exceptions=True,
+    )
+    assert isinstance(late, DeadlineExceeded)
+    assert isinstance(refused, InvalidInput)
+    assert double.rows == [1]
 
 
 async def test_while_the_worker_thread_is_busy_nobody_works_beside_it(
