@@ -54,14 +54,6 @@ def _quota(cgroup: Path) -> float | None:
         return None
 
 
-def cache_folder() -> Path | None:
-    """Where this user's programs keep what they can make again (`XDG_CACHE_HOME`); None for a user without a home."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gridloop"
-    except RuntimeError:  # as in many containers
-        return None
-
-
 def processor_kind() -> str:
     """What tells kinds of processors apart: the name, and the instructions it has, which a virtual machine may hide."""
     try:

@@ -54,7 +54,6 @@ class _Begin:
     """What every worker begins with, made before it is forked."""
 
     registry: Registry
-    workers: Workers
     server: Server
 
 
@@ -69,7 +68,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings, listening: socket.socket, count: int) -> None:
         self._settings, self._listening, self._count = settings, listening, count
-        self._shared = [_FORK.RawArray("i", count) for _ in range(3)]
+        self._slots = Workers(*(_FORK.RawArray("i", count) for _ in range(3)))
         self._workers: list[_Worker] = []
         self._turn = 0
 
@@ -87,8 +86,7 @@ class Supervisor:
             greeter = self._fork(_greet, self._settings, self._listening, registry)
             registry.load()
             telemetry.forget()  # what the loading has counted: the workers tell it
-            workers = Workers(*self._shared)
-            begin = _Begin(registry, workers, make_server(self._settings, registry=registry, workers=workers))
+            begin = _Begin(registry, make_server(self._settings, registry=registry, workers=self._slots))
             give_back_memory()
             gc.freeze()  # the collector's marks would copy the shared pages
             self._workers = [self._start(index, begin) for index in range(self._count)]
@@ -119,8 +117,8 @@ class Supervisor:
         here, there = socket.socketpair()
         here.setblocking(False)  # a worker that hangs must not keep connections from the others
         inherited = [self._listening, here, *(worker.channel for worker in self._workers)]
-        begin.workers.closed[index] = begin.workers.in_flight[index] = 0
-        process = self._fork(_work, begin, index, there, inherited)
+        self._slots.closed[index] = self._slots.in_flight[index] = 0
+        process = self._fork(_work, begin, self._slots, index, there, inherited)
         there.close()
         return _Worker(process, here)
 
@@ -131,10 +129,10 @@ class Supervisor:
             log.error("a worker died and is replaced", worker=index, exit_code=worker.process.exitcode)
             worker.channel.close()
             telemetry.forget(worker.process.pid)
-            if not self._shared[0][index]:
+            if not self._slots.loaded[index]:
                 log.error("it had not even begun", worker=index)
                 raise _WorkerCannotLive
-            self._shared[0][index] = 0
+            self._slots.loaded[index] = 0
             self._workers[index] = self._start(index, begin)
 
     def _accept(self) -> None:
@@ -155,8 +153,7 @@ class Supervisor:
 
     def _load(self, index: int) -> tuple[int, int]:
         """A worker's open connections, and how far off its turn is."""
-        closed = self._shared[2]
-        return self._workers[index].given - closed[index], (index - self._turn) % self._count
+        return self._workers[index].given - self._slots.closed[index], (index - self._turn) % self._count
 
     def _end(self, *processes: BaseProcess) -> None:
         """Let processes finish what they have, and wait."""
@@ -186,13 +183,13 @@ def _greet(settings: Settings, listening: socket.socket, registry: Registry) -> 
     work(make_server(settings, registry=registry), listening)
 
 
-def _work(begin: _Begin, index: int, channel: socket.socket, inherited: list[socket.socket]) -> None:
+def _work(begin: _Begin, slots: Workers, index: int, channel: socket.socket, inherited: list[socket.socket]) -> None:
     _quiet()
     for other in inherited:  # a worker notices the supervisor's death when nobody else holds its end of the channel
         other.close()
-    begin.workers.own = index
+    slots.own = index
     begin.registry.announce()
-    begin.workers.loaded[index] = 1
+    slots.loaded[index] = 1
     work(begin.server, channel)
     sys.exit(0)
 

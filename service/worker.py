@@ -106,7 +106,7 @@ def make_server(settings: Settings, *, registry: Registry | None = None, workers
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )
-    config.load()
+    config.load()  # imports what the server needs, as does the next line
     config.get_loop_factory()
     return Server(config)
 

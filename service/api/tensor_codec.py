@@ -235,7 +235,7 @@ class Codec:
         try:
             (entry,) = orjson.loads(b"[null]".join(around))["inputs"]
             is_there = _flatten([entry.get("data")], look=True) == [None]
-        except (orjson.JSONDecodeError, TypeError, KeyError, ValueError):
+        except (ValueError, TypeError, KeyError):  # as it is no JSON any more, or has no such field
             return
         if is_there:
             if len(self._frame_around) >= REMEMBERED_FRAMES:

@@ -22,6 +22,7 @@ from service.registry.manifest import MOST_ROWS, Batching, Manifest
 from service.runtime.batcher import Batcher, Done, drive
 from service.runtime.packed import packed_copy
 from service.runtime.session import OnnxSession
+from service.runtime.tensors import pad_rows
 from service.runtime.tuning import remembered, tune
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
@@ -122,8 +123,7 @@ class ModelHandle:
 
     def _pack(self, graph: Path, sample: Run) -> None:
         """Go on with a packed copy of the graph, whose weights all sessions and workers share."""
-        rows = self.signature.fixed_batch or 1
-        inputs = {name: np.repeat(array, rows, axis=0) for name, array in self.task.prepare(sample.tensors).items()}
+        inputs = pad_rows(self.task.prepare(sample.tensors), self.signature.fixed_batch or 1)
         copy = packed_copy(graph, self.digest, inputs)
         if copy:
             self._graph.use_copy(copy, inputs)

@@ -233,7 +233,7 @@ class Batcher:
         """Have a request worked on, together with others. On the event loop, without a coroutine.
 
         Args:
-            steps: generator of runs; all of its code is executed in the worker thread.
+            steps: generator of runs; its code is executed by whichever thread has the turn.
             deliver: called once on this event loop with the outcome, maybe before this returns; never after `abandon`.
             rows: rows it will need at once, counted against the queue's limit.
             timeout_s: work that has not ended by then is dropped.
@@ -333,7 +333,7 @@ class Batcher:
         for job in jobs:
             job.settle(job.outcome)
 
-    # --- in the worker thread
+    # --- in the worker thread, or in whichever has the turn
 
     def _serve(self) -> None:
         while not self._stopping or self._waiting:

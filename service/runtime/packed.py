@@ -12,8 +12,6 @@ one kind of processor.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -28,8 +26,9 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 
-from service.cpu import cache_folder, processor_kind
+from service.cpu import processor_kind
 from service.graph import Array
+from service.runtime.cache import cache_place
 
 log = structlog.get_logger(__name__)
 
@@ -58,11 +57,9 @@ def packed_copy(graph: Path, digest: str, sample: Mapping[str, Array]) -> Path |
     Returns:
         The copy's `.onnx` file; None where there is no place for it, or the trial failed, now or earlier.
     """
-    cache = cache_folder()
-    if cache is None:
+    folder = cache_place("packed", _FORMAT, digest, processor_kind(), ort.__version__)
+    if folder is None:
         return None
-    identity = json.dumps([_FORMAT, digest, processor_kind(), ort.__version__])
-    folder = cache / "packed" / hashlib.sha256(identity.encode()).hexdigest()[:32]
     copy = folder / "model.onnx"
     try:
         if not folder.exists():
@@ -119,14 +116,19 @@ def _remove_unused(folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _try(graph: Path, draft: Path) -> None:
-    """Make a copy and see that it gives what the graph gives. In a process of its own."""
-    sample = {name[1:]: array for name, array in np.load(draft / "sample.npz").items()}
+def _plain() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return options
+
+
+def _try(graph: Path, draft: Path) -> None:
+    """Make a copy and see that it gives what the graph gives. In a process of its own."""
+    sample = {name[1:]: array for name, array in np.load(draft / "sample.npz").items()}
     if _EXTERNAL in graph.read_bytes():  # the digest would not tell when they change
         raise SystemExit("its weights are in another file")
+    options = _plain()
     options.optimized_model_filepath = str(draft / "model.onnx")
     for key, value in {
         "session.save_external_prepacked_constant_initializers": "1",
@@ -139,9 +141,7 @@ def _try(graph: Path, draft: Path) -> None:
         raise SystemExit("the graph branches")
     with (draft / "weights.bin").open("rb") as weights:
         os.fsync(weights.fileno())
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options = _plain()
     prepare(options)
     copy = ort.InferenceSession(str(draft / "model.onnx"), options, providers=["CPUExecutionProvider"])
     is_free = not isinstance(original.get_inputs()[0].shape[0], int)

@@ -9,8 +9,6 @@ slows small recurrent graphs down.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,8 +18,9 @@ import onnxruntime as ort
 import structlog
 from pydantic import ValidationError
 
-from service.cpu import cache_folder, processor_name
+from service.cpu import processor_name
 from service.graph import Array
+from service.runtime.cache import cache_place
 from service.runtime.session import OnnxSession
 from service.schemas.model_info import Tuning
 
@@ -132,12 +131,10 @@ def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tu
         cores: as for `tune`.
         measure: what to call when nothing is remembered.
     """
-    machine = [_FORMAT, digest, most_rows, cores, processor_name(), ort.__version__]
-    key = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:32]
-    cache = cache_folder()
-    if cache is None:
+    place = cache_place("tuning", _FORMAT, digest, most_rows, cores, processor_name(), ort.__version__)
+    if place is None:
         return measure()
-    file = cache / "tuning" / f"{key}.json"
+    file = place.with_suffix(".json")
     try:
         return Tuning.model_validate_json(file.read_bytes()).model_copy(update={"source": "remembered"})
     except (OSError, ValidationError):

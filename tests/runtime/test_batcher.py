@@ -86,11 +86,7 @@ def make() -> Iterator[Callable[..., Batcher]]:
 
 async def settled(batcher: Batcher, rows: int) -> None:
     """Let the submitted tasks reach the queue."""
-    for _ in range(1000):
-        if batcher.waiting == rows:
-            return
-        await asyncio.sleep(0)
-    raise AssertionError(f"{batcher.waiting} rows wait, not {rows}")
+    await until(lambda: batcher.waiting == rows)
 
 
 async def test_a_lone_request_is_run_at_once(double: Gated, make: Any) -> None:
@@ -359,16 +355,33 @@ def noting(threads: list[int], *inputs: Any) -> Steps[Any]:
     return y
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's mood, nothing takes too long for the event loop's thread."""
+    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+
+
+async def idle(batcher: Batcher) -> None:
+    """Let the worker thread give up its turn."""
+    await until(lambda: not batcher._turn.locked())
+
+
+async def practised(batcher: Batcher) -> Batcher:
+    """Let a batcher see how long a small request takes, and come to rest."""
+    await batcher.submit(ask([[1]]), alone=True, small=True)
+    await idle(batcher)
+    return batcher
+
+
 async def test_a_small_request_is_worked_on_in_the_event_loops_thread(
-    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+    double: Gated, make: Any, unhurried: None
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)  # whatever this machine's mood
     batcher = make(double)
     here = threading.get_ident()
 
     async def worked_on(**options: bool) -> set[int]:
         threads: list[int] = []
-        await until(lambda: not batcher._turn.locked())
+        await idle(batcher)
         done = await batcher.submit(noting(threads, [[1]]), **options)
         assert done.value.tolist() == [[3]]
         return set(threads)
@@ -381,14 +394,12 @@ async def test_a_small_request_is_worked_on_in_the_event_loops_thread(
 
 
 async def test_a_few_that_arrive_together_are_a_batch_in_the_event_loops_thread(
-    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+    double: Gated, make: Any, unhurried: None
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
-    batcher = make(double)
-    await batcher.submit(ask([[1]]), small=True)
+    batcher = await practised(make(double))
     here = threading.get_ident()
     for count in (2, batcher_module.FEW, batcher_module.FEW + 1):
-        await until(lambda: not batcher._turn.locked())
+        await idle(batcher)
         double.rows.clear()
         threads: list[int] = []
         asked = (batcher.submit(noting(threads, [[n]]), small=True) for n in range(count))
@@ -404,10 +415,9 @@ async def test_who_should_take_longer_goes_to_the_worker_thread(
     double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batcher_module, "HERE_S", 0.5)
-    batcher = make(double)
-    await batcher.submit(ask([[1]]), small=True)
+    batcher = await practised(make(double))
     for row_s, is_here in ((0.2, True), (0.3, False)):  # of two rows
-        await until(lambda: not batcher._turn.locked())
+        await idle(batcher)
         batcher._row_s = row_s
         threads: list[int] = []
         await asyncio.gather(*(batcher.submit(noting(threads, [[n]]), small=True) for n in range(2)))
@@ -415,12 +425,9 @@ async def test_who_should_take_longer_goes_to_the_worker_thread(
 
 
 async def test_a_request_whose_time_is_over_before_its_run_does_not_stop_the_others(
-    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+    double: Gated, make: Any, unhurried: None
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
-    batcher = make(double)
-    await batcher.submit(ask([[1]]), small=True)
-    await until(lambda: not batcher._turn.locked())
+    batcher = await practised(make(double))
 
     def dawdling() -> Steps[Any]:
         time.sleep(0.05)
@@ -437,11 +444,9 @@ async def test_a_request_whose_time_is_over_before_its_run_does_not_stop_the_oth
 
 
 async def test_while_the_worker_thread_is_busy_nobody_works_beside_it(
-    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+    double: Gated, make: Any, unhurried: None
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
-    batcher = make(double)
-    await batcher.submit(ask([[1]]), small=True)
+    batcher = await practised(make(double))
     first = await double.busy(batcher)
     threads: list[int] = []
     asked = [asyncio.create_task(batcher.submit(noting(threads, [[n]]), small=True)) for n in range(3)]
@@ -453,12 +458,8 @@ async def test_while_the_worker_thread_is_busy_nobody_works_beside_it(
     assert double.rows == [3]
 
 
-async def test_who_has_arrived_before_the_batcher_closes_is_answered(
-    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
-    batcher = make(double)
-    await batcher.submit(ask([[1]]), small=True)
+async def test_who_has_arrived_before_the_batcher_closes_is_answered(double: Gated, make: Any, unhurried: None) -> None:
+    batcher = await practised(make(double))
     outcomes: list[Any] = []
     for n in range(3):
         batcher.begin(ask([[n]]), outcomes.append, small=True)
@@ -469,11 +470,9 @@ async def test_who_has_arrived_before_the_batcher_closes_is_answered(
 
 
 async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
-    double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
+    double: Gated, make: Any, unhurried: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
-    batcher = make(double)
-    await batcher.submit(ask([[1]]), alone=True, small=True)
+    batcher = await practised(make(double))
     monkeypatch.setattr(batcher_module, "HERE_S", 0.001)
 
     def slow(threads: list[int]) -> Steps[Any]:
@@ -491,7 +490,6 @@ async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
         except StopIteration as stop:
             return stop.value
 
-    await until(lambda: not batcher._turn.locked())
     batcher._row_s = 0.0
     threads: list[int] = []
     done = await batcher.submit(slow(threads), alone=True, small=True)
@@ -503,12 +501,9 @@ async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
 
 
 async def test_a_failure_in_the_event_loops_thread_is_told_like_any_other(
-    tmp_path: Path, make: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make: Any, unhurried: None
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
-    batcher = make(OnnxSession(graphs.affine(tmp_path / "affine.onnx")))
-    await batcher.submit(ask([[1]]), alone=True, small=True)
-    await until(lambda: not batcher._turn.locked())
+    batcher = await practised(make(OnnxSession(graphs.affine(tmp_path / "affine.onnx"))))
     with pytest.raises(InferenceFailed):
         await batcher.submit(ask([1]), alone=True, small=True)  # one axis too few
     with pytest.raises(InvalidInput):

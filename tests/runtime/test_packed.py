@@ -179,14 +179,14 @@ def test_a_pool_whose_file_is_gone_leaves_lone_runs_on_one_core(tmp_path: Path) 
 def test_without_a_place_there_is_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = projection(tmp_path / "model.onnx")
     with monkeypatch.context() as patch:
-        patch.setattr(packed, "cache_folder", lambda: None)
+        patch.setattr(packed, "cache_place", lambda *_: None)
         assert packed_copy(graph, "digest", ROW) is None
     with monkeypatch.context() as patch:
         patch.setattr(packed.shutil, "disk_usage", lambda _: SimpleNamespace(free=graph.stat().st_size))
         assert packed_copy(graph, "digest", ROW) is None
     (tmp_path / "cache").mkdir(exist_ok=True)
     (tmp_path / "file").write_text("a file where a folder should be")
-    monkeypatch.setattr(packed, "cache_folder", lambda: tmp_path / "file")
+    monkeypatch.setattr(packed, "cache_place", lambda *_: tmp_path / "file" / "packed" / "key")
     assert packed_copy(graph, "digest", ROW) is None
 
 
