@@ -1361,17 +1361,15 @@ def nearest_window_nodes(
     )
     keys_at = b("Unsqueeze", b("Range", b("Squeeze", first), b("Squeeze", beyond), one), b.ints(0))
     lag = b("Sub", queries_at, keys_at)  # (B, keys)
-    near = b("Or", b("Less", lag, b.constant(NEAREST_LAG, np.int64)), b("Greater", lag, b.constant(MEMORY, np.int64)))
-    most = b(
-        "Sub", b("Cast", b("Slice", "seen_before", start, end, b.ints(1)), to=int64), b.constant(WINDOW - 1, np.int64)
-    )
-    useless = b("Or", near, b("Greater", lag, most))  # (N, B, keys)
+    furthest = b("Min", b("Sub", b("Slice", "seen_before", start, end, b.ints(1)), float(WINDOW - 1)), float(MEMORY))
+    too_far = b("Greater", lag, b("Cast", furthest, to=int64))  # (N, B, keys)
+    useless = b("Or", b("Less", lag, b.constant(NEAREST_LAG, np.int64)), too_far)
     least = b("ReduceMin", b("Where", useless, UNCOMPARED, distance), b.ints(2), keepdims=1)
     least = b("Where", b("Less", least, 0.5 * UNCOMPARED), b("Max", b("Add", least, own_norm), 0.0), UNCOMPARED)
 
     # Stretches at the same hour: only where a period is known.
-    for made, name in ((long, "block_values"), (count, "block_count"), (lag, "block_lag"), (near, "block_near")):
-        b("Identity", made, name=name)
+    b("Identity", long, name="block_values")
+    b("Identity", count, name="block_count")
     b("Slice", "period_before", start, end, b.ints(1), name="block_period")  # (N, B, 1)
     b("Slice", "seen_before", start, end, b.ints(1), name="block_seen")
     away = b(
@@ -1396,10 +1394,10 @@ def nearest_window_nodes(
 
 
 def nearest_stretch_graph(c: Adaptation) -> onnx.GraphProto:
-    """One block's distances of stretches, (N, B, 1): sums over 3, 6, 12, 24 points, compared at lags close to a multiple of the period.
-    Takes what `nearest_window_nodes` names block_*: values (N, 1, keys + STRETCH), count of queries, lag and near (B, keys), and the
-    period and the points seen before each query (N, B, 1)."""
-    double = TensorProto.DOUBLE
+    """One block's distances of stretches, (N, B, 1): sums over 3, 6, 12, 24 points, gathered at the lags close to a multiple of the
+    period and at no others, so that a block costs what these lags cost, not what the memory holds. Takes what `nearest_window_nodes`
+    names block_*: values (N, 1, keys + STRETCH), count of queries (1,), and the period and the points seen before each query (N, B, 1)."""
+    int64, double = TensorProto.INT64, TensorProto.DOUBLE
     b = GraphWriter("stretch_")
     time, everything = b.ints(2), b.ints(2**31)
     sums, width = "block_values", 1
@@ -1415,16 +1413,26 @@ def nearest_stretch_graph(c: Adaptation) -> onnx.GraphProto:
     means = b("Div", b("Slice", sums, b.ints(1), everything, time), float(STRETCH))  # (N, 1, keys)
     own = b("Transpose", b("Slice", means, b("Neg", "block_count"), everything, time), perm=[0, 2, 1])
     off = b("Floor", b("Add", b("Mul", "block_period", c.hour), 1.5))
+    around = b("Add", b("Add", off, off), 1.0)  # lags close to one multiple
     reach = b("Sub", b("Min", b("Sub", "block_seen", float(STRETCH - 1)), float(MEMORY)), off)  # the furthest multiple
-    enough = b("LessOrEqual", b("Add", "block_period", "block_period"), reach)
-    reach = b("Where", b("And", enough, b("Greater", "block_period", 0.0)), reach, -1.0)
-    shifted = b("Add", b("Cast", "block_lag", to=double), off)
-    multiple = b("Mul", b("Floor", b("Div", shifted, b("Max", "block_period", 1.0))), "block_period")
-    same = b("LessOrEqual", b("Sub", shifted, multiple), b("Add", off, off))
-    same = b("And", same, b("LessOrEqual", multiple, reach))
-    same = b("And", same, b("Greater", multiple, 0.0))
-    same = b("And", same, b("Not", "block_near"))
-    distance = b("Where", same, b("Abs", b("Sub", own, means)), UNCOMPARED)
+    multiples = b("Floor", b("Div", reach, b("Max", "block_period", 1.0)))
+    enough = b("And", b("GreaterOrEqual", multiples, 2.0), b("Greater", "block_period", 0.0))
+    lags = b("Where", enough, b("Mul", multiples, around), 0.0)  # how many there are, (N, B, 1)
+
+    # The r-th of them, (N, B, most): around the whole period before it, less `off`, and on from there.
+    most = b("Max", b("ReduceMax", lags, keepdims=0), 1.0)
+    rank = b("Range", b.constant(0.0), most, b.constant(1.0))
+    before = b("Floor", b("Div", rank, around))
+    lag = b(
+        "Add", b("Sub", b("Mul", b("Add", before, 1.0), "block_period"), off), b("Sub", rank, b("Mul", before, around))
+    )
+    same = b("And", b("Less", rank, lags), b("GreaterOrEqual", lag, float(NEAREST_LAG)))
+    keys = b("Shape", means, start=2, end=3)
+    at = b("Range", b("Squeeze", b("Sub", keys, "block_count")), b("Squeeze", keys), b.constant(1, np.int64))
+    at = b("Where", same, b("Sub", b("Cast", b("Unsqueeze", at, b.ints(1)), to=double), lag), 0.0)
+    at = b("Cast", at, to=int64)
+    other = b("GatherElements", b("Squeeze", means, b.ints(1)), b("Reshape", at, b.ints(0, -1)), axis=1)
+    distance = b("Where", same, b("Abs", b("Sub", own, b("Reshape", other, b("Shape", at)))), UNCOMPARED)
     b("ReduceMin", distance, b.ints(2), keepdims=1, name="stretch_least")
     info = helper.make_tensor_value_info("stretch_least", double, [None, None, 1])
     return helper.make_graph(b.nodes, "nearest_stretch", [], [info], b.initializers)
