@@ -1308,7 +1308,6 @@ def nearest_window_nodes(
     g("Identity", period, name="period_before")
     g("Transpose", track, perm=[0, 2, 1], name="track")
     length = g("Shape", filled, start=1, end=2, name="length")
-    g("Cast", g("ReduceMax", seen, keepdims=0), to=int64, name="most_seen")  # in the row with the longest past
     blocks = g("Squeeze", g("Div", g("Add", length, g.ints(BLOCK - 1)), g.ints(BLOCK)))
 
     # Place p of the track is point p - HISTORY of this run. Queries end at places start + HISTORY and on; the windows
@@ -1317,7 +1316,9 @@ def nearest_window_nodes(
     one, first_index = b.constant(1, np.int64), b.ints(2)
     start = b("Mul", b("Unsqueeze", "index", b.ints(0)), b.ints(BLOCK))
     end = b("Min", b("Add", start, b.ints(BLOCK)), "length")
-    reach = b("Min", b("Max", b("Add", "most_seen", b.ints(1)), b.ints(NEAREST_LAG + WINDOW)), b.ints(MEMORY))
+    block_seen = b("Slice", "seen_before", start, end, b.ints(1), name="block_seen")  # (N, B, 1)
+    most_seen = b("Cast", b("ReduceMax", block_seen, keepdims=0), to=int64)  # in the row with the longest past
+    reach = b("Min", b("Max", b("Add", most_seen, b.ints(1)), b.ints(NEAREST_LAG + WINDOW)), b.ints(MEMORY))
     first = b("Sub", b("Add", start, b.ints(HISTORY)), reach)
     beyond = b("Add", end, b.ints(HISTORY))
     origin = b("Sub", first, b.ints(STRETCH))
@@ -1343,35 +1344,43 @@ def nearest_window_nodes(
     squares = b("Mul", windows, windows)
     kind = np.tile(np.eye(2), (1, WINDOW))  # (2, 2 WINDOW) adds up the values' and the steps' squares
     norms = b("MatMul", b.constant(kind), squares)  # (N, 2, keys)
+    table = b("Concat", windows, norms, axis=1)  # (N, 2 WINDOW + 2, keys)
     count = b("Sub", end, start)
-    queries = b(
-        "Transpose",
-        b("Slice", b("Concat", windows, norms, axis=1), b("Neg", count), b.ints(everything), first_index),
-        perm=[0, 2, 1],
-    )
+    queries = b("Transpose", b("Slice", table, b("Neg", count), b.ints(everything), first_index), perm=[0, 2, 1])
     weight = b("Slice", "step_weight", start, end, b.ints(1))  # (N, B, 1)
     ones = b("Add", b("Mul", weight, 0.0), 1.0)
     weights = b("Concat", ones, weight, axis=2)  # (N, B, 2)
     own, own_norms = b("Split", queries, b.ints(2 * WINDOW, 2), outputs=2, axis=2)
     own = b("Mul", b("Mul", own, -2.0), b("Concat", *[weights] * WINDOW, axis=2))
     own_norm = b("ReduceSum", b("Mul", own_norms, weights), b.ints(2), keepdims=1)
-    distance = b("MatMul", b("Concat", own, weights, axis=2), b("Concat", windows, norms, axis=1))  # (N, B, keys)
-    queries_at = b(
-        "Unsqueeze", b("Range", b("Squeeze", b("Add", start, b.ints(HISTORY))), b("Squeeze", beyond), one), b.ints(1)
+    factors = b("Concat", own, weights, axis=2)
+
+    # A key may lie too far back for one of the queries or too near to one of them. Between these are most of the keys, which all
+    # queries are compared with: nothing is masked there.
+    keys = b("Shape", table, start=2, end=3)
+    first_query, last = b("Squeeze", b("Sub", keys, count)), b("Squeeze", keys)
+    queries_at = b("Unsqueeze", b("Range", first_query, last, one), b.ints(1))  # (B, 1)
+    furthest = b("Cast", b("Min", b("Sub", block_seen, float(WINDOW - 1)), float(MEMORY)), to=int64)  # lag, (N, B, 1)
+    near = b("Sub", first_query, b.constant(NEAREST_LAG - 1, np.int64))
+    far = b("Clip", b("ReduceMax", b("Sub", queries_at, furthest), keepdims=0), b.constant(0, np.int64), near)
+    edges = b(
+        "Concat",
+        b("Slice", table, b.ints(0), b("Unsqueeze", far, b.ints(0)), first_index),
+        b("Slice", table, b("Unsqueeze", near, b.ints(0)), b.ints(everything), first_index),
+        axis=2,
     )
-    keys_at = b("Unsqueeze", b("Range", b("Squeeze", first), b("Squeeze", beyond), one), b.ints(0))
-    lag = b("Sub", queries_at, keys_at)  # (B, keys)
-    furthest = b("Min", b("Sub", b("Slice", "seen_before", start, end, b.ints(1)), float(WINDOW - 1)), float(MEMORY))
-    too_far = b("Greater", lag, b("Cast", furthest, to=int64))  # (N, B, keys)
-    useless = b("Or", b("Less", lag, b.constant(NEAREST_LAG, np.int64)), too_far)
-    least = b("ReduceMin", b("Where", useless, UNCOMPARED, distance), b.ints(2), keepdims=1)
+    edges_at = b("Concat", b("Range", b.constant(0, np.int64), far, one), b("Range", near, last, one), axis=0)
+    lag = b("Sub", queries_at, edges_at)  # (B, edges)
+    useless = b("Or", b("Less", lag, b.constant(NEAREST_LAG, np.int64)), b("Greater", lag, furthest))
+    least = b("ReduceMin", b("Where", useless, UNCOMPARED, b("MatMul", factors, edges)), b.ints(2), keepdims=1)
+    between = b("Slice", table, b("Unsqueeze", far, b.ints(0)), b("Unsqueeze", near, b.ints(0)), first_index)
+    least = b("Min", least, b("ReduceMin", b("MatMul", factors, between), b.ints(2), keepdims=1))
     least = b("Where", b("Less", least, 0.5 * UNCOMPARED), b("Max", b("Add", least, own_norm), 0.0), UNCOMPARED)
 
     # Stretches at the same hour: only where a period is known.
     b("Identity", long, name="block_values")
     b("Identity", count, name="block_count")
     b("Slice", "period_before", start, end, b.ints(1), name="block_period")  # (N, B, 1)
-    b("Slice", "seen_before", start, end, b.ints(1), name="block_seen")
     away = b(
         "If",
         b("Greater", b("ReduceMax", "block_period", keepdims=0), 0.0),
