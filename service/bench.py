@@ -467,7 +467,10 @@ def put_load(load: Load) -> Outcome:
         raise BenchFailed(f"the client did not end within {patience_s:.0f} s") from None
     if done.returncode:
         raise BenchFailed(done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "the client has died")
-    answer = json.loads(done.stdout)
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError as error:
+        raise BenchFailed(f"the client's report of {len(done.stdout):,} bytes cannot be read: {error}") from None
     answer["samples"] = [(index, base64.b64decode(body)) for index, body in answer["samples"]]
     return Outcome(**answer)
 
@@ -482,7 +485,8 @@ def client_process() -> None:
             outcome = runner.run(run_load(Load(**told)))
         except BenchFailed as error:
             sys.exit(str(error))
-    json.dump({**asdict(outcome), "samples": [(index, _text(body)) for index, body in outcome.samples]}, sys.stdout)
+    report = {**asdict(outcome), "samples": [(index, _text(body)) for index, body in outcome.samples]}
+    print(json.dumps(report), flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -363,6 +363,12 @@ async def test_the_client_in_its_own_process_says_why_it_failed():
         await asyncio.to_thread(bench.put_load, load_for(port))
 
 
+def test_a_report_that_cannot_be_read_is_a_failure_and_no_crash(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "executable", "/bin/echo")  # prints its arguments and succeeds
+    with pytest.raises(bench.BenchFailed, match=r"report of 17 bytes cannot be read"):
+        bench.put_load(load_for(1))
+
+
 # ---------------------------------------------------------------------------------------------------------- the samples
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import binascii
 import zlib
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
+import pybase64
 from pydantic import ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
@@ -185,7 +185,7 @@ def _data_url(task: type[AnyTask], body: bytes) -> Upload:
     if not comma or options[-1:] != ["base64"]:
         raise BadRequest("A data URL is sent as `data:<type>;base64,<data>`.")
     try:
-        return Upload(base64.b64decode(data, validate=True), content_type=kind)
+        return Upload(pybase64.b64decode(data, validate=True), content_type=kind)
     except binascii.Error as error:
         raise BadRequest(f"The data URL is not base64: {error}.") from None
 
