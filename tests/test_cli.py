@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +144,15 @@ def test_every_setting_is_an_option_of_serve() -> None:
 
 def test_the_openapi_document_is_printed(models: Path) -> None:
     assert json.loads(gridloop("openapi").stdout)["info"]["title"] == "Gridloop"
+
+
+@pytest.mark.parametrize("module", ["onnxruntime", "service.runtime.session", "service.runtime.tuning", "service.cli"])
+def test_the_runtime_does_not_phone_home(tmp_path: Path, module: str) -> None:
+    command = [sys.executable, "-c", f"import {module}, onnxruntime; onnxruntime.get_available_providers()"]
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY" and not k.startswith("XDG_")}
+    subprocess.run(command, env=environment | {"HOME": str(tmp_path)}, check=True)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    if module != "onnxruntime":
+        assert not left
+    elif not left:
+        pytest.skip("this ONNX Runtime leaves no trace of its telemetry: the other cases show nothing")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-# Read when the library is imported: nothing that serves models phones home.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("ORT_TELEMETRY_DISABLED", "1")
 
 import numpy as np
 import onnxruntime as ort
