@@ -113,15 +113,15 @@ def models(models: Path, as_json: bool) -> None:
 
 def _add_rows(table: Table, model: Model) -> None:
     task = model.manifest.task if model.manifest else "?"
-    metrics = model.manifest.metrics if model.manifest else {}
-    figures = next((f"{name} {value:g}" for name, value in metrics.items()), "")  # the first is the one that counts
     for version in model.versions.values():
         colour = "green" if version.state == "ready" else "red"
         size = f"{version.handle.size_bytes / 1e6:.1f} MB" if version.handle else "-"
         state = f"[{colour}]{version.state}[/]" + (f": {version.reason}" if version.reason else "")
-        table.add_row(model.name, version.name, task, state, size, figures)
+        metrics = version.handle.claims.metrics if version.handle else {}
+        claim = next((f"{name} {value:g}" for name, value in metrics.items()), "")
+        table.add_row(model.name, version.name, task, state, size, claim)
     if not model.versions:
-        table.add_row(model.name, "-", task, f"[red]failed[/]: {model.problem}", "-", figures)
+        table.add_row(model.name, "-", task, f"[red]failed[/]: {model.problem}", "-", "")
 
 
 @main.command()

@@ -408,7 +408,7 @@ def toml(table: str, values: dict[str, float]) -> str:
 
 
 def write_manifest(path: Path, name: str, **tables: dict[str, float]) -> None:
-    """Replace a manifest's resize filter and its last tables, `[calibration]` and maybe `[metrics]`."""
+    """Replace a manifest's resize filter and its last tables, `[calibration]` and `[metrics]`."""
     text = re.sub(r'^filter = "\w+"', f'filter = "{name}"', path.read_text(), flags=re.MULTILINE)
     head = re.split(r"^\[(?:calibration|metrics)\]", text, flags=re.MULTILINE)[0]
     path.write_text(head + "\n".join(toml(table, values) for table, values in tables.items()))
@@ -470,7 +470,7 @@ def publish(
     test = read_test(folder)
     few = test[slice(2000)]
     columns: dict[str, dict[str, str]] = {}
-    metrics: dict[str, float] = {}
+    metrics: dict[str, dict[str, float]] = {}
     per_class, large = "", np.zeros(0)
     for version, session in sessions.items():
         figures, right, error = test_figures(
@@ -486,14 +486,14 @@ def publish(
             "CPU a picture, in a batch of 8": f"{speeds[8][version]:.1f} ms",
             "CPU a picture, in a batch of 32": f"{speeds[32][version]:.1f} ms",
         }
+        metrics[version] = {
+            "CIFAR-10 test accuracy": round(float(right.mean()), 4),
+            "expected calibration error": round(error, 4),
+        }
         if version == newest:
             small = enlarged(few.images, 256, filters[version], side_of(session), 85)
             large = answers(session, small)["logits"].argmax(1) == few.labels
-            metrics = {
-                "CIFAR-10 test accuracy": round(float(right.mean()), 4),
-                "CIFAR-10 test accuracy, pictures of 256x256 as JPEG": round(float(large.mean()), 4),
-                "expected calibration error": round(error, 4),
-            }
+            metrics[version]["CIFAR-10 test accuracy, pictures of 256x256 as JPEG"] = round(float(large.mean()), 4)
             per_class = ", ".join(f"{name} {right[test.labels == k].mean():.1%}" for k, name in enumerate(names))
     golden = test.images[list(GOLDEN_TEST_PICTURES)]
     for version, own in versions.items():
@@ -522,7 +522,6 @@ def publish(
     if (out / "card.md").exists():
         write_card(out / "card.md", lines)
     for version in versions:
-        if version == default and (out / "manifest.toml").exists():
-            write_manifest(out / "manifest.toml", filters[version], calibration=calibrations[version], metrics=metrics)
-        elif (out / version / "manifest.toml").exists():
-            write_manifest(out / version / "manifest.toml", filters[version], calibration=calibrations[version])
+        path = out / "manifest.toml" if version == default else out / version / "manifest.toml"
+        if path.exists():
+            write_manifest(path, filters[version], calibration=calibrations[version], metrics=metrics[version])

@@ -56,7 +56,7 @@ def describe(model: Model, registry: Registry) -> ModelInfo:
         inputs=default.inputs if default else [],
         outputs=default.outputs if default else [],
         size_bytes=default.size_bytes if default else None,
-        metrics=manifest.metrics if manifest else {},
+        metrics=(default.metrics if default else None) or (manifest.metrics if manifest else {}),
         reason=None if model.is_ready else model.reason,
         curl=curl_line(model, registry),
     )
@@ -75,7 +75,8 @@ def _version(version: Version) -> VersionInfo:
         update={
             "size_bytes": handle.size_bytes,
             "digest": handle.digest,
-            "licence": handle.licence,
+            "licence": handle.claims.licence,
+            "metrics": handle.claims.metrics,
             "tuning": handle.tuning,
             "inputs": inputs,
             "outputs": outputs,

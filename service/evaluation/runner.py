@@ -117,7 +117,7 @@ def evaluate(
         command=_command(model, url, limit),
         runs=runs,
         facts=measured,
-        claims=local.found.manifest.metrics if file and local and local.found.manifest else {},
+        claims=local.handle.claims.metrics if file and local else {},
         limit=limit,
     )
 

@@ -62,7 +62,7 @@ class ModelHandle:
         name: the same as `name@version`.
         task: the loaded task.
         signature: the graph's inputs and outputs.
-        licence: of the version's weights.
+        claims: what the folder says of the version's weights.
         digest: SHA-256 of the graph file, to tell replicas apart.
         size_bytes: of the graph file.
         tuning: how it is run.
@@ -88,7 +88,7 @@ class ModelHandle:
         model_folder = ModelFolder(name, version, folder, self.signature, manifest.options(folder))
         self.task = task(model_folder)
         self._session = _Prepared(self.task, self._graph)
-        self.licence = manifest.licence_of(folder)
+        self.claims = manifest.claims(folder)
         self.digest = _sha256(graph)
         self.size_bytes = graph.stat().st_size
         self._options = options

@@ -32,7 +32,16 @@ class Batching(BaseModel):
     """Threads of a run that has the machine to itself (count); every other run takes one."""
 
 
-class Manifest(BaseModel):
+class Claims(BaseModel):
+    """What a model folder says of its weights; a version whose weights differ says its own."""
+
+    licence: str = ""
+    """Of the weights and, where it matters, of the data they were trained on."""
+    metrics: dict[str, float] = {}
+    """Figures that the model card claims, by name; the first is the one that counts."""
+
+
+class Manifest(Claims):
     """A model folder's declaration: the keys that every model may have; the rest are its task's own, in `options`."""
 
     model_config = ConfigDict(extra="allow")
@@ -42,8 +51,6 @@ class Manifest(BaseModel):
     architecture: Literal["cnn", "rnn", "transformer", "other"] = "other"
     description: str = ""
     """One sentence for the list of models."""
-    licence: str = ""
-    """Of the weights and, where it matters, of the data they were trained on."""
     required: bool = False
     """Whether `/readyz` waits for this model."""
     default: bool = False
@@ -51,8 +58,6 @@ class Manifest(BaseModel):
     default_version: str | None = None
     """The version that answers when a request names none; left out: the highest that is ready."""
     batching: Batching = Batching()
-    metrics: dict[str, float] = {}
-    """Figures that the model card claims, by name."""
 
     def options(self, version: Path) -> dict[str, Any]:
         """All other keys and tables, such as `[preprocessing]`: the task checks them (`Task.Options`).
@@ -64,28 +69,29 @@ class Manifest(BaseModel):
         Raises:
             ManifestInvalid: that file is no TOML, or has a key that is the model's to say.
         """
-        own = {key: value for key, value in _own(version).items() if key != "licence"}
+        own = {key: value for key, value in _own(version).items() if key not in Claims.model_fields}
         if common := [key for key in own if key in Manifest.model_fields]:
             raise ManifestInvalid(
                 _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only the licence and what the task reads, such as [calibration].",
+                "Here may be only licence, [metrics] and what the task reads, such as [calibration].",
             )
         return dict(self.model_extra or {}) | own
 
-    def licence_of(self, version: Path) -> str:
-        """The licence of one version, which may have been trained on other data: its own `manifest.toml` counts most.
+    def claims(self, version: Path) -> Claims:
+        """Licence and figures of one version: what its own `manifest.toml` says counts more than the model's.
 
         Args:
             version: the version's folder.
 
         Raises:
-            ManifestInvalid: that file is no TOML, or its licence is no text.
+            ManifestInvalid: that file is no TOML, or breaks the schema.
         """
-        licence = _own(version).get("licence", self.licence)
-        if not isinstance(licence, str):
-            raise ManifestInvalid(_where(version), "licence: Input should be a valid string.")
-        return licence
+        own = _own(version)
+        try:
+            return Claims.model_validate({key: own.get(key, getattr(self, key)) for key in Claims.model_fields})
+        except ValidationError as error:
+            raise ManifestInvalid(_where(version), _problems(error)) from None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -98,8 +104,11 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(_read_toml(folder / FILENAME, where))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
-        raise ManifestInvalid(where, f"{problems}.") from None
+        raise ManifestInvalid(where, _problems(error)) from None
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()) + "."
 
 
 def _own(version: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class VersionInfo(BaseModel):
     size_bytes: int | None = Field(default=None, description="Size of the graph file.", examples=[1_234_567])
     digest: str | None = Field(default=None, description="SHA-256 of the graph file: equal on equal replicas.")
     licence: str | None = Field(default=None, description="Of its weights and, where it matters, of their data.")
+    metrics: dict[str, float] = Field(default={}, description="Figures that the model card claims of it.")
     tuning: Tuning | None = Field(default=None, description="How its graph is run, and what was measured for that.")
     inputs: list[TensorInfo] = Field(default=[], description="The graph's inputs, read from the file.")
     outputs: list[TensorInfo] = Field(default=[], description="The graph's outputs.")
@@ -66,7 +67,7 @@ class ModelInfo(BaseModel):
     inputs: list[TensorInfo] = Field(description="Of the default version.")
     outputs: list[TensorInfo] = Field(description="Of the default version.")
     size_bytes: int | None = Field(description="Of the default version's graph file.")
-    metrics: dict[str, float] = Field(description="Figures that the model card claims.")
+    metrics: dict[str, float] = Field(description="Figures that the model card claims of the default version.")
     reason: str | None = Field(default=None, description="Why the folder cannot be served, when it cannot.")
     curl: str = Field(description="A line to paste into a terminal.")
 

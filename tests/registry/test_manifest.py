@@ -105,16 +105,23 @@ def test_a_version_replaces_keys_and_tables_of_its_own(tmp_path: Path) -> None:
     assert two == EchoOptions(gain=10, room=Room(delay_s=1.0))
 
 
-def test_a_version_may_have_a_licence_of_its_own(tmp_path: Path) -> None:
-    model = served(tmp_path, 'licence = "MIT"', of_version_2='licence = "research only"')
-    assert [model.versions[name].handle.licence for name in "12"] == ["MIT", "research only"]
+def test_a_version_may_have_a_licence_and_figures_of_its_own(tmp_path: Path) -> None:
+    model = served(
+        tmp_path,
+        'licence = "MIT"\n[metrics]\naccuracy = 0.8\nerror = 0.1',
+        of_version_2='licence = "research only"\n[metrics]\naccuracy = 0.9',
+    )
+    one, two = (model.versions[name].handle.claims for name in "12")
+    assert (one.licence, one.metrics) == ("MIT", {"accuracy": 0.8, "error": 0.1})
+    assert (two.licence, two.metrics) == ("research only", {"accuracy": 0.9})
 
 
 @pytest.mark.parametrize(
     ("own", "sentence"),
     [
         ("licence = 3", "echo/2/manifest.toml: licence: Input should be a valid string."),
-        ("required = true\ngain = 2", "echo/2/manifest.toml: required holds for every version; write it in echo/manifest.toml. Here may be only the licence and what the task reads, such as [calibration]."),
+        ("[metrics]\naccuracy = []", "echo/2/manifest.toml: metrics.accuracy: Input should be a valid number."),
+        ("required = true\ngain = 2", "echo/2/manifest.toml: required holds for every version; write it in echo/manifest.toml. Here may be only licence, [metrics] and what the task reads, such as [calibration]."),
         ("gain = ", "echo/2/manifest.toml: is not valid TOML"),
         ("gain = []", "echo/2/manifest.toml over echo/manifest.toml: gain = []: Input should be a valid number."),
     ],
