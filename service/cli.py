@@ -152,6 +152,7 @@ def predict(
         raise click.UsageError("give image files, or --text, or --series (one of the three).")
     fields: dict[str, Any]
     if text is not None:
+        text = text.encode(errors="surrogateescape").decode(errors="replace")  # bytes that are no UTF-8
         task, fields = "next-word-prediction", {"text": text, "top_k": top_k}
     elif series is not None:
         task, fields = "anomaly-detection", {"values": read_series(series), "sensitivity": sensitivity}

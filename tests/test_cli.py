@@ -68,6 +68,13 @@ def test_a_cell_that_is_no_number_is_named(models: Path, tmp_path: Path) -> None
     assert "line 3: 'many' is not a number" in result.output
 
 
+def test_a_text_may_hold_bytes_that_are_no_utf_8() -> None:
+    """A shell passes them on; Python has them as lone surrogates, which JSON cannot hold."""
+    result = gridloop("predict", "--text", "caf\udce9 ", "--models", Path(__file__).parent.parent / "models", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["predictions"]
+
+
 @pytest.mark.parametrize("arguments", [[], ["--text", "a", "--series", "FILE"]])
 def test_one_kind_of_input_is_needed(arguments: list[str], series: Path) -> None:
     result = gridloop("predict", *[str(series) if a == "FILE" else a for a in arguments])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from service import state
 from service.errors import InvalidState
 from service.state import MAX_TOKEN_CHARS, State, pack, unpack
 
@@ -16,7 +17,9 @@ TOKEN = pack("lstm", "1", State({"h": np.arange(8, dtype=np.float32), "anchor": 
 
 @given(
     arrays.arrays(np.float32, arrays.array_shapes(max_side=5), elements=st.floats(-1e9, 1e9, width=32)),
-    st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers() | st.none(), max_size=3),
+    st.dictionaries(
+        st.text(max_size=5), st.text(max_size=20) | st.integers(-(2**63), 2**63 - 1) | st.none(), max_size=3
+    ),
 )
 def test_unpacking_undoes_packing(array: np.ndarray, extra: dict[str, object]) -> None:
     state = unpack("m", "2", pack("m", "2", State({"h": array}, extra)))
@@ -51,10 +54,33 @@ def test_a_foreign_token_names_the_model_that_made_it(name: str, version: str) -
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
-    """The digest is no signature: somebody may make a token of their own."""
+    """The checksum is no signature: somebody may make a token of their own."""
     token = pack("m", "1", State({"h": np.array([np.nan], np.float32)}))
     with pytest.raises(InvalidState):
         unpack("m", "1", token)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"model":' + b"[" * 30_000,
+        b'{"model":["lstm","1"],"arrays":' + b"[" * 9_000 + b"]" * 9_000 + b',"extra":{}}',
+        b'{"model":["lstm","1"],"arrays":[["h","<f4",[99999999999999999999]]],"extra":{}}',
+        b'{"model":["lstm","1"],"arrays":[["h","<f4",[-1]]],"extra":{}}',
+        b'{"model":["lstm","1"],"arrays":[["h","<f4",["a"]]],"extra":{}}',
+        b'{"model":["lstm","1"],"arrays":[[["h"],["<f4"],[0]]],"extra":{}}',
+        b'{"model":["lstm","1"],"arrays":[],"extra":5}',
+        b'{"model":5}',
+        b"[]",
+        b"\xff",
+        b"",
+    ],
+    ids=range(11),
+)
+def test_a_forged_header_is_refused(header: bytes) -> None:
+    body = len(header).to_bytes(4, "little") + header
+    with pytest.raises(InvalidState):
+        unpack("lstm", "1", state._text(state._checksum(body) + body))
 
 
 def test_an_overlong_token_is_refused_unread() -> None:
