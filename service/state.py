@@ -45,7 +45,8 @@ def pack(model: str, version: str, state: State) -> str:
     Args:
         model: name of the model that made the state.
         version: its version.
-        state: arrays of float32, float64, int32 or int64, all finite; some 45 KiB together at most.
+        state: arrays of float32, float64, int32 or int64, all finite; some 45 KiB together at most. Its dict:
+            text without lone surrogates, numbers of 64 bits, lists and dicts of such.
 
     Returns:
         URL-safe ASCII text.
