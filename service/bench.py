@@ -486,7 +486,16 @@ def client_process() -> None:
         except BenchFailed as error:
             sys.exit(str(error))
     report = {**asdict(outcome), "samples": [(index, _text(body)) for index, body in outcome.samples]}
-    print(json.dumps(report), flush=True)
+    write_whole(json.dumps(report).encode())
+
+
+def write_whole(data: bytes) -> None:
+    """Write all of it to stdout.
+
+    Under `PYTHONUNBUFFERED`, `print` loses the rest of a write that a signal interrupts once the pipe is full.
+    """
+    with open(sys.stdout.fileno(), "wb", closefd=False) as out:
+        out.write(data)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

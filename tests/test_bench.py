@@ -6,10 +6,17 @@ Nothing here asserts a speed.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import importlib
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
+import termios
+import time
+from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -367,6 +374,24 @@ def test_a_report_that_cannot_be_read_is_a_failure_and_no_crash(monkeypatch: pyt
     monkeypatch.setattr(sys, "executable", "/bin/echo")  # prints its arguments and succeeds
     with pytest.raises(bench.BenchFailed, match=r"report of 17 bytes cannot be read"):
         bench.put_load(load_for(1))
+
+
+def test_a_report_is_written_whole_when_a_signal_interrupts_it():
+    code = (
+        "import signal; from service.bench import write_whole\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None); write_whole(b'x' * 3_000_000)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    ) as client:
+        assert client.stdout
+        waiting = array("i", [0])
+        while waiting[0] < 65_536:  # the pipe is full: the client waits within its write
+            time.sleep(0.01)
+            fcntl.ioctl(client.stdout, termios.FIONREAD, waiting)
+        client.send_signal(signal.SIGUSR1)
+        time.sleep(0.1)
+        assert len(client.stdout.read()) == 3_000_000
 
 
 # ---------------------------------------------------------------------------------------------------------- the samples
