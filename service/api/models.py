@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from service import errors
 from service.api.deps import RegistryDep
 from service.api.problems import openapi_responses
+from service.registry.manifest import Claims
 from service.registry.registry import Model, Registry, Version
 from service.schemas.model_info import ModelCard, ModelInfo, ModelList, TensorInfo, VersionInfo
 from service.tasks.base import MediaInput
@@ -42,6 +43,8 @@ def describe(model: Model, registry: Registry) -> ModelInfo:
     manifest = model.manifest
     versions = {name: _version(version) for name, version in model.versions.items()}
     default = versions.get(model.default_version or "")
+    handle = model.versions[default.version].handle if default else None
+    claims = handle.claims if handle else manifest or Claims()
     task = manifest.task if manifest else None
     is_default = task is not None and not model.problem and registry.default(task).name == model.name
     return ModelInfo(
@@ -49,14 +52,14 @@ def describe(model: Model, registry: Registry) -> ModelInfo:
         task=task,
         architecture=manifest.architecture if manifest else None,
         description=manifest.description if manifest else "",
-        licence=(default.licence if default else None) or (manifest.licence if manifest else ""),
+        licence=claims.licence,
         is_default=is_default,
         default_version=model.default_version,
         versions=list(versions.values()),
         inputs=default.inputs if default else [],
         outputs=default.outputs if default else [],
         size_bytes=default.size_bytes if default else None,
-        metrics=(default.metrics if default else None) or (manifest.metrics if manifest else {}),
+        metrics=claims.metrics,
         reason=None if model.is_ready else model.reason,
         curl=curl_line(model, registry),
     )
