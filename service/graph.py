@@ -87,10 +87,13 @@ class Run:
     Attributes:
         tensors: every graph input by name; axis 0 of each is the batch, of equal length in all.
         outputs: names of the outputs wanted; empty means all.
+        when_busy: what to run instead while many callers wait: less work in all, but another run will follow it. The
+            outputs must tell the task which of the two was run.
     """
 
     tensors: Mapping[str, Array]
     outputs: tuple[str, ...] = ()
+    when_busy: Run | None = None
 
     @property
     def rows(self) -> int:

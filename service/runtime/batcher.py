@@ -109,12 +109,19 @@ class Job:
         if outcome is not None:
             self.deliver(outcome)
 
-    def advance(self, outputs: Mapping[str, Array] | None, signature: Signature) -> None:
-        """Continue the request's own code until it asks for a run, returns, or raises."""
+    def advance(self, outputs: Mapping[str, Array] | None, signature: Signature, *, busy: bool) -> None:
+        """Continue the request's own code until it asks for a run, returns, or raises.
+
+        Args:
+            outputs: of the run it waited for; None begins.
+            signature: of the graph.
+            busy: many others wait.
+        """
         begun = time.perf_counter()
         self.timings.queue += begun - self.since
         try:
-            self.run = self.steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+            run = self.steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+            self.run = (busy and run.when_busy) or run
             self.run_rows = self.run.rows
             self.key = batch_key(self.run, signature)
         except StopIteration as stop:
@@ -372,7 +379,8 @@ class Batcher:
         self._advance(job, None)
 
     def _advance(self, job: Job, outputs: Mapping[str, Array] | None) -> None:
-        job.advance(outputs, self._session.signature)
+        busy = self._waiting + self._ready_rows >= self._max_batch_size // 2
+        job.advance(outputs, self._session.signature, busy=busy)
         if job.outcome is not None:
             self._finished.append(job)
         else:

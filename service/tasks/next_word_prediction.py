@@ -19,7 +19,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, NamedTuple
@@ -492,6 +492,20 @@ class Token(NamedTuple):
     ids: tuple[int, ...]
 
 
+class Fragment(NamedTuple):
+    """Letters that may be an unfinished word.
+
+    Attributes:
+        letters: as typed.
+        place: how many tokens of its chunk stand before it.
+        looks_finished: it is a word by itself, and more frequent than any longer one.
+    """
+
+    letters: str
+    place: int
+    looks_finished: bool
+
+
 class Reading(NamedTuple):
     """What the network knows after some tokens: logits (words,) of the next one, and the memory."""
 
@@ -619,64 +633,64 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
     ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[list[Reading], NDArray[np.float32]]]:
         """Feed tokens to the network.
 
+        All stops are rows of one run, which alone costs hardly more than one row: nearly all its time is spent on
+        reading the weights. In a large batch every row counts, so while many callers wait, each stop is read from
+        where the one before it ended.
+
         Args:
             memory: where the stream stands.
             tokens: what comes next.
-            stops: after how many tokens a reading is wanted, ascending; the last is all of them. These are rows of
-                one run, which costs hardly more than one row: nearly all its time is spent on reading the weights.
+            stops: after how many tokens a reading is wanted, ascending; those after the last are not read.
             explain: whether surprisals are wanted.
 
         Returns:
-            One reading for each stop; the surprisal of each token in bits, all zero where they are not wanted.
+            One reading for each stop; the surprisal of each token read in bits, all zero where they are not wanted.
         """
         ids = [number for token in tokens for number in token.ids]
         ends = list(accumulate((len(token.ids) for token in tokens), initial=0))
         opening = len(self._end) if memory.fresh else 0
         if memory.fresh:
             ids[:0] = self._end
-        places = np.array([ends[stop] for stop in stops]) + opening
-        states = memory.array[None]
+        places = [ends[stop] + opening for stop in stops]
+        readings: list[Reading] = []
         bits: list[NDArray[np.float32]] = []
-        begin = 0
-        while len(ids) - begin > MAX_RUN_TOKENS and begin < places[0]:
-            end = min(begin + MAX_RUN_TOKENS, int(places[0]))
-            part = np.array([ids[begin:end]], np.int64)
-            outputs = yield self._run(part, np.array([end - begin]), states, "next_state", explain=explain)
-            states = outputs["next_state"]
+        states, begin = memory.array[None], 0
+        while len(readings) < len(places):
+            ahead = places[len(readings) :]
+            end = min(ahead[0], begin + MAX_RUN_TOKENS)
+            run = self._run(np.array([ids[begin:end]]), [end - begin], states, explain)
+            if len(ahead) > 1 and ahead[-1] - begin <= MAX_RUN_TOKENS:
+                rows, lengths = np.array([ids[begin : ahead[-1]]] * len(ahead)), [place - begin for place in ahead]
+                run = replace(self._run(rows, lengths, np.repeat(states, len(ahead), axis=0), explain), when_busy=run)
+            outputs = yield run
+            logits, states = outputs["logits"], outputs["next_state"]
+            if len(logits) > 1:
+                end = ahead[-1]
+            if end >= ahead[0]:
+                readings += [
+                    Reading(each, memory._replace(array=state, fresh=False))
+                    for each, state in zip(logits, states, strict=True)
+                ]
             if explain:
-                bits.append(outputs["surprisal"][0])
-            begin = end
-        part = np.array([ids[begin:]] * len(stops), np.int64)
-        outputs = yield self._run(
-            part, places - begin, np.repeat(states, len(stops), axis=0), "logits", "next_state", explain=explain
-        )
-        readings = [
-            Reading(logits, memory._replace(array=state, fresh=False))
-            for logits, state in zip(outputs["logits"], outputs["next_state"], strict=True)
-        ]
+                bits.append(outputs["surprisal"][-1, : end - begin])
+            states, begin = states[-1:], end
         if not explain:
             return readings, np.zeros(len(tokens), np.float32)
-        bits.append(outputs["surprisal"][-1, : part.shape[1]])
         each = np.concatenate(bits)[opening:]
-        return readings, np.array([each[a:b].sum() for a, b in pairwise(ends)], np.float32)
+        return readings, np.array([each[a:b].sum() for a, b in pairwise(ends[: stops[-1] + 1])], np.float32)
 
     def _run(
-        self,
-        ids: NDArray[np.int64],
-        lengths: NDArray[np.integer[Any]],
-        states: NDArray[np.float32],
-        *outputs: str,
-        explain: bool = False,
+        self, ids: NDArray[Any], lengths: Sequence[int], states: NDArray[np.float32], explain: bool = False
     ) -> Run:
         """A run for rows of ids (rows, time), which may have no time at all, each of its own length."""
         tensors: dict[str, NDArray[Any]] = {
-            "tokens": ids if ids.shape[1] else np.zeros((len(ids), 1), np.int64),
-            "sequence_lens": lengths.astype(np.int32),
+            "tokens": ids.astype(np.int64) if ids.shape[1] else np.zeros((len(ids), 1), np.int64),
+            "sequence_lens": np.array(lengths, np.int32),
             "state": states,
         }
         if "explain" in self.folder.signature.inputs:
             tensors["explain"] = np.full(len(ids), explain)
-        return Run(tensors, (*outputs, "surprisal") if explain else outputs)
+        return Run(tensors, ("logits", "next_state", "surprisal") if explain else ("logits", "next_state"))
 
     def steps(self, request: NextWordInput) -> Steps[NextWordOutput]:
         limit = self.folder.limits.max_text_chars
@@ -687,18 +701,26 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if request.explain and not self._explains:
             raise InvalidInput(f"Model {self.folder.name} cannot explain: its graph has no `surprisal` output.")
         memory, complete, pending = self.decode(self.memory(request), request.text)
-        fragment, inside = self._fragment(memory.pending, pending) if request.complete == "auto" else ("", 0)
-        tokens = [*complete, *pending]
-        stops = sorted({len(complete), len(tokens), *([len(complete) + inside] if fragment else [])})
-        readings, bits = yield from self.read(memory, tokens, stops, request.explain)
-        kept, here = readings[0].memory, readings[-1]
-
-        completing, choice, finished = None, None, len(tokens)
+        fragment = self._fragment(memory.pending, pending) if request.complete == "auto" else None
+        tokens, stops = [*complete, *pending], {len(complete)}
         if fragment:
-            before = readings[-2]  # where the fragment starts: the fragment has at least one token
-            choice = self.unfinished(before.logits, fragment)
+            stops.add(start := len(complete) + fragment.place)
+        if not fragment or fragment.looks_finished:
+            stops.add(len(tokens))
+        places = sorted(stops)
+        readings, bits = yield from self.read(memory, tokens, places, request.explain)
+        kept, here, finished = readings[0].memory, readings[-1], len(tokens)
+        completing, choice = None, None
+        if fragment:
+            before = readings[places.index(start)]
+            choice = self.unfinished(before.logits, fragment.letters)
             if choice is not None:
-                completing, here, finished = fragment, before, len(complete) + inside
+                completing, here, finished = fragment.letters, before, start
+            elif not fragment.looks_finished:
+                (here,), more = yield from self.read(
+                    before.memory, tokens[start:], [len(tokens) - start], request.explain
+                )
+                bits = np.concatenate([bits, more])
         for token in tokens[len(complete) : finished]:
             here = here._replace(memory=here.memory.after(token.text))
         if request.words == 1:
@@ -719,18 +741,21 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         ]
         return answer.model_copy(update={"tokens": told})
 
-    def _fragment(self, chunk: str, tokens: Sequence[Token]) -> tuple[str, int]:
-        """The letters at the end of a chunk that may be an unfinished word, and how many tokens stand before them.
+    def _fragment(self, chunk: str, tokens: Sequence[Token]) -> Fragment | None:
+        """What may be an unfinished word at the end of a chunk.
 
-        No letters, when the chunk ends in a mark or when nothing in the vocabulary is longer.
+        None, when the chunk ends in a mark or when nothing in the vocabulary is longer.
         """
         match = _FRAGMENT.search(normalise(chunk))
         if match is None:
-            return "", 0
-        longer = self.vocabulary.starting_with(match.group())[1]
+            return None
+        exact, longer = self.vocabulary.starting_with(match.group())
         if longer.start == longer.stop:
-            return "", 0
-        return match.group(), sum(token.start < match.start() for token in tokens)
+            return None
+        place = sum(token.start < match.start() for token in tokens)
+        tokens_of = self.vocabulary.tokens  # the most frequent have the smallest numbers
+        looks_finished = exact.start < exact.stop and bool(tokens_of(exact).min() < tokens_of(longer).min())
+        return Fragment(match.group(), place, looks_finished)
 
     # ---- encode
 
@@ -804,7 +829,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                 break
             ids = np.array([[beam.last] for beam in beams], np.int64)
             states = np.stack([beam.state for beam in beams])
-            outputs = yield self._run(ids, np.ones(len(ids), np.int32), states, "logits", "next_state")
+            outputs = yield self._run(ids, [1] * len(ids), states)
             ahead: list[Beam] = []
             for row, beam in enumerate(beams):
                 weights = proportional(outputs["logits"][row])

@@ -153,6 +153,24 @@ async def test_a_turn_may_take_more_rows_than_a_run(double: Gated, make: Any) ->
     assert double.rows == [4, 2, 3]  # a turn of six rows, and one of three
 
 
+@pytest.mark.parametrize("rows", [[2, 2], [1, 1, 1, 1]])
+async def test_while_half_a_batch_waits_the_run_with_less_work_is_taken(
+    double: Gated, make: Any, rows: list[int]
+) -> None:
+    def either() -> Steps[int]:
+        one, two = (Run({"x": np.zeros((n, 1), np.float32)}) for n in (1, 2))
+        outputs = yield Run(two.tensors, when_busy=one)
+        return len(outputs["y"])
+
+    batcher = make(double, max_batch_size=6)
+    first = await double.busy(batcher)
+    others = [asyncio.create_task(batcher.submit(either())) for _ in rows]
+    await settled(batcher, len(rows))
+    double.gate.set()
+    assert [(await task).value for task in others] == rows
+    await first
+
+
 async def test_a_request_larger_than_a_batch_is_run_in_slices(double: Gated, make: Any) -> None:
     done = await make(double, max_batch_size=4).submit(ask([[n] for n in range(10)]), rows=10)
     assert done.value.ravel().tolist() == [2 * n + 1 for n in range(10)]

@@ -49,6 +49,7 @@ BIGRAMS: dict[str, dict[str, float]] = {
     "France": {".": 0.5, "too": 0.4},
     "too": {"<eos>": 0.5, ".": 0.4},
     "How": {"are": 0.9},
+    "Tom": {"capita": 0.5, "capital": 0.1},
     "are": {"you": 0.8, "area": 0.1},
     "you": {"?": 0.9},
     ".": {"The": 0.5, "I": 0.2, '"': 0.2},
@@ -59,7 +60,7 @@ BIGRAMS: dict[str, dict[str, float]] = {
 # In the order of their frequency inside a sentence, so that "the" comes before "The".
 WORDS = (  # noqa: SIM905
     "<eos> <unk> , . the of to I it like too capital cat would what are you area offer did didn't didn 'm "
-    "likely liked France United States states stated Tom How The ? @-@ \" I'm don't 't ' - 1 000 @,@"
+    "likely liked France United States states stated Tom How The ? @-@ \" I'm don't 't ' - 1 000 @,@ capita"
 ).split()
 
 
@@ -71,11 +72,12 @@ class Model:
     session: onnxruntime.InferenceSession
     runs: list[Run] = field(default_factory=list)
 
-    def ask(self, text: str = "", **options: Any) -> NextWordOutput:
+    def ask(self, text: str = "", busy: bool = False, **options: Any) -> NextWordOutput:
         steps = self.task.steps(NextWordInput(text=text, **options))
         try:
             run = next(steps)
             while True:
+                run = (busy and run.when_busy) or run
                 self.runs.append(run)
                 names = list(run.outputs)
                 run = steps.send(dict(zip(names, self.session.run(names, dict(run.tensors)), strict=True)))
@@ -459,15 +461,15 @@ typed_text = st.text(
 
 
 @settings(max_examples=150, deadline=None)
-@given(typed_text, st.lists(st.integers(0, 60), max_size=3), st.booleans())
-def test_a_text_may_be_cut_anywhere(recurrent: Model, text: str, cuts: list[int], never: bool) -> None:
-    """Part by part with the state, or all at once: the same predictions and the same state."""
+@given(typed_text, st.lists(st.integers(0, 60), max_size=3), st.booleans(), st.booleans())
+def test_a_text_may_be_cut_anywhere(recurrent: Model, text: str, cuts: list[int], never: bool, busy: bool) -> None:
+    """Part by part with the state, on a server that may be busy, or all at once: the same predictions and state."""
     mode = "never" if never else "auto"
     whole = recurrent.ask(text, top_k=1000, complete=mode)
     places = sorted({cut for cut in cuts if 0 < cut < len(text)})
     state = None
     for begin, end in zip([0, *places], [*places, len(text)], strict=True):
-        parts = recurrent.ask(text[begin:end], top_k=1000, complete=mode, state=state)
+        parts = recurrent.ask(text[begin:end], busy, top_k=1000, complete=mode, state=state)
         state = parts.state
     assert parts.completing == whole.completing
     assert {p.text: p.score for p in parts.predictions} == pytest.approx(
@@ -493,6 +495,29 @@ def test_a_text_without_spaces_stays_within_a_bounded_state(recurrent: Model) ->
     assert recurrent.ask("x" * MAX_CHUNK_CHARS).completing is None
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "idle", "busy"),
+    [
+        ("How are you ", {}, [[4]], [[4]]),  # <eos> and three words
+        ("How are you", {}, [[3, 4]], [[3], [1]]),  # the answer's state ends before "you", which may be finished
+        ("I would lik", {}, [[3]], [[3]]),  # "lik" is no word, so nobody asks what comes after it
+        ("I did", {}, [[2, 3]], [[2], [1]]),  # "did" is more frequent than "didn't"
+        ("Tom capita", {"explain": True}, [[2], [1]], [[2], [1]]),  # rarer than "capital", but likelier here
+        ("I would lik", {"complete": "never", "explain": True}, [[3, 4]], [[3], [1]]),
+        ("I would-like", {}, [[2, 4, 5]], [[2], [2], [1]]),  # "would", "@-@" and "like", which may be unfinished
+    ],
+)
+def test_while_many_wait_no_token_is_read_twice(
+    bigram: Model, text: str, options: dict[str, Any], idle: list[list[int]], busy: list[list[int]]
+) -> None:
+    answers = []
+    for is_busy, expected in ((False, idle), (True, busy)):
+        bigram.runs.clear()
+        answers.append(bigram.ask(text, busy=is_busy, **options))
+        assert [run.tensors["sequence_lens"].tolist() for run in bigram.runs] == expected
+    assert answers[0] == answers[1]
+
+
 def test_a_long_text_is_read_in_runs_of_256_tokens(recurrent: Model) -> None:
     recurrent.runs.clear()
     text = "I would like the capital of France . " * 100
@@ -500,7 +525,6 @@ def test_a_long_text_is_read_in_runs_of_256_tokens(recurrent: Model) -> None:
     lengths = [int(run.tensors["sequence_lens"][0]) for run in recurrent.runs]
     assert sum(lengths) == 801  # 800 words and the <eos> before them
     assert max(lengths) <= 256
-    assert all("logits" not in run.outputs for run in recurrent.runs[:-1])
     state = None
     for word in text.split():
         by_word = recurrent.ask(word + " ", state=state)
