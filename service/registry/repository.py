@@ -42,11 +42,13 @@ def scan(models: Path) -> list[FoundModel]:
     """Read every model folder, sorted by name. Hidden folders and plain files are not models.
 
     Raises:
-        ManifestInvalid: the repository itself is not there.
+        ManifestInvalid: the repository itself is not there, or this is the folder of a single model.
     """
     if not models.is_dir():
         raise ManifestInvalid(str(models), "there is no such folder; set GRIDLOOP_MODELS to your model repository.")
     folders = sorted(p for p in models.iterdir() if p.is_dir() and not _IGNORED.search(p.name))
+    if (models / "manifest.toml").exists() and not any((folder / "manifest.toml").exists() for folder in folders):
+        raise ManifestInvalid(str(models), f"is one model's folder; name the folder that holds it: {models.parent}.")
     return [read_folder(folder) for folder in folders]
 
 

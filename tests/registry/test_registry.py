@@ -203,6 +203,12 @@ def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         Registry(tmp_path / "nowhere")
 
 
+def test_the_folder_of_one_model_is_no_repository(models: Path) -> None:
+    with pytest.raises(ManifestInvalid, match="is one model's folder; name the folder that holds it") as caught:
+        Registry(models / "colours")
+    assert str(caught.value).endswith(f": {models}.")
+
+
 def test_checking_wants_samples_and_a_card_too(models: Path) -> None:
     assert all(finding.ok for finding in check_folder(models / "colours"))
     wrong = {f.what: f.detail for f in check_folder(models / "steps") if not f.ok}
