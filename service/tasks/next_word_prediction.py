@@ -565,6 +565,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             raise ManifestInvalid(where, f"has {len(self.vocabulary)} lines, but the model's logits {width} columns.")
         self._state_size = size
         self._read_chunk = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._tokens)
+        self._find_fragment = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._fragment)
         self._end = tuple(number for token, number in self.vocabulary.number.items() if token == END)
         self._explains = "explain" in folder.signature.inputs and "surprisal" in folder.signature.outputs
 
@@ -701,7 +702,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if request.explain and not self._explains:
             raise InvalidInput(f"Model {self.folder.name} cannot explain: its graph has no `surprisal` output.")
         memory, complete, pending = self.decode(self.memory(request), request.text)
-        fragment = self._fragment(memory.pending, pending) if request.complete == "auto" else None
+        fragment = self._find_fragment(memory.pending) if request.complete == "auto" else None
         tokens, stops = [*complete, *pending], {len(complete)}
         if fragment:
             stops.add(start := len(complete) + fragment.place)
@@ -741,7 +742,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         ]
         return answer.model_copy(update={"tokens": told})
 
-    def _fragment(self, chunk: str, tokens: Sequence[Token]) -> Fragment | None:
+    def _fragment(self, chunk: str) -> Fragment | None:
         """What may be an unfinished word at the end of a chunk.
 
         None, when the chunk ends in a mark or when nothing in the vocabulary is longer.
@@ -752,7 +753,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         exact, longer = self.vocabulary.starting_with(match.group())
         if longer.start == longer.stop:
             return None
-        place = sum(token.start < match.start() for token in tokens)
+        place = sum(token.start < match.start() for token in self._read_chunk(chunk))
         tokens_of = self.vocabulary.tokens  # the most frequent have the smallest numbers
         looks_finished = exact.start < exact.stop and bool(tokens_of(exact).min() < tokens_of(longer).min())
         return Fragment(match.group(), place, looks_finished)
@@ -768,12 +769,12 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         exact, longer = self.vocabulary.starting_with(fragment)
         if longer.start == longer.stop:
             return None
-        weights = proportional(logits)
+        choice = slice(exact.start, longer.stop)
         if exact.start < exact.stop:
-            alone, more = self.vocabulary.weights(exact, weights).sum(), self.vocabulary.weights(longer, weights).sum()
-            if alone >= more:
+            weights, own = proportional(logits[self.vocabulary.tokens(choice)]), len(self.vocabulary.tokens(exact))
+            if weights[:own].sum() >= weights[own:].sum():
                 return None
-        return slice(exact.start, longer.stop)
+        return choice
 
     def encode(self, here: Reading, top_k: int, typed: str, choice: slice | None) -> list[Prediction]:
         """The best words at this place.
