@@ -2,13 +2,14 @@
 
     python benchmarks/peers/make_folders.py MODELS OUT
 
-MODELS holds `m1.onnx` … `m4.onnx` (random weights) and `bodies/`. The computing part of each graph is left as it is:
+MODELS holds `m1.onnx` … `m4.onnx` (random weights) and `bodies/`. Every graph computes the same numbers as before:
 
 - M1, M2 (convolutions, `image` float32 NCHW -> `logits`): unchanged, with labels and a `[preprocessing]` table.
 - M3 (`tokens` -> `logits`): `sequence_lens` and the recurrent state become inputs and outputs, as a stream needs them.
   Its 33,000 words are the numbers "0" to "32999".
 - M4 (`values` -> `scores`): its standardisation moves into the graph, and the outputs and the state of an anomaly
-  detector are added, so that it serves both the tensor route and `/v1/anomaly-detection`.
+  detector are added, so that it serves both the tensor route and `/v1/anomaly-detection`. The transposition before the
+  last product comes after it, where it moves one number a point instead of 64; the scores are the same bit by bit.
 """
 
 from __future__ import annotations
@@ -128,6 +129,12 @@ def detector(models: Path, out: Path) -> None:
     for node in graph.node:
         node.input[:] = ["series" if name == "values" else name for name in node.input]
         node.output[:] = ["scores_3d" if name == "scores" else name for name in node.output]
+    product = next(node for node in graph.node if node.op_type == "MatMul")
+    transposition = next(node for node in graph.node if node.output[0] == product.input[0])
+    by_time, by_row, result = transposition.input[0], transposition.output[0], product.output[0]
+    product.input[0], product.output[0] = by_time, by_row
+    transposition.input[0], transposition.output[0] = by_row, result
+    between = {product.name: transposition, transposition.name: product}
     before = [
         helper.make_node("ReduceMean", ["values"], ["mean"], axes=[1], keepdims=1),
         helper.make_node("Sub", ["values", "mean"], ["centred"]),
@@ -151,7 +158,7 @@ def detector(models: Path, out: Path) -> None:
     size = next(a.i for a in gru.attribute if a.name == "hidden_size")
     series = {name: values(name, F, ["batch", "time"]) for name in ("values", "scores", "expected", "spread")}
     whole = helper.make_graph(
-        [*before, *graph.node, *after],
+        [*before, *(between.get(node.name, node) for node in graph.node), *after],
         "m4",
         [series["values"], values("sequence_lens", I32, ["batch"]), values("state", F, ["batch", size])],
         [series["scores"], series["expected"], series["spread"], values("next_state", F, ["batch", size])],
