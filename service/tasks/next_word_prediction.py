@@ -51,6 +51,8 @@ MAX_CHUNK_CHARS = 256
 """A longer run of characters without a space is cut there, so that the state stays small (characters)."""
 MAX_RUN_TOKENS = 256
 """A longer text is read in several runs, so that one caller cannot hold up a batch (tokens)."""
+MAX_TOKENS_AGAIN = 48
+"""A longer text is never read twice in one run, as it takes longer than a second run (tokens)."""
 REMEMBERED_CHUNKS = 16_384
 """Chunks whose tokens are remembered: few words make up most of every text (count)."""
 RARER = 20
@@ -634,9 +636,9 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
     ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[list[Reading], NDArray[np.float32]]]:
         """Feed tokens to the network.
 
-        All stops are rows of one run, which alone costs hardly more than one row: nearly all its time is spent on
-        reading the weights. In a large batch every row counts, so while many callers wait, each stop is read from
-        where the one before it ended.
+        The stops of a short text are rows of one run, which alone costs hardly more than one row: nearly all its time
+        is spent on reading the weights. In a large batch every row counts, so while many callers wait, or in a long
+        text, each stop is read from where the one before it ended.
 
         Args:
             memory: where the stream stands.
@@ -660,7 +662,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             ahead = places[len(readings) :]
             end = min(ahead[0], begin + MAX_RUN_TOKENS)
             run = self._run(np.array([ids[begin:end]]), [end - begin], states, explain)
-            if len(ahead) > 1 and ahead[-1] - begin <= MAX_RUN_TOKENS:
+            if len(ahead) > 1 and ahead[-1] - begin <= MAX_TOKENS_AGAIN:
                 rows, lengths = np.array([ids[begin : ahead[-1]]] * len(ahead)), [place - begin for place in ahead]
                 run = replace(self._run(rows, lengths, np.repeat(states, len(ahead), axis=0), explain), when_busy=run)
             outputs = yield run

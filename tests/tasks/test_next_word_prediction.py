@@ -505,9 +505,10 @@ def test_a_text_without_spaces_stays_within_a_bounded_state(recurrent: Model) ->
         ("Tom capita", {"explain": True}, [[2], [1]], [[2], [1]]),  # rarer than "capital", but likelier here
         ("I would lik", {"complete": "never", "explain": True}, [[3, 4]], [[3], [1]]),
         ("I would-like", {}, [[2, 4, 5]], [[2], [2], [1]]),  # "would", "@-@" and "like", which may be unfinished
+        ("How are you " * 16 + "How", {}, [[49], [1]], [[49], [1]]),  # too long to be read twice
     ],
 )
-def test_while_many_wait_no_token_is_read_twice(
+def test_no_token_is_read_twice_while_many_wait_or_in_a_long_text(
     bigram: Model, text: str, options: dict[str, Any], idle: list[list[int]], busy: list[list[int]]
 ) -> None:
     answers = []
