@@ -500,11 +500,15 @@ class Fragment(NamedTuple):
     Attributes:
         letters: as typed.
         place: how many tokens of its chunk stand before it.
+        exact: the word that it would be by itself, in the alphabetical order; may be none.
+        longer: the words that start with it; at least one.
         looks_finished: it is a word by itself, and more frequent than any longer one.
     """
 
     letters: str
     place: int
+    exact: slice
+    longer: slice
     looks_finished: bool
 
 
@@ -716,7 +720,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         completing, choice = None, None
         if fragment:
             before = readings[places.index(start)]
-            choice = self.unfinished(before.logits, fragment.letters)
+            choice = self.unfinished(before.logits, fragment)
             if choice is not None:
                 completing, here, finished = fragment.letters, before, start
             elif not fragment.looks_finished:
@@ -758,20 +762,17 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         place = sum(token.start < match.start() for token in self._read_chunk(chunk))
         tokens_of = self.vocabulary.tokens  # the most frequent have the smallest numbers
         looks_finished = exact.start < exact.stop and bool(tokens_of(exact).min() < tokens_of(longer).min())
-        return Fragment(match.group(), place, looks_finished)
+        return Fragment(match.group(), place, exact, longer, looks_finished)
 
     # ---- encode
 
-    def unfinished(self, logits: NDArray[np.float32], fragment: str) -> slice | None:
+    def unfinished(self, logits: NDArray[np.float32], fragment: Fragment) -> slice | None:
         """The words that may come of a fragment, as a range of the alphabetical order; None when it is a finished word.
 
         It is unfinished when the longer words which start with it are together more probable here than the word that
         it would be by itself, or when there is no such word.
         """
-        exact, longer = self.vocabulary.starting_with(fragment)
-        if longer.start == longer.stop:
-            return None
-        choice = slice(exact.start, longer.stop)
+        exact, choice = fragment.exact, slice(fragment.exact.start, fragment.longer.stop)
         if exact.start < exact.stop:
             weights, own = proportional(logits[self.vocabulary.tokens(choice)]), len(self.vocabulary.tokens(exact))
             if weights[:own].sum() >= weights[own:].sum():
