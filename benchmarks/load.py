@@ -260,8 +260,7 @@ class Direct:
 
         def advance(index: int, outputs: Mapping[str, Any] | None) -> None:
             try:
-                run = steps[index].send(outputs)
-                waiting.append((index, (busy and run.when_busy) or run))
+                waiting.append((index, steps[index].send(outputs).chosen(busy=busy)))
             except StopIteration as stop:
                 answers[index] = stop.value.to_json()
 

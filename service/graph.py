@@ -100,6 +100,10 @@ class Run:
         """Rows of the batch axis."""
         return len(next(iter(self.tensors.values())))
 
+    def chosen(self, *, busy: bool) -> Run:
+        """The run to execute: this one, or `when_busy` where there is one and many callers wait."""
+        return (busy and self.when_busy) or self
+
 
 ResultT = TypeVar("ResultT")
 

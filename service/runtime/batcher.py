@@ -121,7 +121,7 @@ class Job:
         self.timings.queue += begun - self.since
         try:
             run = self.steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
-            self.run = (busy and run.when_busy) or run
+            self.run = run.chosen(busy=busy)
             self.run_rows = self.run.rows
             self.key = batch_key(self.run, signature)
         except StopIteration as stop:

@@ -19,7 +19,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, NamedTuple
@@ -665,10 +665,11 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         while len(readings) < len(places):
             ahead = places[len(readings) :]
             end = min(ahead[0], begin + MAX_RUN_TOKENS)
-            run = self._run(np.array([ids[begin:end]]), [end - begin], states, explain)
+            run = self._run(np.array([ids[begin:end]], np.int64), [end - begin], states, explain)
             if len(ahead) > 1 and ahead[-1] - begin <= MAX_TOKENS_AGAIN:
-                rows, lengths = np.array([ids[begin : ahead[-1]]] * len(ahead)), [place - begin for place in ahead]
-                run = replace(self._run(rows, lengths, np.repeat(states, len(ahead), axis=0), explain), when_busy=run)
+                rows = np.array([ids[begin : ahead[-1]]] * len(ahead), np.int64)
+                lengths = [place - begin for place in ahead]
+                run = self._run(rows, lengths, np.repeat(states, len(ahead), axis=0), explain, when_busy=run)
             outputs = yield run
             logits, states = outputs["logits"], outputs["next_state"]
             if len(logits) > 1:
@@ -687,17 +688,23 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         return readings, np.array([each[a:b].sum() for a, b in pairwise(ends[: stops[-1] + 1])], np.float32)
 
     def _run(
-        self, ids: NDArray[Any], lengths: Sequence[int], states: NDArray[np.float32], explain: bool = False
+        self,
+        ids: NDArray[np.int64],
+        lengths: Sequence[int],
+        states: NDArray[np.float32],
+        explain: bool = False,
+        when_busy: Run | None = None,
     ) -> Run:
         """A run for rows of ids (rows, time), which may have no time at all, each of its own length."""
         tensors: dict[str, NDArray[Any]] = {
-            "tokens": ids.astype(np.int64) if ids.shape[1] else np.zeros((len(ids), 1), np.int64),
+            "tokens": ids if ids.shape[1] else np.zeros((len(ids), 1), np.int64),
             "sequence_lens": np.array(lengths, np.int32),
             "state": states,
         }
         if "explain" in self.folder.signature.inputs:
             tensors["explain"] = np.full(len(ids), explain)
-        return Run(tensors, ("logits", "next_state", "surprisal") if explain else ("logits", "next_state"))
+        outputs = ("logits", "next_state", "surprisal") if explain else ("logits", "next_state")
+        return Run(tensors, outputs, when_busy)
 
     def steps(self, request: NextWordInput) -> Steps[NextWordOutput]:
         limit = self.folder.limits.max_text_chars
@@ -709,9 +716,8 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             raise InvalidInput(f"Model {self.folder.name} cannot explain: its graph has no `surprisal` output.")
         memory, complete, pending = self.decode(self.memory(request), request.text)
         fragment = self._find_fragment(memory.pending) if request.complete == "auto" else None
-        tokens, stops = [*complete, *pending], {len(complete)}
-        if fragment:
-            stops.add(start := len(complete) + fragment.place)
+        tokens, start = [*complete, *pending], len(complete) + (fragment.place if fragment else 0)
+        stops = {len(complete), start}
         if not fragment or fragment.looks_finished:
             stops.add(len(tokens))
         places = sorted(stops)

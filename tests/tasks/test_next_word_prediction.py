@@ -77,7 +77,7 @@ class Model:
         try:
             run = next(steps)
             while True:
-                run = (busy and run.when_busy) or run
+                run = run.chosen(busy=busy)
                 self.runs.append(run)
                 names = list(run.outputs)
                 run = steps.send(dict(zip(names, self.session.run(names, dict(run.tensors)), strict=True)))
