@@ -52,6 +52,7 @@ from service.bench import BenchFailed as BenchmarkFailed
 from service.bench import Load, Outcome, Request, http_request, percentile, put_load
 from service.cpu import cpu_budget, processor_name
 from service.registry.manifest import read_manifest
+from service.runtime.memory import keep_freed_memory
 from service.runtime.session import OnnxSession
 from service.runtime.tensors import batch_key, split, stack
 from service.settings import Settings
@@ -302,6 +303,7 @@ class LimitSample:
 def limit_process(pipe: Connection, folder: Path, content_type: str, bodies: Sequence[bytes]) -> None:
     """Answer in batches for as long as the pipe says, until None comes; first send the answer to each body."""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
+        keep_freed_memory()  # as the server does
         try:
             direct = Direct.open(folder, content_type)
             pipe.send([json.loads(direct.answer([body])[0]) for body in bodies])

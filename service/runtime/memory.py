@@ -1,4 +1,4 @@
-"""Giving memory back to the operating system."""
+"""What is kept of the memory that nobody needs just now, and what goes back to the operating system."""
 
 from __future__ import annotations
 
@@ -9,19 +9,46 @@ import sys
 from pathlib import Path
 from typing import Any
 
+LARGEST_KEPT = 32 * 2**20
+"""Blocks up to this size are kept when they are freed (bytes): the largest that glibc would keep by itself…"""
+MOST_KEPT = 64 * 2**20
+"""…and so much of free memory at the end of a heap (bytes)."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of `mallopt`, from glibc's `malloc.h`."""
 _DONTNEED = 4
 """Advice to `madvise`, from Linux's `mman.h`."""
 _REGION = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) r-.p \S+ \S+ \d+ +/", re.ASCII)
 """Of `/proc/self/smaps`: the first line of a part of a file in memory that nobody writes to."""
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep what a run frees for the next run, up to a limit. For a process that serves models.
+
+    A batch over a large vocabulary needs some tens of megabytes for a moment. By itself glibc returns them after each
+    run, and in the next one every page is mapped and filled with zeros again. With another C library nothing happens.
+    """
+    set_parameter = _glibc("mallopt")
+    if set_parameter is not None:
+        set_parameter(_MMAP_THRESHOLD, LARGEST_KEPT)
+        set_parameter(_TRIM_THRESHOLD, MOST_KEPT)
+
+
+def give_back_freed_memory() -> None:
+    """Return all that glibc keeps: parsing a graph takes several times its size."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
 def give_back_memory() -> None:
-    """Release what loading a model leaves behind: parsing a graph takes several times its size, and glibc keeps it."""
+    """Release what loading models leaves behind."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
+    give_back_freed_memory()
+
+
+def _glibc(name: str) -> Any:
+    """A function of glibc; None where there is another C library, as musl."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def let_go_of_files() -> None:

@@ -15,6 +15,7 @@ import structlog
 from service.errors import ManifestInvalid
 from service.graph import Array, Signature, TensorSpec
 from service.runtime import packed
+from service.runtime.memory import give_back_freed_memory
 from service.runtime.tensors import pad_rows
 
 log = structlog.get_logger(__name__)
@@ -92,6 +93,7 @@ class OnnxSession:
             self._wide = self._open(self.lone_threads)
         except ManifestInvalid as error:  # the file is gone; the session that is open needs it no more
             log.warning("lone runs stay on one core", graph=self._where, reason=str(error))
+        give_back_freed_memory()
 
     def close_pool(self) -> None:
         """Give the pool's threads and memory back."""

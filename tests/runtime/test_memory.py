@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -34,3 +35,39 @@ def test_files_are_let_go_and_come_back() -> None:
     found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
     assert int(found.stdout) > 5 * 1024  # KiB of code and constants that had been read
+
+
+RUNS = """
+import resource
+import sys
+
+from service.runtime.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+
+
+def run():
+    blocks = [bytearray(10 * 2**20) for _ in range(4)]
+    for block in blocks:
+        block[::4096] = bytes(len(block[::4096]))
+
+
+for _ in range(3):
+    run()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    run()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_a_run_finds_the_memory_of_the_one_before() -> None:
+    faults = {}
+    for way in ("keep", "leave"):
+        found = subprocess.run([sys.executable, "-c", RUNS, way], capture_output=True, text=True, timeout=60)
+        assert found.returncode == 0, found.stderr
+        faults[way] = float(found.stdout)
+    assert faults["leave"] > 1000  # of 10,240 pages
+    assert faults["keep"] < 100
