@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 import sys
 from pathlib import Path
@@ -25,10 +26,14 @@ def keep_freed_memory() -> None:
     """Let glibc keep what a run frees for the next run, up to a limit. For a process that serves models.
 
     A batch over a large vocabulary needs some tens of megabytes for a moment. By itself glibc returns them after each
-    run, and in the next one every page is mapped and filled with zeros again. With another C library nothing happens.
+    run, and in the next one every page is mapped and filled with zeros again. With another C library nothing happens,
+    nor where its variables say something else (`MALLOC_TRIM_THRESHOLD_` and the like).
     """
+    told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") for name in os.environ
+    )
     set_parameter = _glibc("mallopt")
-    if set_parameter is not None:
+    if set_parameter is not None and not told:
         set_parameter(_MMAP_THRESHOLD, LARGEST_KEPT)
         set_parameter(_TRIM_THRESHOLD, MOST_KEPT)
 
