@@ -16,6 +16,8 @@ MOST_KEPT = 64 * 2**20
 """…and so much of free memory at the end of a heap (bytes)."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt`, from glibc's `malloc.h`."""
+_TOLD = re.compile(r"malloc[._](?:trim|mmap)_threshold", re.IGNORECASE)
+"""Whoever starts the server can choose both: of names of environment variables, and of the tunables in one."""
 _DONTNEED = 4
 """Advice to `madvise`, from Linux's `mman.h`."""
 _REGION = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) r-.p \S+ \S+ \d+ +/", re.ASCII)
@@ -29,9 +31,7 @@ def keep_freed_memory() -> None:
     run, and in the next one every page is mapped and filled with zeros again. With another C library nothing happens,
     nor where its variables say something else (`MALLOC_TRIM_THRESHOLD_` and the like).
     """
-    told = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
-        name.startswith("MALLOC_") for name in os.environ
-    )
+    told = any(_TOLD.search(text) for text in (*os.environ, os.environ.get("GLIBC_TUNABLES", "")))
     set_parameter = _glibc("mallopt")
     if set_parameter is not None and not told:
         set_parameter(_MMAP_THRESHOLD, LARGEST_KEPT)
