@@ -93,7 +93,10 @@ class OnnxSession:
             self._wide = self._open(self.lone_threads)
         except ManifestInvalid as error:  # the file is gone; the session that is open needs it no more
             log.warning("lone runs stay on one core", graph=self._where, reason=str(error))
-        give_back_freed_memory()
+
+    def _open_pool_while_serving(self) -> None:
+        self.open_pool()
+        give_back_freed_memory()  # as the registry does for all that is opened while models are loaded
 
     def close_pool(self) -> None:
         """Give the pool's threads and memory back."""
@@ -104,7 +107,8 @@ class OnnxSession:
             return self._session
         if self._wide is None and not self._opening:
             self._opening = True
-            threading.Thread(target=self.open_pool, name=f"open-{self._path.parts[-3]}", daemon=True).start()
+            name = f"open-{self._path.parts[-3]}"
+            threading.Thread(target=self._open_pool_while_serving, name=name, daemon=True).start()
         return self._wide or self._session
 
     def _open(self, threads: int = 1) -> Any:
