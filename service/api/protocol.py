@@ -3,6 +3,9 @@
 A client that sends its headers a byte at a time, or headers without end, must not hold a connection for ever; and
 what is refused here gets the same body as every other error.
 
+An offer to go on in another protocol (`Upgrade: h2c`, as Java's and curl's clients make by default) is passed over, as
+RFC 9110, section 7.8, lets a server do: the request is answered as if it had not been made.
+
 A client sends the same head again and again, with another body. So the head of a request that went the short way is
 remembered byte for byte, with what it said, and is not parsed when it comes again.
 """
@@ -15,6 +18,7 @@ from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -83,13 +87,35 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 return
             self._piece = data
         self._piece_bytes = len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         self._piece = b""
         if self._endpoint is not None and not self.transport.is_closing():  # the body is still to come: as every other
             self._endpoint = None
             super()._start_asgi_task(self.cycle, self.app)
         if self._in_head and not self.transport.is_closing():
             self._await_rest_of_head()
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. At an offer to upgrade it stops and drops the body: another one goes on from there."""
+        pieces: list[bytes | memoryview] = [data]
+        while pieces:
+            piece = pieces.pop()
+            try:
+                self.parser.feed_data(piece)
+            except HttpParserUpgrade as stopped:
+                pieces += [memoryview(piece)[stopped.args[0] :], self._head_without_offer()]
+                self.parser = _new_parser(self)
+            except HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("")
+                return
+
+    def _head_without_offer(self) -> bytes:
+        """The head that was just parsed, for another parser: what it says but for the protocols offered."""
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        fields = [b"%s: %s" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([line, *fields, b"", b""])
 
     def _await_rest_of_head(self) -> None:
         """Nearly always the whole head is in one piece; one that is not is timed, and may not go on for ever."""
@@ -130,7 +156,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         end = piece.find(_END) + len(_END)
         names = {name for name, _ in self.headers}
         whole = len(piece) - end == len(self.cycle.body) and end <= REMEMBERED_BYTES
-        if whole and self.cycle.keep_alive and _OWN.isdisjoint(names) and b"upgrade" not in names:
+        if whole and self.cycle.keep_alive and _OWN.isdisjoint(names):
             if len(edge.heads) >= REMEMBERED_HEADS:
                 edge.heads.clear()
             scope = {key: value for key, value in self.scope.items() if key != EXCHANGE}
@@ -152,6 +178,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         much = self._head_bytes + self._piece_bytes > MAX_HEADER_BYTES  # the body may be among it
         if much and sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
             self._refuse(HTTPException(431))
+        if self.parser.should_upgrade():  # it stops here, and `_parse` goes on
+            if self.parser.get_method() == b"CONNECT":  # what follows would be another server's
+                self._refuse(HTTPException(405, headers={"Allow": "GET, POST"}))
+            return
         scope: Any = self.scope
         self._may_be_short = True
         super().on_headers_complete()  # makes the cycle; the application begins later
@@ -166,6 +196,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._in_message = False
         if self._endpoint is not None and self._exchange is not None and self.edge is not None:
@@ -239,6 +271,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         self._refusal = BodyTimeout(self.header_timeout_s)
         self.send_400_response("")
+
+
+def _new_parser(callbacks: LimitedHttpProtocol) -> HttpRequestParser:
+    """A parser as uvicorn makes one for a connection."""
+    parser = HttpRequestParser(callbacks)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)  # the last of pipelined requests may ask to close
+    return parser
 
 
 class _Exchange:

@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from service.api import protocol
 from service.api.edge import Edge
 from service.api.protocol import LimitedHttpProtocol
+from tests import graphs
 from tests.conftest import running
 
 SERIES = b'{"values": [0, 0, 5]}'
@@ -323,4 +324,102 @@ async def test_a_connection_is_closed_when_it_has_been_idle(models: Path) -> Non
         since = loop.time()
         assert await asyncio.wait_for(reader.read(), 10) == b""
         assert loop.time() - since >= 0.9
+        writer.close()
+
+
+# --- offers to go on in another protocol
+
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA")
+CHUNKED = (
+    b"POST /v1/anomaly-detection HTTP/1.1\r\nHost: x\r\n" + "\r\n".join(H2C).encode() + b"\r\n"
+    b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n15\r\n" + SERIES + b"\r\n0\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        H2C,
+        ("Connection: keep-alive, upgrade", "upgrade: H2C"),
+        ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x"),
+        ("Connection: Upgrade", "Upgrade: TLS/1.0"),
+        ("Upgrade: h2c",),
+    ],
+    ids=["h2c", "lower case", "websocket", "TLS", "not named in Connection"],
+)
+async def test_an_offer_to_upgrade_is_passed_over(served: Served, offer: tuple[str, ...]) -> None:
+    (expected,) = await served.ask(post())
+    offered = post(SERIES, *offer)
+    assert await served.ask(offered, post(), offered, offered) == [expected] * 4
+    assert (served.in_flight, served.answered(200)) == (0, 5)
+
+
+@pytest.mark.parametrize("request_", [post(SERIES, *H2C), CHUNKED], ids=["with a length", "chunked"])
+@pytest.mark.parametrize("cut", [10, 45, 100, -len(SERIES) - 12, -len(SERIES), -8, -3, -1])
+async def test_an_offer_to_upgrade_in_pieces_is_passed_over(served: Served, request_: bytes, cut: int) -> None:
+    (expected,) = await served.ask(post())
+    assert (await served.ask(request_[:cut], request_[cut:], post())) == [expected] * 2
+
+
+async def test_an_offer_to_upgrade_byte_by_byte_is_passed_over(served: Served) -> None:
+    (expected,) = await served.ask(post())
+    reader, writer = await served.connect()
+    for byte in CHUNKED:
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0)
+    assert await answer(reader) == expected
+    writer.close()
+
+
+async def test_pipelined_requests_after_an_offer_to_upgrade_are_answered(served: Served) -> None:
+    offered, plain = post(b'{"values": [0, 0, 6]}', *H2C), post()
+    alone = [(await served.ask(request))[0] for request in (plain, offered)]
+    assert alone[0] != alone[1]
+    get = b"GET /livez HTTP/1.1\r\nHost: x\r\n" + "\r\n".join(H2C).encode() + b"\r\n\r\n"
+    answers = await served.ask(offered + plain + get + CHUNKED + offered + plain)
+    assert answers == [alone[1], alone[0], (200, {"status": "alive"}), alone[0], alone[1], alone[0]]
+
+
+async def test_a_head_with_an_offer_is_remembered(served: Served, parsed: list[LimitedHttpProtocol]) -> None:
+    await served.ask(post(SERIES, *H2C))
+    before = len(parsed)
+    assert [status for status, _ in await served.ask(post(SERIES, *H2C))] == [200]
+    assert len(parsed) == before
+
+
+async def test_a_picture_with_an_offer_to_upgrade_is_classified(served: Served) -> None:
+    kind = ("Content-Type: image/png",)
+    picture, path = graphs.png((0, 255, 0), (300, 300)), "/v1/image-classification"
+    (expected,) = await served.ask(post(picture, *kind, path=path))
+    assert expected[0] == 200
+    request = post(picture, *kind, *H2C, path=path)
+    assert await served.ask(request[:200], request[200:], request) == [expected] * 2
+
+
+async def test_an_offer_beside_a_request_to_close_is_answered_and_closed(served: Served) -> None:
+    reader, writer = await served.connect()
+    writer.write(post(SERIES, "Connection: close, Upgrade", "Upgrade: h2c"))
+    assert (await answer(reader))[0] == 200
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+
+
+async def test_a_tunnel_is_refused(served: Served) -> None:
+    reader, writer = await served.connect()
+    writer.write(b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n" + post())
+    status, problem = await answer(reader)
+    assert (status, problem["type"]) == (405, "/problems/method-not-allowed")
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+    assert served.in_flight == 0
+
+
+async def test_endless_headers_are_refused_with_an_offer_to_upgrade_as_well(served: Served) -> None:
+    fields = [f"X-{n}: {'y' * 1000}" for n in range(70)]
+    for pieces in ([post(SERIES, *H2C, *fields)], [post(SERIES, *H2C, *fields)[:60_000], b"z" * 8_000]):
+        reader, writer = await served.connect()
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        assert (await answer(reader))[0] == 431
         writer.close()
