@@ -1,6 +1,7 @@
 """Everything that can go wrong, as one hierarchy that knows nothing of HTTP.
 
-An exception takes facts and composes the sentence: what was wrong, and what to do about it.
+An exception takes facts and composes the sentence: what was wrong, and what to do about it. A caller's own text is cut
+short where it is long, so that the answer stays small whatever was sent.
 
     ServiceError
     ├── InvalidInput            the request is well-formed but unusable
@@ -26,21 +27,61 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Any, ClassVar
+
+MAX_PROBLEMS = 20
+"""Problems of one request that are listed; more are only counted (count)."""
+MAX_NAME_CHARS = 64
+"""Length of a caller's own name for a field, as it is quoted (characters)."""
+MAX_MESSAGE_CHARS = 300
+"""Length of the sentence about one field (characters)."""
+
+_QUOTE = Repr()
+_QUOTE.maxstring, _QUOTE.maxother, _QUOTE.maxlevel, _QUOTE.fillvalue = 80, 80, 3, "…"
+
+
+def quoted(value: object) -> str:
+    """What a caller sent, as a sentence quotes it: its `repr`, without the middle where it is long."""
+    return _QUOTE.repr(value)
+
+
+def shortened(text: str, most_chars: int) -> str:
+    """A text, or its beginning and an ellipsis where it has more than `most_chars` characters."""
+    return text if len(text) <= most_chars else f"{text[: most_chars - 1]}…"
 
 
 class ServiceError(Exception):
-    """Base of every error the service raises on purpose; `str(error)` is safe to show to a caller."""
+    """Base of every error the service raises on purpose; `str(error)` is safe to show to a caller.
 
-    retry_after_s: ClassVar[int | None] = None
+    Attributes:
+        slug: last part of the problem's `type`.
+        retry_after_s: when to try again; None where that would not help.
+        problems: one `{"loc": [...], "msg": "..."}` for each of the first `MAX_PROBLEMS` parts that are wrong.
+        problem_count: how many parts are wrong.
+    """
+
+    slug: ClassVar[str] = "internal-error"
+    retry_after_s: int | None = None
+    problems: Sequence[dict[str, Any]] = ()
+    problem_count: int = 0
+
+    @property
+    def type(self) -> str:
+        """Stable identifier of the kind of problem, as `application/problem+json` has it."""
+        return f"/problems/{self.slug}"
 
 
 class InvalidInput(ServiceError):
     """The request can be read, but nothing can be inferred from it."""
 
+    slug = "invalid-input"
+
 
 class InvalidState(InvalidInput):
     """A state token that is damaged, or that another model made."""
+
+    slug = "invalid-state"
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -49,26 +90,40 @@ class InvalidState(InvalidInput):
 
 
 class ValidationFailed(InvalidInput):
-    """One or more fields break the schema; `errors` lists each with its place.
+    """One or more fields break the schema.
 
     Args:
-        errors: one `{"loc": [...], "msg": "..."}` per problem.
+        problems: at least the first `MAX_PROBLEMS` of them, each with its place: `{"loc": [...], "msg": "..."}`.
+        count: how many there are; left out, as many as are given.
     """
 
-    def __init__(self, errors: Sequence[dict[str, Any]]) -> None:
-        first = errors[0]
+    slug = "validation-failed"
+
+    def __init__(self, problems: Sequence[dict[str, Any]], count: int | None = None) -> None:
+        self.problems = [_bounded(problem) for problem in problems[:MAX_PROBLEMS]]
+        self.problem_count = len(problems) if count is None else count
+        first = self.problems[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        more = f" (and {self.problem_count - 1} more)" if self.problem_count > 1 else ""
         super().__init__(f"{place}: {first['msg']}{more}. See /docs for the schema of this endpoint.")
-        self.errors = list(errors)
+
+
+def _bounded(problem: dict[str, Any]) -> dict[str, Any]:
+    """A problem whose place or message may be the caller's own text, at a length to read."""
+    place = [shortened(part, MAX_NAME_CHARS) if isinstance(part, str) else part for part in problem["loc"]]
+    return {"loc": place, "msg": shortened(problem["msg"], MAX_MESSAGE_CHARS)}
 
 
 class BadRequest(ServiceError):
     """The HTTP itself is broken."""
 
+    slug = "bad-request"
+
 
 class NotAuthorised(ServiceError):
     """API keys are configured and none, or a wrong one, was sent."""
+
+    slug = "not-authorised"
 
     def __init__(self) -> None:
         super().__init__("This server needs an API key: send it as `Authorization: Bearer <key>`.")
@@ -85,6 +140,8 @@ class TooLarge(ServiceError):
         actual: the size found, where it is known.
     """
 
+    slug = "too-large"
+
     def __init__(self, what: str, *, limit: int, unit: str, setting: str, actual: int | None = None) -> None:
         size = f" has {actual:,} {unit}, more than" if actual is not None else " is larger than"
         super().__init__(
@@ -95,12 +152,16 @@ class TooLarge(ServiceError):
 class UnsupportedMedia(ServiceError):
     """A content type or content encoding that this endpoint does not take."""
 
+    slug = "unsupported-media-type"
+
     def __init__(self, what: str, got: str, accepted: Iterable[str]) -> None:
-        super().__init__(f"{what} {got!r} is not supported here. Send one of: {', '.join(accepted)}.")
+        super().__init__(f"{what} {quoted(got)} is not supported here. Send one of: {', '.join(accepted)}.")
 
 
 class BodyTimeout(ServiceError):
     """The client did not send its body in time."""
+
+    slug = "body-timeout"
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(
@@ -112,6 +173,7 @@ class BodyTimeout(ServiceError):
 class RateLimited(ServiceError):
     """One client is over its rate limit."""
 
+    slug = "rate-limited"
     retry_after_s = 1
 
     def __init__(self, per_second: float) -> None:
@@ -121,19 +183,21 @@ class RateLimited(ServiceError):
 class ModelNotFound(ServiceError):
     """No such model or version, or it serves another task; the message lists what there is."""
 
+    slug = "model-not-found"
+
     def __init__(self, asked: str, *, available: Sequence[str], what: str = "model", note: str = "") -> None:
-        close = get_close_matches(asked, available, n=1)
+        close = get_close_matches(asked[:MAX_NAME_CHARS], available, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         there = (
             f" There are: {', '.join(available)}." if available else f" There is no {what} at all; see GET /v1/models."
         )
-        super().__init__(f"There is no {what} {asked!r}.{note}{hint}{there}")
+        super().__init__(f"There is no {what} {quoted(asked)}.{note}{hint}{there}")
 
 
 class ModelNotReady(ServiceError):
     """The model is known, but this server has not loaded it (yet)."""
 
-    retry_after_s = 5
+    slug = "model-not-ready"
 
     def __init__(self, model: str, state: str, reason: str | None) -> None:
         why = f": {reason}" if reason else ""
@@ -157,6 +221,8 @@ class Unavailable(ServiceError):
 class Overloaded(Unavailable):
     """The model's queue is full."""
 
+    slug = "overloaded"
+
     def __init__(self, model: str, *, waiting: int, limit: int) -> None:
         super().__init__(
             f"{waiting} rows already wait for model {model!r} and its queue takes {limit}. Try again in a moment, "
@@ -167,12 +233,16 @@ class Overloaded(Unavailable):
 class Draining(Unavailable):
     """The server is stopping; another replica should take this request."""
 
+    slug = "draining"
+
     def __init__(self) -> None:
         super().__init__("This server is shutting down. Send the request again, to another replica if there is one.")
 
 
 class DeadlineExceeded(ServiceError):
     """The deadline passed before the work was done."""
+
+    slug = "deadline-exceeded"
 
     def __init__(self, timeout_s: float) -> None:
         super().__init__(
@@ -183,6 +253,8 @@ class DeadlineExceeded(ServiceError):
 
 class InferenceFailed(ServiceError):
     """The runtime refused a run; the cause is in the server's log, not in the answer."""
+
+    slug = "inference-failed"
 
     def __init__(self, model: str) -> None:
         super().__init__(

@@ -22,7 +22,7 @@ import orjson
 import pybase64
 from numpy.typing import NDArray
 
-from service.errors import InvalidState
+from service.errors import InvalidState, shortened
 
 MAX_TOKEN_CHARS = 64 * 1024
 """A longer token is refused unread (characters)."""
@@ -87,7 +87,7 @@ def unpack(model: str, version: str, token: str) -> State:
     except (ValueError, KeyError, TypeError):
         raise InvalidState("is not a state token of this service") from None
     if (name, made_by) != (model, version):
-        raise InvalidState(f"was made by model {name}@{made_by}, not by {model}@{version}")
+        raise InvalidState(f"was made by model {shortened(f'{name}@{made_by}', 100)}, not by {model}@{version}")
     try:
         return State(_arrays(header["arrays"], payload), dict(header["extra"]))
     except (ValueError, KeyError, TypeError):

@@ -21,64 +21,60 @@ from service.api.context import context_of
 from service.schemas.problem import Problem
 
 MEDIA_TYPE = "application/problem+json"
+MAX_DETAIL_CHARS = 2000
+"""Length of a `detail` (characters): it may list every model of the server."""
+MAX_INSTANCE_CHARS = 200
+"""Length of an `instance`, which is a path of the caller's own (characters)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of problem: its status, the last part of its `type`, its title and an example of the exception."""
+    """One kind of problem: its status, its title and an example of the exception."""
 
     status: int
-    slug: str
     title: str
     example: errors.ServiceError
+
+    @property
+    def slug(self) -> str:
+        """Last part of its `type`."""
+        return self.example.slug
 
 
 PROBLEMS: dict[type[errors.ServiceError], Kind] = {
     errors.BadRequest: Kind(
-        400, "bad-request", "Bad request", errors.BadRequest("X-Request-Timeout must be a number of seconds above 0.")
+        400, "Bad request", errors.BadRequest("X-Request-Timeout must be a number of seconds above 0.")
     ),
-    errors.NotAuthorised: Kind(401, "not-authorised", "API key needed", errors.NotAuthorised()),
-    errors.ModelNotFound: Kind(
-        404, "model-not-found", "Model not found", errors.ModelNotFound("cifar", available=["cifar10-cnn"])
-    ),
-    errors.BodyTimeout: Kind(408, "body-timeout", "Request body too slow", errors.BodyTimeout(20)),
+    errors.NotAuthorised: Kind(401, "API key needed", errors.NotAuthorised()),
+    errors.ModelNotFound: Kind(404, "Model not found", errors.ModelNotFound("cifar", available=["cifar10-cnn"])),
+    errors.BodyTimeout: Kind(408, "Request body too slow", errors.BodyTimeout(20)),
     errors.TooLarge: Kind(
         413,
-        "too-large",
         "Too large",
         errors.TooLarge("The request body", limit=16_777_216, unit="bytes", setting="GRIDLOOP_MAX_BODY_BYTES"),
     ),
     errors.UnsupportedMedia: Kind(
         415,
-        "unsupported-media-type",
         "Content type not supported",
         errors.UnsupportedMedia("Content-Type", "text/html", ["application/json"]),
     ),
-    errors.InvalidState: Kind(
-        422, "invalid-state", "State not usable", errors.InvalidState("is damaged: its checksum does not match")
-    ),
+    errors.InvalidState: Kind(422, "State not usable", errors.InvalidState("is damaged: its checksum does not match")),
     errors.ValidationFailed: Kind(
         422,
-        "validation-failed",
         "Request does not fit the schema",
         errors.ValidationFailed([{"loc": ["body", "top_k"], "msg": "Input should be less than or equal to 1000"}]),
     ),
-    errors.InvalidInput: Kind(
-        422, "invalid-input", "Input not usable", errors.InvalidInput("Image 1 is damaged or cut short.")
-    ),
-    errors.RateLimited: Kind(429, "rate-limited", "Too many requests", errors.RateLimited(10)),
-    errors.InferenceFailed: Kind(500, "inference-failed", "Inference failed", errors.InferenceFailed("cifar10-cnn")),
-    errors.ModelNotReady: Kind(
-        503, "model-not-ready", "Model not ready", errors.ModelNotReady("cifar10-cnn", "loading", None)
-    ),
+    errors.InvalidInput: Kind(422, "Input not usable", errors.InvalidInput("Image 1 is damaged or cut short.")),
+    errors.RateLimited: Kind(429, "Too many requests", errors.RateLimited(10)),
+    errors.InferenceFailed: Kind(500, "Inference failed", errors.InferenceFailed("cifar10-cnn")),
+    errors.ModelNotReady: Kind(503, "Model not ready", errors.ModelNotReady("cifar10-cnn", "loading", None)),
     errors.Overloaded: Kind(
         503,
-        "overloaded",
         "Too many requests waiting",
         errors.Overloaded("cifar10-cnn", waiting=1024, limit=1024),
     ),
-    errors.Draining: Kind(503, "draining", "Server is shutting down", errors.Draining()),
-    errors.DeadlineExceeded: Kind(504, "deadline-exceeded", "Deadline passed", errors.DeadlineExceeded(0.5)),
+    errors.Draining: Kind(503, "Server is shutting down", errors.Draining()),
+    errors.DeadlineExceeded: Kind(504, "Deadline passed", errors.DeadlineExceeded(0.5)),
 }
 
 _INTERNAL = "Something went wrong in the server. Quote the request_id to its operator: the log has the cause."
@@ -100,12 +96,12 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
     """Any exception as status, problem and extra headers."""
     headers: dict[str, str] = {}
     fields: list[dict[str, Any]] = []
+    count = 0
     if isinstance(error, errors.ServiceError) and (kind := kind_of(error)):
         status, slug, title, detail = kind.status, kind.slug, kind.title, str(error)
         if error.retry_after_s is not None:
             headers["Retry-After"] = str(error.retry_after_s)
-        if isinstance(error, errors.ValidationFailed):
-            fields = error.errors
+        fields, count = list(error.problems), error.problem_count
         if isinstance(error, errors.UnsupportedMedia):
             headers["Accept-Encoding"] = "gzip, deflate"
         if isinstance(error, errors.NotAuthorised):
@@ -124,10 +120,11 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
         "type": f"/problems/{slug}",
         "title": title,
         "status": status,
-        "detail": detail,
-        "instance": instance,
+        "detail": errors.shortened(detail, MAX_DETAIL_CHARS),
+        "instance": errors.shortened(instance, MAX_INSTANCE_CHARS),
         "request_id": request_id,
         "errors": fields,
+        "error_count": count,
     }
     return status, body, headers
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.errors import BadRequest, TooLarge
+from service.errors import BadRequest, TooLarge, quoted
 from service.graph import SEQUENCE_LENS, Array, Run, Signature, Steps, TensorSpec
 from service.tasks.base import ModelRef
 
@@ -363,7 +363,7 @@ class Codec:
         parameters = _parameters(message, "the request")
         for key, value in parameters.items():
             if key.startswith("triton_"):
-                raise BadRequest(f"The parameter {key!r} is reserved.")
+                raise BadRequest(f"The parameter {quoted(key)} is reserved.")
             if key in _RESERVED and type(value) not in _RESERVED[key]:
                 kinds = " or ".join(kind.__name__ for kind in _RESERVED[key])
                 raise BadRequest(f"The parameter {key!r} must be of type {kinds}.")
@@ -382,12 +382,12 @@ class Codec:
         name = entry.get("name")
         tensor = self._inputs.get(name) if type(name) is str else None
         if tensor is None:
-            raise BadRequest(f"There is no input {name!r}; the model has: {', '.join(self._inputs)}.")
+            raise BadRequest(f"There is no input {quoted(name)}; the model has: {', '.join(self._inputs)}.")
         if tensor.name in before:
             raise BadRequest(f"Input {name!r} is given twice.")
         if entry.get("datatype") != tensor.datatype.name:
             raise BadRequest(
-                f"Input {name!r} has datatype {entry.get('datatype')!r}; the model takes {tensor.datatype.name}."
+                f"Input {name!r} has datatype {quoted(entry.get('datatype'))}; the model takes {tensor.datatype.name}."
             )
         return tensor, self._check_shape(tensor, entry.get("shape"), axes)
 
@@ -402,13 +402,13 @@ class Codec:
                     fits = fits and size == wanted
                 elif wanted is not None and axes.setdefault(wanted, size) != size:
                     raise BadRequest(
-                        f"Input {tensor.name!r} of shape {shape} does not fit beside the others: its {wanted} is "
-                        f"{size}, theirs is {axes[wanted]}."
+                        f"Input {tensor.name!r} of shape {quoted(shape)} does not fit beside the others: its {wanted} "
+                        f"is {size}, theirs is {axes[wanted]}."
                     )
         if not fits:
-            raise BadRequest(f"Input {tensor.name!r} has shape {shape}; the model takes {tensor.wire_shape}.")
+            raise BadRequest(f"Input {tensor.name!r} has shape {quoted(shape)}; the model takes {tensor.wire_shape}.")
         if not math.prod(shape) and math.prod(filter(None, shape)) > MAX_EMPTY_ELEMENTS:
-            raise BadRequest(f"Input {tensor.name!r} has shape {shape}, which is too large.")
+            raise BadRequest(f"Input {tensor.name!r} has shape {quoted(shape)}, which is too large.")
         return tuple(shape)
 
     def _check_steps(self, rows: int, steps: int) -> None:
@@ -435,7 +435,7 @@ class Codec:
         for entry in entries:
             name = entry.get("name") if type(entry) is dict else None
             if type(name) is not str or name not in self._outputs:
-                raise BadRequest(f"There is no output {name!r}; the model has: {', '.join(self._outputs)}.")
+                raise BadRequest(f"There is no output {quoted(name)}; the model has: {', '.join(self._outputs)}.")
             if name in wanted:
                 raise BadRequest(f"Output {name!r} is asked for twice.")
             parameters = _parameters(entry, f"output {name!r}")
@@ -535,7 +535,7 @@ def _refuse_constants(text: bytes) -> None:
         for index, value in enumerate(values):
             if isinstance(value, float) and not math.isfinite(value):
                 raise BadRequest(
-                    f"Input {name!r}: element {index} is {json.dumps(value)}, which is not a number in JSON. "
+                    f"Input {quoted(name)}: element {index} is {json.dumps(value)}, which is not a number in JSON. "
                     "Send the tensor in binary form, which takes it."
                 )
 
@@ -548,7 +548,7 @@ def _parameters(holder: dict[str, Any], whose: str) -> dict[str, Any]:
         raise BadRequest(f"`parameters` of {whose} must be an object.")
     for key, value in parameters.items():
         if type(value) not in _SCALARS:
-            raise BadRequest(f"The parameter {key!r} of {whose} must be a string, a number, true or false.")
+            raise BadRequest(f"The parameter {quoted(key)} of {whose} must be a string, a number, true or false.")
     return parameters
 
 

@@ -21,4 +21,7 @@ class Problem(BaseModel):
     detail: str = Field(description="What was wrong with this request, and what to do about it.")
     instance: str = Field(description="Path of the request.", examples=["/v1/image-classification"])
     request_id: str = Field(description="As in the `X-Request-ID` header; quote it when you ask for help.")
-    errors: list[FieldProblem] = Field(default=[], description="Every field that breaks the schema.")
+    errors: list[FieldProblem] = Field(
+        default=[], description="What is wrong with each field or file, of the first 20 that cannot be used."
+    )
+    error_count: int = Field(default=0, description="How many there are, those that are not listed included.")

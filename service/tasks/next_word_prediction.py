@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
-from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
+from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge, quoted
 from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 
 __all__ = [
@@ -368,7 +368,9 @@ class Vocabulary:
         if head and tail:
             return self.encode(head) + self.encode(mark + tail)
         if UNKNOWN not in self.number:
-            raise InvalidInput(f"{token!r} is none of the model's words. Send a text without it, or use another model.")
+            raise InvalidInput(
+                f"{quoted(token)} is none of the model's words. Send a text without it, or use another model."
+            )
         return [self.number[UNKNOWN]]
 
     def starting_with(self, fragment: str) -> tuple[slice, slice]:
