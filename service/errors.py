@@ -6,6 +6,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ServiceError
     ├── InvalidInput            the request is well-formed but unusable
     │   ├── InvalidState        a state token is damaged or belongs to another model
+    │   ├── FilesUnusable       several files were sent, and none can be used
     │   └── ValidationFailed    fields are missing, unknown or out of bounds
     ├── BadRequest              the request itself is broken (a header, the multipart framing)
     ├── NotAuthorised           an API key is needed
@@ -87,6 +88,22 @@ class InvalidState(InvalidInput):
         super().__init__(
             f"The state {reason}. Send the state of the previous answer unchanged, or leave it out to start anew."
         )
+
+
+class FilesUnusable(InvalidInput):
+    """None of several files can be used.
+
+    Args:
+        details: what is wrong with each file, in the order sent.
+    """
+
+    def __init__(self, details: Sequence[str]) -> None:
+        self.problems = [
+            _bounded({"loc": ["body", "file", place], "msg": detail})
+            for place, detail in enumerate(details[:MAX_PROBLEMS])
+        ]
+        self.problem_count = len(details)
+        super().__init__(f"None of the {len(details)} files can be used. The first: {details[0]}")
 
 
 class ValidationFailed(InvalidInput):

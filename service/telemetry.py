@@ -47,6 +47,11 @@ DROPPED = Counter(
     ["model", "reason"],
 )
 FAILED_RUNS = Counter("gridloop_failed_runs", "Runs that the runtime refused.", ["model"])
+REFUSED_FILES = Counter(
+    "gridloop_refused_files",
+    "Files of requests that could not be used, by kind of problem; others of the same request may have been answered.",
+    ["model", "problem"],
+)
 MODEL_READY = Gauge(
     "gridloop_model_ready", "1 while a model version is loaded.", ["model", "version"], multiprocess_mode="livemin"
 )

@@ -153,11 +153,17 @@ def _json_request(task: type[AnyTask]) -> dict[str, Any]:
     }
 
 
+_FILES = (
+    "One or more files. Of several, one that cannot be used does not lose the answers of the others: its entry of "
+    "`results` has an `error` in place of an answer. When none can be used, the whole request is refused with 422."
+)
+
+
 def _media_request(task: type[AnyTask]) -> dict[str, Any]:
     binary = {"type": "string", "format": "binary"}
     parts = {
         "type": "object",
-        "properties": {"file": {"type": "array", "items": binary, "description": "One or more files."}},
+        "properties": {"file": {"type": "array", "items": binary, "description": _FILES}},
         "required": ["file"],
     }
     fields = task.Input.model_json_schema()["properties"]

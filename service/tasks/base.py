@@ -8,6 +8,8 @@ and finally returns the public answer:
         outputs = yield Run(tensors)
         return self.encode(request, sizes, outputs)
 
+A task that takes files is a `MediaTask`: it decodes one file at a time and answers those that can be used.
+
 So decode and encode stay pure functions, the batcher is free to execute the runs of many callers together, a beam
 search is a plain loop, and the command line drives the same generator without a server.
 """
@@ -15,7 +17,8 @@ search is a plain loop, and the command line drives the same generator without a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,16 +26,29 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import orjson
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import InvalidState, ManifestInvalid
+from service import telemetry
+from service.errors import (
+    FilesUnusable,
+    InvalidInput,
+    InvalidState,
+    ManifestInvalid,
+    TooLarge,
+    UnsupportedMedia,
+    quoted,
+)
 from service.graph import Array, Run, Signature, Steps, TensorSpec
 from service.state import State, pack, unpack
 
 __all__ = [
     "Array",
+    "FailedFile",
+    "FileProblem",
     "Limits",
     "MediaInput",
+    "MediaTask",
     "ModelFolder",
     "ModelRef",
     "Run",
@@ -45,6 +61,11 @@ __all__ = [
     "TensorSpec",
     "Upload",
 ]
+
+log = structlog.get_logger(__name__)
+
+FILES_AT_ONCE = 32
+"""Files decoded and run at a time (count): a request may hold thousands, whose tensors should not all be in memory."""
 
 ModelField = Field(
     default=None,
@@ -122,6 +143,26 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):  # not contiguous
         return np.ascontiguousarray(value)
     raise TypeError(f"{type(value).__name__} in an answer")
+
+
+class FileProblem(BaseModel):
+    """Why a file cannot be used."""
+
+    type: str = Field(
+        description="Stable identifier of the kind of problem, as in an error of the whole request.",
+        examples=["/problems/invalid-input"],
+    )
+    detail: str = Field(
+        description="What is wrong with the file, and what to do about it.",
+        examples=["Image 'cat.jpg' is damaged or cut short. Send the whole file again."],
+    )
+
+
+class FailedFile(BaseModel):
+    """What stands in the place of a file's answer where that one cannot be used, and others of the request can."""
+
+    filename: str | None = Field(description="As sent with the part.", examples=["cat.jpg"])
+    error: FileProblem = Field(description="Why there is no answer.")
 
 
 class TaskOptions(BaseModel):
@@ -330,3 +371,100 @@ class Task(ABC, Generic[InputT, OutputT]):
             InvalidInput: nothing can be inferred from this request.
             TooLarge: it is over one of `self.folder.limits`.
         """
+
+
+MediaInputT = TypeVar("MediaInputT", bound=MediaInput)
+DecodedT = TypeVar("DecodedT")
+
+_OF_ONE_FILE = (InvalidInput, TooLarge, UnsupportedMedia)
+"""What keeps a file from being used, and says nothing of the others."""
+
+
+class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, DecodedT]):
+    """Base of tasks that take files: one that cannot be used does not lose the answers of the others.
+
+        def steps(self, request):
+            results = yield from self.each_file(request)
+            return Output.model_construct(model=self.folder.ref, results=results)
+
+    The output's `results` has an entry for each file, in the order sent: `list[Result | FailedFile]`.
+
+    Attributes:
+        noun: what a file is called, as in "Image 2 is damaged".
+    """
+
+    noun: ClassVar[str] = "File"
+
+    @abstractmethod
+    def decode_file(self, file: Upload, what: str) -> DecodedT:
+        """Read one file.
+
+        Args:
+            file: as sent.
+            what: names the file in messages, such as "Image 'cat.jpg'" or "Image 2".
+
+        Raises:
+            InvalidInput, TooLarge, UnsupportedMedia: it cannot be used.
+        """
+
+    @abstractmethod
+    def answer_files(
+        self, request: MediaInputT, files: Sequence[Upload], decoded: Sequence[DecodedT]
+    ) -> Steps[Sequence[Any]]:
+        """Answer the files that can be used: yield runs, receive their outputs, return one result for each file.
+
+        Args:
+            request: with everything but the files.
+            files: some of its files, at least one and at most `FILES_AT_ONCE`.
+            decoded: what `decode_file` made of them.
+        """
+
+    def each_file(self, request: MediaInputT) -> Steps[list[Any]]:
+        """The results of all files in the order sent, a `FailedFile` for each that cannot be used.
+
+        Raises:
+            InvalidInput: no file was sent, or none of several can be used.
+            InvalidInput, TooLarge, UnsupportedMedia: the only file cannot be used.
+        """
+        files = request.files
+        if not files:
+            noun = self.noun.lower()
+            raise InvalidInput(
+                f"No {noun} was sent. Send one as the body, or parts named 'file' as multipart/form-data."
+            )
+        results: list[Any] = [None] * len(files)
+        refused: list[FileProblem] = []
+        for start in range(0, len(files), FILES_AT_ONCE):
+            decoded: dict[int, DecodedT] = {}
+            for place, file in enumerate(files[start : start + FILES_AT_ONCE], start):
+                what = f"{self.noun} {quoted(file.filename) if file.filename else place + 1}"
+                try:
+                    decoded[place] = self.decode_file(file, what)
+                except _OF_ONE_FILE as error:
+                    telemetry.REFUSED_FILES.labels(self.folder.name, error.slug).inc()
+                    if len(files) == 1:
+                        raise
+                    problem = FileProblem(type=error.type, detail=str(error))
+                    results[place] = FailedFile(filename=file.filename, error=problem)
+                    refused.append(problem)
+            if decoded:
+                usable = [files[place] for place in decoded]
+                answers = yield from self.answer_files(request, usable, list(decoded.values()))
+                for place, answer in zip(decoded, answers, strict=True):
+                    results[place] = answer
+        if refused:
+            self._check_refused(refused, len(files))
+        return results
+
+    def _check_refused(self, refused: Sequence[FileProblem], files: int) -> None:
+        """See that not all files were refused; the answer has status 200 then, so say in the log that some were."""
+        if len(refused) == files:
+            raise FilesUnusable([problem.detail for problem in refused])
+        log.info(
+            "some files were refused",
+            model=f"{self.folder.name}@{self.folder.version}",
+            files=files,
+            refused=len(refused),
+            kinds=dict(Counter(problem.type for problem in refused)),
+            first=refused[0].detail,
+        )

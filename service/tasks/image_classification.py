@@ -29,7 +29,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.calibration import energy, softmax
 from service.errors import InvalidInput, ManifestInvalid, TooLarge
-from service.tasks.base import Array, MediaInput, ModelFolder, Run, Steps, Task, TaskOptions, TaskOutput, Upload
+from service.tasks.base import (
+    Array,
+    FailedFile,
+    MediaInput,
+    MediaTask,
+    ModelFolder,
+    Run,
+    Steps,
+    TaskOptions,
+    TaskOutput,
+    Upload,
+)
 
 Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, before anything is decoded
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that can be read all the same
@@ -44,9 +55,6 @@ _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the d
     "fzYACPbnQOMqZ6Xf6sUTE28+6CoFlWYSSWd3BrBcqv/tHPaqtJbF6jOTcPzhdt3uCbYqJ1PPvXmovl43bKrgKu2EHsb76EU2WsYT"
     "jBCcL0NAf80nU8sIg11a6j7Tts4+FReUYP2SZSR82smed41WkDZbtDWtJRrvzjkbw0/5et4yiBiGO0K3MYb3im/jPlZfpngAAAA="
 )
-
-SLICE = 32
-"""Images decoded and run at a time (count): a request may hold thousands, whose tensors should not all be in memory."""
 
 HEATMAP_CELLS = 16
 """Cells along the longer side of a heatmap."""
@@ -144,7 +152,9 @@ class ImageClassificationOutput(TaskOutput):
         }
     )
 
-    results: list[ImageResult] = Field(description="One entry per image, in the order sent.")
+    results: list[ImageResult | FailedFile] = Field(
+        description="One entry per image, in the order sent; of several, one that cannot be used has an `error`."
+    )
 
 
 class Preprocessing(TaskOptions):
@@ -211,7 +221,7 @@ class View:
     box: tuple[float, float, float, float]
 
 
-class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutput]):
+class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificationOutput, tuple[Array, View]]):
     """Labels for pictures of any size."""
 
     name = "image-classification"
@@ -229,6 +239,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         "image/tiff",
         "application/octet-stream",
     )
+    noun = "Image"
     sample_file = "photo.jpg"
     sample_data_url = _HORSE
 
@@ -265,38 +276,27 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
     def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
         if request.explain and "activation_map" not in self.folder.signature.outputs:
             raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
-        if not request.files:
-            raise InvalidInput("No image was sent. Send one as the body, or parts named 'file' as multipart/form-data.")
-        wanted = (*self._outputs, "activation_map") if request.explain else self._outputs
-        results: list[dict[str, Any]] = []
-        for start in range(0, len(request.files), SLICE):
-            pixels, views = self.decode(request.files[start : start + SLICE], start)
-            outputs = yield Run({self._input.name: pixels}, wanted)
-            results += self.encode(request, request.files[start : start + SLICE], views, outputs)
+        results = yield from self.each_file(request)
         return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
 
-    def decode(self, files: Sequence[Upload], before: int = 0) -> tuple[Array, list[View]]:
-        """Turn encoded pictures into the graph's input.
-
-        Args:
-            files: at least one.
-            before: how many images of the request come before these; messages count from there.
-
-        Returns:
-            Pixels, uint8 (images, height, width, 3), and what part of each picture they show.
+    def decode_file(self, file: Upload, what: str) -> tuple[Array, View]:
+        """Turn an encoded picture into pixels, uint8 (height, width, 3), and what part of the picture they show.
 
         Raises:
-            InvalidInput: one is no picture that can be read.
-            TooLarge: one has more pixels than the limit.
+            InvalidInput: it is no picture that can be read.
+            TooLarge: it has more pixels than the limit.
         """
-        pixels, views = [], []
-        for number, file in enumerate(files, start=before + 1):
-            what = f"Image {file.filename!r}" if file.filename else f"Image {number}"
-            picture, width, height = self._open(file, what)
-            view = View(width, height, self._box(width, height))
-            pixels.append(self._pixels(picture, view.box))
-            views.append(view)
-        return np.stack(pixels) if len(pixels) > 1 else pixels[0][None], views
+        picture, width, height = self._open(file, what)
+        view = View(width, height, self._box(width, height))
+        return self._pixels(picture, view.box), view
+
+    def answer_files(
+        self, request: ImageClassificationInput, files: Sequence[Upload], decoded: Sequence[tuple[Array, View]]
+    ) -> Steps[list[dict[str, Any]]]:
+        pixels = np.stack([pixels for pixels, _ in decoded]) if len(decoded) > 1 else decoded[0][0][None]
+        wanted = (*self._outputs, "activation_map") if request.explain else self._outputs
+        outputs = yield Run({self._input.name: pixels}, wanted)
+        return self.encode(request, files, [view for _, view in decoded], outputs)
 
     def _open(self, file: Upload, what: str) -> tuple[Image.Image | Array, int, int]:
         """An upright RGB image: first frame, EXIF orientation applied, transparency composed on white.
@@ -358,7 +358,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         return np.asarray(picture)
 
     def prepare(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Lay pixels out as the graph wants them: from uint8 (batch, height, width, 3), as `decode` gives them."""
+        """Lay pixels out as the graph wants them: from uint8 (batch, height, width, 3), as `decode_file` gives them."""
         (pixels,) = tensors.values()
         if pixels.dtype != np.uint8 or (self._input.dtype == "uint8" and self._channels_last):
             return tensors

@@ -62,6 +62,12 @@ def task(
     return ImageClassification(folder(tmp_path, shape, dtype, **options))
 
 
+def decode(classifier: ImageClassification, upload: Upload) -> tuple[Any, list[View]]:
+    """A picture as a batch of one."""
+    pixels, view = classifier.decode_file(upload, "Image 1")
+    return pixels[None], [view]
+
+
 def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> Upload:
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
@@ -78,7 +84,7 @@ def halves(left: Any, right: Any, mode: str = "RGB", size: tuple[int, int] = (8,
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG"])
 def test_every_format_is_read(tmp_path: Path, form: str) -> None:
     picture = halves("red", "blue", size=(64, 64))
-    pixels, views = task(tmp_path, filter="box").decode([encoded(picture, form)])
+    pixels, views = decode(task(tmp_path, filter="box"), encoded(picture, form))
     assert pixels.shape == (1, 2, 2, 3)
     assert np.abs(pixels[0, 0].astype(int) - [[255, 0, 0], [0, 0, 255]]).max() <= 20  # JPEG and WebP are not exact
     assert views == [View(64, 64, (0.0, 0.0, 1.0, 1.0))]
@@ -92,7 +98,7 @@ def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> No
     stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels, views = task(tmp_path, filter="box").decode([encoded(stored, exif=exif)])
+    pixels, views = decode(task(tmp_path, filter="box"), encoded(stored, exif=exif))
     assert (views[0].width, views[0].height) == (8, 4)
     assert pixels[0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
 
@@ -102,26 +108,26 @@ def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> No
     [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))],
 )
 def test_transparency_is_composed_on_white(tmp_path: Path, mode: str, colour: Any) -> None:
-    pixels, _ = task(tmp_path).decode([encoded(Image.new(mode, (2, 2), colour))])
+    pixels, _ = decode(task(tmp_path), encoded(Image.new(mode, (2, 2), colour)))
     assert pixels.min() == 255
 
 
 def test_a_transparent_palette_is_composed_on_white(tmp_path: Path) -> None:
     picture = Image.new("P", (2, 2), 0)
     picture.putpalette([0, 0, 0] * 256)
-    pixels, _ = task(tmp_path).decode([encoded(picture, transparency=0)])
+    pixels, _ = decode(task(tmp_path), encoded(picture, transparency=0))
     assert pixels.min() == 255
 
 
 def test_sixteen_bits_a_pixel_keep_their_brightness(tmp_path: Path) -> None:
     grey = Image.fromarray(np.full((2, 2), 0x8000, np.uint16))
-    pixels, _ = task(tmp_path).decode([encoded(grey)])
+    pixels, _ = decode(task(tmp_path), encoded(grey))
     assert set(pixels.ravel().tolist()) == {0x80}
 
 
 def test_grey_and_cmyk_become_colours(tmp_path: Path) -> None:
-    assert task(tmp_path).decode([encoded(Image.new("L", (2, 2), 7))])[0][0, 0, 0].tolist() == [7, 7, 7]
-    pixels, _ = task(tmp_path).decode([encoded(Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG")])
+    assert decode(task(tmp_path), encoded(Image.new("L", (2, 2), 7)))[0][0, 0, 0].tolist() == [7, 7, 7]
+    pixels, _ = decode(task(tmp_path), encoded(Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG"))
     assert pixels.min() >= 250
 
 
@@ -181,7 +187,7 @@ def test_a_damaged_small_png_is_left_to_pillow_or_whole(place: int, byte: int) -
 
 def test_only_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
-    pixels, _ = task(tmp_path).decode([encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])])
+    pixels, _ = decode(task(tmp_path), encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     assert pixels[0, 0, 0].tolist() == [255, 0, 0]
 
 
@@ -189,14 +195,14 @@ def test_cropping_takes_the_centre_and_keeps_the_aspect_ratio(tmp_path: Path) ->
     """A 16x8 picture, red and blue only at its far sides: the centre is green."""
     picture = Image.new("RGB", (16, 8), "red")
     picture.paste("lime", (4, 0, 12, 8))
-    pixels, views = task(tmp_path, resize="crop", filter="box").decode([encoded(picture)])
+    pixels, views = decode(task(tmp_path, resize="crop", filter="box"), encoded(picture))
     assert pixels.reshape(-1, 3).tolist() == [[0, 255, 0]] * 4
     assert views[0].box == (0.25, 0.0, 0.75, 1.0)
 
 
 def test_a_float_graph_gets_planes_normalised_with_the_manifests_mean_and_std(tmp_path: Path) -> None:
     classifier = task(tmp_path, (3, 2, 2), "float32", mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 1.0))
-    pixels, _ = classifier.decode([Upload(graphs.png((255, 0, 255)))])
+    pixels, _ = decode(classifier, Upload(graphs.png((255, 0, 255))))
     (planes,) = classifier.prepare({"image": pixels}).values()
     assert planes.shape == (1, 3, 2, 2)
     assert planes.dtype == np.float32
@@ -208,7 +214,7 @@ def test_an_image_over_the_limit_is_refused_before_it_is_decoded(tmp_path: Path)
     classifier = task(tmp_path, limits=Limits(max_image_pixels=100))
     header_only = graphs.png(size=(11, 10))[:60]
     with pytest.raises(TooLarge, match="110 pixels, more than the 100 pixels"):
-        classifier.decode([Upload(header_only)])
+        decode(classifier, Upload(header_only))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +222,7 @@ def test_an_image_over_the_limit_is_refused_before_it_is_decoded(tmp_path: Path)
 )
 def test_what_is_no_whole_picture_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InvalidInput, match="Image 1"):
-        task(tmp_path).decode([Upload(data)])
+        decode(task(tmp_path), Upload(data))
 
 
 JPEG = graphs.png(size=(64, 48), form="JPEG")
@@ -228,7 +234,7 @@ def test_damaged_bytes_are_refused_or_read_but_never_crash(data: bytes, place: i
     with tempfile.TemporaryDirectory() as path:
         classifier = task(Path(path))
     with suppress(InvalidInput):
-        classifier.decode([Upload(around[:place] + data + around[place + len(data) :])])
+        decode(classifier, Upload(around[:place] + data + around[place + len(data) :]))
 
 
 @settings(deadline=None)
@@ -312,11 +318,18 @@ def test_many_images_are_run_a_slice_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_bad_image_is_named_by_its_place_in_the_request(tmp_path: Path) -> None:
-    files = (*[Upload(graphs.png())] * 40, Upload(b"nonsense"))
+    """And the others are answered: of 41 the last is damaged, and so is the whole second slice but for it."""
+    files = (*[Upload(graphs.png(), "good.png")] * 32, *[Upload(b"")] * 8, Upload(b"nonsense"))
     steps = task(tmp_path).steps(ImageClassificationInput(files=files))
     run = next(steps)
-    with pytest.raises(InvalidInput, match="Image 41 is not an image"):
+    with pytest.raises(StopIteration) as stop:
         steps.send({"logits": np.zeros((run.rows, 3), np.float32)})
+    results = json.loads(stop.value.value.to_json())["results"]
+    assert [("predictions" in result, "error" in result) for result in results] == [(True, False)] * 32 + [
+        (False, True)
+    ] * 9
+    assert results[40]["filename"] is None
+    assert results[40]["error"]["detail"].startswith("Image 41 is not an image")
 
 
 # --- prediction sets and abstention. Logits are the mean of red, green and blue, in hundreds:
