@@ -16,6 +16,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── RateLimited             one client asks too often
     ├── ModelNotFound           no such model, version or task
     ├── ModelNotReady           known, but not loaded
+    ├── NotReady                the server as a whole: a model that must be there is not
     ├── ManifestInvalid         a model folder that cannot be served
     ├── Unavailable             nothing wrong with the request, try again
     │   ├── Overloaded          too many rows wait already
@@ -26,10 +27,13 @@ short where it is long, so that the answer stays small whatever was sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any, ClassVar
+
+from pydantic import ValidationError
 
 MAX_PROBLEMS = 20
 """Problems of one request that are listed; more are only counted (count)."""
@@ -50,6 +54,37 @@ def quoted(value: object) -> str:
 def shortened(text: str, most_chars: int) -> str:
     """A text, or its beginning and an ellipsis where it has more than `most_chars` characters."""
     return text if len(text) <= most_chars else f"{text[: most_chars - 1]}…"
+
+
+def schema_problems(error: ValidationError) -> list[dict[str, Any]]:
+    """The first `MAX_PROBLEMS` places that break a schema, each as `{"type": …, "loc": […], "msg": …}`.
+
+    A million wrong elements are a million errors, which pydantic gives only all at once: as text they take a fifth of
+    the memory of Python's objects, and a tenth of the time.
+    """
+    text = error.json(include_url=False, include_context=False, include_input=False)
+    decoder, found, at = json.JSONDecoder(), [], 1  # after the bracket
+    for _ in range(min(error.error_count(), MAX_PROBLEMS)):
+        problem, end = decoder.raw_decode(text, at)
+        problem["msg"] = problem["msg"].removeprefix("Value error, ")
+        found.append(problem)
+        at = end + 1  # after the comma
+    return found
+
+
+def sentence(reason: object) -> str:
+    """A reason, perhaps another library's exception, as something to put a sentence after: it ends in one full stop.
+
+    Of pydantic's exceptions, whose text has several lines and links, what is wrong at each place.
+    """
+    text = str(reason)
+    if isinstance(reason, ValidationError):
+        problems = [_bounded(problem) for problem in schema_problems(reason)]
+        places = [".".join(str(part) for part in problem["loc"]) for problem in problems]
+        told = [f"{place}: {p['msg']}" if place else p["msg"] for place, p in zip(places, problems, strict=True)]
+        more = reason.error_count() - len(told)
+        text = "; ".join([*told, f"and {more} more"] if more else told)
+    return f"{text.strip().rstrip('.')}."
 
 
 class ServiceError(Exception):
@@ -122,11 +157,11 @@ class ValidationFailed(InvalidInput):
         first = self.problems[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
         more = f" (and {self.problem_count - 1} more)" if self.problem_count > 1 else ""
-        super().__init__(f"{place}: {first['msg']}{more}. See /docs for the schema of this endpoint.")
+        super().__init__(f"{place}: {first['msg'].rstrip('.')}{more}. See /docs for the schema of this endpoint.")
 
 
 def _bounded(problem: dict[str, Any]) -> dict[str, Any]:
-    """A problem whose place or message may be the caller's own text, at a length to read."""
+    """A problem's place and message, which may be the caller's own text, at a length to read."""
     place = [shortened(part, MAX_NAME_CHARS) if isinstance(part, str) else part for part in problem["loc"]]
     return {"loc": place, "msg": shortened(problem["msg"], MAX_MESSAGE_CHARS)}
 
@@ -212,13 +247,43 @@ class ModelNotFound(ServiceError):
 
 
 class ModelNotReady(ServiceError):
-    """The model is known, but this server has not loaded it (yet)."""
+    """The model is known, but this server has not loaded it (yet).
+
+    Args:
+        model: as asked for.
+        state: "loading", or "failed" when it will not become ready as it is.
+        reason: why it failed.
+    """
 
     slug = "model-not-ready"
 
     def __init__(self, model: str, state: str, reason: str | None) -> None:
-        why = f": {reason}" if reason else ""
-        super().__init__(f"Model {model!r} is {state}{why}. Try again later, or look at GET /v1/models for others.")
+        if state == "loading":
+            super().__init__(f"Model {model!r} is loading. Try again later, or look at GET /v1/models for others.")
+            self.retry_after_s = 5
+            return
+        why = f": {sentence(reason)}" if reason else "."
+        super().__init__(
+            f"Model {model!r} cannot be served{why} Its operator has to mend it; GET /v1/models lists the others."
+        )
+
+
+class NotReady(ServiceError):
+    """This server cannot answer for every model that must be there.
+
+    Args:
+        reasons: why not, by model.
+        will_pass: whether waiting may help.
+    """
+
+    slug = "not-ready"
+
+    def __init__(self, reasons: Mapping[str, str], *, will_pass: bool) -> None:
+        why = " ".join(f"{what}: {sentence(reason)}" for what, reason in reasons.items())
+        advice = "Try again in a moment." if will_pass else "The server's operator has to mend it."
+        super().__init__(f"Not ready. {why} {advice}")
+        self.reasons = dict(reasons)
+        self.retry_after_s = 1 if will_pass else None
 
 
 class ManifestInvalid(ServiceError):

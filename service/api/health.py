@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import telemetry
+from service.api.context import Workers
 from service.api.deps import GateDep, RegistryDep, WorkersDep
+from service.api.gate import Gate
+from service.api.problems import openapi_responses
+from service.errors import NotReady
+from service.registry.registry import Registry
 
 router = APIRouter(tags=["operations"])
 
@@ -21,29 +25,28 @@ async def livez() -> dict[str, str]:
     return {"status": "alive"}
 
 
-_NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {
-        "description": "Not ready: `reasons` says why, by model.",
-        "content": {
-            "application/json": {
-                "example": {"status": "not ready", "reasons": {"cifar10-cnn": "is still loading"}},
-            }
-        },
-    }
-}
-
-
-@router.get("/readyz", summary="Can every model that must be there answer?", responses=_NOT_READY)
-async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> JSONResponse:
+@router.get(
+    "/readyz",
+    summary="Can every model that must be there answer?",
+    responses=openapi_responses((NotReady,), "/readyz"),
+)
+async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> dict[str, str]:
     """503 with the reasons while a required model is missing, and while the server drains."""
-    reasons = registry.unready()
-    if not reasons and not all(workers.loaded):
-        reasons = {"workers": f"{list(workers.loaded).count(0)} of {len(workers.loaded)} are still loading"}
+    if problem := unready(registry, gate, workers):
+        raise problem
+    return {"status": "ready"}
+
+
+def unready(registry: Registry, gate: Gate, workers: Workers) -> NotReady | None:
+    """Why this server is not ready; None when it is."""
     if gate.draining:
-        reasons = {"server": "is shutting down"}
-    if reasons:
-        return JSONResponse({"status": "not ready", "reasons": reasons}, 503, {"Retry-After": "1"})
-    return JSONResponse({"status": "ready"})
+        return NotReady({"server": "is shutting down"}, will_pass=True)
+    if reasons := registry.unready():
+        return NotReady(reasons, will_pass=registry.is_loading)
+    if not all(workers.loaded):
+        missing = f"{list(workers.loaded).count(0)} of {len(workers.loaded)} are still loading"
+        return NotReady({"workers": missing}, will_pass=True)
+    return None
 
 
 @router.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)

@@ -12,7 +12,6 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
@@ -201,16 +200,15 @@ async def server_live() -> ServerLive:
     "/health/ready",
     summary="Can every model that must be there infer?",
     response_model=ServerReady,
-    responses=_failures((errors.ModelNotReady,)),
+    responses=_failures((errors.NotReady,)),
 )
 async def server_ready(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> JSONResponse:
     """As `/readyz`: 503 with the reason while a required model is missing, and while the server drains."""
-    answer = await health.readyz(registry, gate, workers)
-    if answer.status_code == HTTPStatus.OK:
+    problem = health.unready(registry, gate, workers)
+    if problem is None:
         return JSONResponse({"ready": True})
-    reasons = orjson.loads(answer.body)["reasons"]
-    error = "Not ready: " + "; ".join(f"{what}: {reason}" for what, reason in reasons.items())
-    return JSONResponse({"ready": False, "error": error}, answer.status_code, {"Retry-After": "1"})
+    headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
+    return JSONResponse({"ready": False, "error": str(problem)}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
 
 
 @router.get("/models", summary="Which models can infer?", responses=_failures((errors.NotAuthorised,)))

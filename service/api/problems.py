@@ -68,6 +68,9 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
     errors.RateLimited: Kind(429, "Too many requests", errors.RateLimited(10)),
     errors.InferenceFailed: Kind(500, "Inference failed", errors.InferenceFailed("cifar10-cnn")),
     errors.ModelNotReady: Kind(503, "Model not ready", errors.ModelNotReady("cifar10-cnn", "loading", None)),
+    errors.NotReady: Kind(
+        503, "Server not ready", errors.NotReady({"cifar10-cnn": "is still loading"}, will_pass=True)
+    ),
     errors.Overloaded: Kind(
         503,
         "Too many requests waiting",
@@ -126,6 +129,8 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
         "errors": fields,
         "error_count": count,
     }
+    if isinstance(error, errors.NotReady):
+        body["reasons"] = error.reasons
     return status, body, headers
 
 

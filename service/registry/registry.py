@@ -11,7 +11,7 @@ from typing import Literal
 import structlog
 
 from service import telemetry
-from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady
+from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady, sentence
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import FoundModel, scan, version_key
@@ -67,8 +67,15 @@ class Model:
     @property
     def reason(self) -> str:
         """Why it is not ready, as a sentence."""
-        reasons = [v.reason for v in self.versions.values() if v.reason]
-        return self.problem or "; ".join(reasons) or "is still loading"
+        if self.problem:
+            return self.problem
+        failed = [sentence(version.reason) for version in self.versions.values() if version.reason]
+        return "is still loading" if self.is_loading or not failed else " ".join(failed)
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a version of it may still become ready."""
+        return any(version.state == "loading" for version in self.versions.values())
 
 
 class Registry:
@@ -195,7 +202,7 @@ class Registry:
             ModelNotFound: no such model or version, or it serves another task.
             ModelNotReady: known, but not loaded.
         """
-        name, _, wanted = (asked or "").partition("@")
+        name, at, wanted = (asked or "").partition("@")
         model = self.get(name) if asked else self.default(task)
         if model.manifest is not None and model.manifest.task != task:
             raise ModelNotFound(
@@ -204,13 +211,20 @@ class Registry:
                 what=f"{task} model",
                 note=f" {name!r} serves {model.manifest.task}: POST /v1/{model.manifest.task}.",
             )
+        if at and wanted not in model.versions:
+            note = "" if wanted else " Leave out the '@' for the default version."
+            there = [f"{name}@{version}" for version in model.versions]
+            raise ModelNotFound(f"{name}@{wanted}", available=there, what="version", note=note)
         version = model.versions.get(wanted or model.default_version or "")
-        if version is None and not model.problem:
-            raise ModelNotFound(f"{name}@{wanted}", available=[f"{name}@{v}" for v in model.versions], what="version")
         if version is None or version.handle is None:
             state = version.state if version else "failed"
             raise ModelNotReady(asked or model.name, state, model.problem or (version.reason if version else None))
         return version.handle
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model may still become ready."""
+        return any(model.is_loading for model in self)
 
     def unready(self) -> dict[str, str]:
         """Models that must be ready and are not, with the reason; also when nothing at all is ready."""

@@ -25,3 +25,4 @@ class Problem(BaseModel):
         default=[], description="What is wrong with each field or file, of the first 20 that cannot be used."
     )
     error_count: int = Field(default=0, description="How many there are, those that are not listed included.")
+    reasons: dict[str, str] = Field(default={}, description="Of `not-ready` only: why, by model.")
