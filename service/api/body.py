@@ -144,8 +144,15 @@ def _parse(task: type[AnyTask], content_type: str | None, query: list[tuple[str,
         return task.Input.model_validate_json(body)
     except ValidationError as error:
         place = "query" if issubclass(task.Input, MediaInput) else "body"
-        problems = [{"loc": [place, *e["loc"]], "msg": e["msg"]} for e in schema_problems(error)]
+        problems = [{"loc": [place, *e["loc"]], "msg": _message(task, e)} for e in schema_problems(error)]
         raise ValidationFailed(problems, error.error_count()) from None
+
+
+def _message(task: type[AnyTask], problem: dict[str, Any]) -> str:
+    """What to say of a field that breaks the schema; the task may know why a field is not there."""
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        return task.Input.why_not.get(problem["loc"][0], problem["msg"])
+    return str(problem["msg"])
 
 
 def _parse_media(

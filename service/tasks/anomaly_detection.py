@@ -28,7 +28,7 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, NaiveDatetime, StrictFloat, StrictInt, model_validator
@@ -55,6 +55,12 @@ class AnomalyDetectionInput(TaskInput):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"values": _EXAMPLE, "sensitivity": 0.5}]},
     )
+
+    why_not: ClassVar[Mapping[str, str]] = {
+        "explain": "A series is not explained: that would need a graph with an output that says how much each earlier "
+        "point counts in a forecast, and no convention for one exists yet. Leave it out, and compare each value with "
+        "`expected`, `lower` and `upper`, which say why a point is an anomaly."
+    }
 
     values: list[Annotated[float, Field(strict=True, allow_inf_nan=False)] | None] = Field(
         min_length=1,

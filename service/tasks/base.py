@@ -75,9 +75,15 @@ ModelField = Field(
 
 
 class TaskInput(BaseModel):
-    """Base of every task's request: unknown fields are refused, so that a typo is not silently ignored."""
+    """Base of every task's request: unknown fields are refused, so that a typo is not silently ignored.
+
+    Attributes:
+        why_not: fields that a caller may expect and a task does not have, each with the sentence that refuses it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    why_not: ClassVar[Mapping[str, str]] = {}
 
     model: str | None = ModelField
 
