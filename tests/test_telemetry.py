@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -42,3 +46,14 @@ def test_sums_are_kept_too() -> None:
     recorder.flush()
     assert registry.get_sample_value("rows_sum", {"model": "m"}) == 2
     Recorder._all.remove(recorder)
+
+
+def test_a_librarys_warning_is_a_line_of_the_log() -> None:
+    script = (
+        "from service.telemetry import configure_logging; configure_logging('json', 'info');"
+        "import numpy as np; np.array([1.0]) / 0"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    (line,) = map(json.loads, result.stderr.splitlines())
+    assert "divide by zero" in line["event"]
+    assert line["level"] == "warning"
