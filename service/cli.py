@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service import __version__
-from service.errors import ServiceError
+from service.errors import InvalidInput, ManifestInvalid, ServiceError, TooLarge
 
 if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for them
     from service.evaluation.report import Report
@@ -89,6 +89,8 @@ def serve_command(**options: Any) -> None:
         raise click.UsageError(problems) from None
     try:
         sys.exit(serve(settings))
+    except ManifestInvalid as error:  # of the repository itself: what is wrong with one model stops nothing
+        raise click.UsageError(str(error)) from None
     except ServiceError as error:
         raise click.ClickException(str(error)) from None
 
@@ -147,7 +149,10 @@ def predict(
     models: Path,
     as_json: bool,
 ) -> None:
-    """Ask a model in this process, without a server: image FILES, a --text, or a --series."""
+    """Ask a model in this process, without a server: image FILES, a --text, or a --series.
+
+    Exit code 1 when an answer is missing; of several FILES, those that can be used are answered all the same.
+    """
     if (bool(files) + (text is not None) + (series is not None)) != 1:
         raise click.UsageError("give image files, or --text, or --series (one of the three).")
     fields: dict[str, Any]
@@ -164,18 +169,23 @@ def predict(
         raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(orjson.dumps(answers if len(answers) > 1 else answers[0]))
-        return
-    for answer in answers:
-        _print_answer(answer, fields)
+    else:
+        for answer in answers:
+            _print_answer(answer, fields)
+    sys.exit(1 if any("error" in result for answer in answers for result in answer.get("results", ())) else 0)
 
 
 def _predict(
     registry: Registry, task: str, model: str | None, fields: dict[str, Any], files: Sequence[Path]
 ) -> list[dict[str, Any]]:
-    """One answer per file, or one for a request without files; a progress bar for many."""
+    """One answer per file, or one for a request without files; a progress bar for many.
+
+    Raises:
+        ServiceError: nothing can be answered; of several files, one that cannot be used has an `error` in its result.
+    """
     from rich.progress import track
 
-    from service.tasks.base import Upload
+    from service.tasks.base import FailedFile, FileProblem, Upload
 
     handle = registry.resolve(task, model)
     given = {name: value for name, value in fields.items() if value is not None}
@@ -185,7 +195,13 @@ def _predict(
     for file in track(files, "predicting", console=err, disable=len(files) < 10, transient=True):
         upload = Upload(file.read_bytes(), filename=file.name)
         request = handle.task.Input.model_validate({**given, "files": (upload,)})
-        answers.append(orjson.loads(handle.predict_now(request).to_json()))
+        try:
+            answers.append(orjson.loads(handle.predict_now(request).to_json()))
+        except (InvalidInput, TooLarge) as error:
+            if len(files) == 1:
+                raise
+            failed = FailedFile(filename=file.name, error=FileProblem(type=error.type, detail=str(error)))
+            answers.append({"model": handle.ref.model_dump(), "results": [failed.model_dump()]})
     return answers
 
 
@@ -193,6 +209,9 @@ def _print_answer(answer: dict[str, Any], fields: dict[str, Any]) -> None:
     err.print(f"[dim]{answer['model']['name']}@{answer['model']['version']}[/]")
     if "results" in answer:
         for result in answer["results"]:
+            if "error" in result:
+                err.print(f"Error: {result['error']['detail']}", style="red", markup=False, highlight=False)
+                continue
             table = Table("label", "score", box=None, title=result["filename"], title_justify="left")
             for prediction in result["predictions"]:
                 table.add_row(prediction["label"], f"{prediction['score']:.3f}")
@@ -286,6 +305,8 @@ def evaluate(
         split_url(url or DEFAULT_URL)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if url is None and not models.is_dir():
+        raise click.UsageError(f"{models}: there is no such folder; set GRIDLOOP_MODELS to your model repository.")
     if write and limit is not None:
         raise click.UsageError("--limit is for a quick look: what is written to the card is measured on all data.")
     if write and not folder.is_dir():

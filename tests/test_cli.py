@@ -94,6 +94,30 @@ def test_an_unusable_picture_is_an_error(models: Path, series: Path) -> None:
     assert "is not an image" in result.output
 
 
+def test_an_unusable_picture_does_not_lose_the_answers_of_the_others(models: Path, picture: Path, series: Path) -> None:
+    result = gridloop("predict", picture, series, picture, "--models", models)
+    assert result.exit_code == 1
+    assert result.stdout.count("0.665") == 2
+    assert "Image 'series.csv' is not an image" in result.stderr
+    result = gridloop("predict", picture, series, "--models", models, "--json")
+    assert result.exit_code == 1
+    good, failed = json.loads(result.stdout)
+    assert good["results"][0]["predictions"]
+    assert failed["model"] == good["model"]
+    assert failed["results"][0]["filename"] == "series.csv"
+    assert failed["results"][0]["error"]["type"] == "/problems/invalid-input"
+
+
+@pytest.mark.parametrize("command", ["serve --port=0", "models", "predict --text=a", "evaluate colours --data=."])
+def test_a_repository_that_is_not_there_is_wrong_usage(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the handlers of this process are not the command's
+    result = gridloop(*command.split(), "--models", tmp_path / "nowhere")
+    assert result.exit_code == 2, result.output
+    assert "nowhere: there is no such folder" in result.output
+
+
 def test_models_are_listed_with_their_state(models: Path) -> None:
     result = gridloop("models", "--models", models)
     assert result.exit_code == 0
