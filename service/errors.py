@@ -42,12 +42,18 @@ MAX_NAME_CHARS = 64
 MAX_MESSAGE_CHARS = 300
 """Length of the sentence about one field (characters)."""
 
+MAX_QUOTED_CHARS = 80
+"""Length of a caller's own text within a sentence (characters)."""
+
 _QUOTE = Repr()
-_QUOTE.maxstring, _QUOTE.maxother, _QUOTE.maxlevel, _QUOTE.fillvalue = 80, 80, 3, "…"
+_QUOTE.maxstring = _QUOTE.maxother = MAX_QUOTED_CHARS
+_QUOTE.maxlevel, _QUOTE.fillvalue = 3, "…"
 
 
 def quoted(value: object) -> str:
     """What a caller sent, as a sentence quotes it: its `repr`, without the middle where it is long."""
+    if isinstance(value, str) and len(value) <= MAX_QUOTED_CHARS:  # nearly always, and ten times quicker
+        return repr(value)
     return _QUOTE.repr(value)
 
 

@@ -371,6 +371,24 @@ async def test_an_offer_to_upgrade_byte_by_byte_is_passed_over(served: Served) -
     writer.close()
 
 
+async def test_a_large_or_compressed_body_with_an_offer_to_upgrade_is_taken(served: Served) -> None:
+    (expected,) = await served.ask(post())
+    large = post(SERIES + b" " * 300_000, *H2C)
+    small = post(gzip.compress(SERIES), "Content-Encoding: gzip", *H2C)
+    assert await served.ask(large, small, large + small) == [expected] * 4
+
+
+async def test_a_client_that_offers_to_upgrade_may_wait_for_leave_to_send_its_body(served: Served) -> None:
+    (expected,) = await served.ask(post())
+    reader, writer = await served.connect()
+    request = post(SERIES, "Expect: 100-continue", *H2C)
+    writer.write(request[: -len(SERIES)])
+    assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(SERIES)
+    assert await answer(reader) == expected
+    writer.close()
+
+
 async def test_pipelined_requests_after_an_offer_to_upgrade_are_answered(served: Served) -> None:
     offered, plain = post(b'{"values": [0, 0, 6]}', *H2C), post()
     alone = [(await served.ask(request))[0] for request in (plain, offered)]
