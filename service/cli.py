@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service import __version__
-from service.errors import InvalidInput, ManifestInvalid, ServiceError, TooLarge
+from service.errors import InvalidInput, ManifestInvalid, ServiceError, TooLarge, as_sentence
 
 if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for them
     from service.evaluation.report import Report
@@ -166,7 +166,7 @@ def predict(
     try:
         answers = _predict(_load(models, task), task, model, fields, files)
     except (ServiceError, ValidationError) as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(as_sentence(error)) from None
     if as_json:
         click.echo(orjson.dumps(answers if len(answers) > 1 else answers[0]))
     else:

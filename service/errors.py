@@ -78,7 +78,7 @@ def schema_problems(error: ValidationError) -> list[dict[str, Any]]:
     return found
 
 
-def sentence(reason: object) -> str:
+def as_sentence(reason: object) -> str:
     """A reason, perhaps another library's exception, as something to put a sentence after: it ends in one full stop.
 
     Of pydantic's exceptions, whose text has several lines and links, what is wrong at each place.
@@ -268,7 +268,7 @@ class ModelNotReady(ServiceError):
             super().__init__(f"Model {model!r} is loading. Try again later, or look at GET /v1/models for others.")
             self.retry_after_s = 5
             return
-        why = f": {sentence(reason)}" if reason else "."
+        why = f": {as_sentence(reason)}" if reason else "."
         super().__init__(
             f"Model {model!r} cannot be served{why} Its operator has to mend it; GET /v1/models lists the others."
         )
@@ -285,7 +285,7 @@ class NotReady(ServiceError):
     slug = "not-ready"
 
     def __init__(self, reasons: Mapping[str, str], *, will_pass: bool) -> None:
-        why = " ".join(f"{what}: {sentence(reason)}" for what, reason in reasons.items())
+        why = " ".join(f"{what}: {as_sentence(reason)}" for what, reason in reasons.items())
         advice = "Try again in a moment." if will_pass else "The server's operator has to mend it."
         super().__init__(f"Not ready. {why} {advice}")
         self.reasons = dict(reasons)

@@ -94,6 +94,14 @@ def test_an_unusable_picture_is_an_error(models: Path, series: Path) -> None:
     assert "is not an image" in result.output
 
 
+def test_what_breaks_the_schema_is_said_without_the_librarys_report(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("value\n")
+    result = gridloop("predict", "--series", tmp_path / "empty.csv", "--models", models)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: values: List should have at least 1 item")
+    assert "pydantic" not in result.output
+
+
 def test_an_unusable_picture_does_not_lose_the_answers_of_the_others(models: Path, picture: Path, series: Path) -> None:
     result = gridloop("predict", picture, series, picture, "--models", models)
     assert result.exit_code == 1

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from service import __version__
 from service.cpu import cpu_budget, processor_name
-from service.errors import ServiceError
+from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Conversation, EvaluationFailed, Infer, Question
 from service.evaluation.transport import task_request
 from service.graph import Array, Run, Steps
@@ -103,7 +103,7 @@ def run_ms(handle: ModelHandle, graph: Path, timed: Conversation) -> float:
     except StopIteration:
         pass
     except (ServiceError, ValidationError) as error:
-        raise EvaluationFailed(f"what is timed: {error}") from error
+        raise EvaluationFailed(f"what is timed: {as_sentence(error)}") from error
     finally:
         timed.close()
     if listener.last is None:

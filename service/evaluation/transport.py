@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from service import bench
 from service.api.tensor_codec import DATATYPES
-from service.errors import ServiceError
+from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Ask, Conversation, EvaluationFailed, Infer, Item, Question, Subject
 from service.graph import Array, Run, Steps
 from service.registry.handle import ModelHandle
@@ -76,7 +76,7 @@ class InProcess:
             request = task_request(self._handle, question)
             answer: dict[str, Any] = orjson.loads((await self._handle.predict(request, timeout_s=PATIENCE_S)).value)
         except (ServiceError, ValidationError) as error:
-            raise Refused(str(error)) from error
+            raise Refused(as_sentence(error)) from error
         return answer
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from service.errors import ManifestInvalid, ServiceError, sentence
+from service.errors import ManifestInvalid, ServiceError, as_sentence
 from service.graph import Steps
 from service.runtime.batcher import Runnable, drive
 from service.tasks import AnyTask
@@ -50,7 +50,7 @@ def read_golden(folder: Path, where: str) -> list[GoldenSample]:
     except FileNotFoundError:
         raise ManifestInvalid(where, "is missing; add a real input and its expected output.") from None
     except (ValueError, TypeError, ValidationError) as error:
-        raise ManifestInvalid(where, f"cannot be read: {sentence(error)}") from None
+        raise ManifestInvalid(where, f"cannot be read: {as_sentence(error)}") from None
     if not samples:
         raise ManifestInvalid(where, "is empty; add a real input and its expected output.")
     return samples
@@ -77,9 +77,11 @@ def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], 
             steps: Steps[TaskOutput] = task.steps(golden_request(task, sample, folder))
             answer = orjson.loads(drive(session, steps).to_json())
         except (ServiceError, ValidationError) as error:
-            raise ManifestInvalid(where, f"sample {number} is refused: {sentence(error)}") from None
+            raise ManifestInvalid(where, f"sample {number} is refused: {as_sentence(error)}") from None
         except Exception as error:  # the graph or the task's own code, on the model's own sample
-            raise ManifestInvalid(where, f"sample {number} fails: {type(error).__name__}: {sentence(error)}") from error
+            raise ManifestInvalid(
+                where, f"sample {number} fails: {type(error).__name__}: {as_sentence(error)}"
+            ) from error
         if difference := _difference(sample.output, answer, sample.tolerance, ""):
             raise ManifestInvalid(where, f"sample {number} differs from its expected answer {difference}.")
 

@@ -11,7 +11,7 @@ from typing import Literal
 import structlog
 
 from service import telemetry
-from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady, sentence
+from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady, as_sentence
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import FoundModel, scan, version_key
@@ -69,7 +69,7 @@ class Model:
         """Why it is not ready, as a sentence."""
         if self.problem:
             return self.problem
-        failed = [sentence(version.reason) for version in self.versions.values() if version.reason]
+        failed = [as_sentence(version.reason) for version in self.versions.values() if version.reason]
         return "is still loading" if self.is_loading or not failed else " ".join(failed)
 
     @property

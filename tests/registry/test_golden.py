@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from service.errors import ManifestInvalid
+from service.registry.check import check_folder
 from service.registry.golden import _difference, read_golden
 
 
@@ -47,3 +49,15 @@ def test_an_unusable_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "golden.json").write_text(text)
     with pytest.raises(ManifestInvalid):
         read_golden(tmp_path, "m/1/golden.json")
+
+
+def test_an_unusable_sample_is_named_without_the_librarys_report(models: Path) -> None:
+    folder = models / "steps"
+    for sample, reason in (
+        ({"input": {"values": "x"}, "output": {}}, "sample 1 is refused: values: Input should be a valid list."),
+        ({"inputs": {}}, "cannot be read: input: Field required; output: Field required; inputs: Extra inputs"),
+    ):
+        (folder / "1" / "golden.json").write_text(json.dumps([sample]))
+        detail = next(finding.detail for finding in check_folder(folder) if "golden" in finding.what)
+        assert detail.startswith(f"steps/1/golden.json: {reason}")
+        assert "pydantic" not in detail
