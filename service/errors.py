@@ -5,6 +5,7 @@ An exception takes facts and composes the sentence: what was wrong, and what to 
     ServiceError
     ├── InvalidInput            the request is well-formed but unusable
     │   ├── InvalidState        a state token is damaged or belongs to another model
+    │   ├── UnsupportedPicture  a whole picture, of a format or kind that is not read here
     │   └── ValidationFailed    fields are missing, unknown or out of bounds
     ├── BadRequest              the request itself is broken (a header, the multipart framing)
     ├── NotAuthorised           an API key is needed
@@ -46,6 +47,18 @@ class InvalidState(InvalidInput):
         super().__init__(
             f"The state {reason}. Send the state of the previous answer unchanged, or leave it out to start anew."
         )
+
+
+class UnsupportedPicture(InvalidInput):
+    """A file of a format, or of a kind within a format, that is not read here.
+
+    Args:
+        what: names the file, such as "Image 1".
+        kind: with its article, such as "a HEIC picture".
+    """
+
+    def __init__(self, what: str, kind: str) -> None:
+        super().__init__(f"{what} is {kind}, which is not supported here. Send JPEG or PNG instead.")
 
 
 class ValidationFailed(InvalidInput):

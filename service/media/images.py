@@ -12,21 +12,31 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from kornia_rs.io import decode_image_png_u8
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.Image import Resampling
+from PIL import AvifImagePlugin, Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Image import Resampling, Transpose
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from service.errors import InvalidInput, TooLarge
+from service.errors import InvalidInput, TooLarge, UnsupportedPicture
 from service.graph import Array
+from service.media import jpeg, png, tiff
+from service.media.extras import without_extras
+from service.media.formats import FORMATS, UnsupportedKind, format_of, other_format
+from service.media.png import small_png
 
 Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, before anything is decoded
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the workers have all cores already
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that can be read all the same
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 Resize = Literal["stretch", "crop"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -127,90 +137,134 @@ def open_picture(data: bytes, what: str, *, max_pixels: int, least: tuple[int, i
             4 pixels for each one.
 
     Raises:
-        InvalidInput: it is no picture that can be read.
+        InvalidInput: it is no picture, or a damaged one.
+        UnsupportedPicture: it is of a format or kind that is not read.
         TooLarge: it has more pixels than the limit.
     """
     if not data:
         raise InvalidInput(f"{what} has no bytes. Send the content of the file (curl: --data-binary @photo.jpg).")
     if (pixels := small_png(data, max_pixels)) is not None:
         return Picture(pixels, pixels.shape[1], pixels.shape[0])
+    form = format_of(data)
+    if form is None:
+        if other := other_format(data):
+            raise UnsupportedPicture(what, other)
+        known = ", ".join(FORMATS)
+        raise InvalidInput(f"{what} is not an image that can be read here. Send one of: {known}.")
     try:
-        picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = picture.size
+        image = _opened(form, data)
+        width, height = image.size
         if width * height > max_pixels:
             setting = "GRIDLOOP_MAX_IMAGE_PIXELS"
             raise TooLarge(what, limit=max_pixels, unit="pixels", setting=setting, actual=width * height)
-        # A JPEG can be decoded at a half, quarter or eighth: as small as still leaves 4 pixels for each one.
-        picture.draft("RGB", (4 * least[0], 4 * least[1]))
-        picture.load()
-        if _may_be_turned(picture):
-            upright = ImageOps.exif_transpose(picture)
-            if (upright.width > upright.height) != (picture.width > picture.height):
-                width, height = height, width
-            picture = upright
-        return Picture(_on_white(picture), width, height)
-    except UnidentifiedImageError:
-        known = ", ".join(FORMATS)
-        raise InvalidInput(f"{what} is not an image that can be read here. Send one of: {known}.") from None
-    except _DAMAGED as error:
+        image.draft("RGB", (4 * least[0], 4 * least[1]))
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        flat = _on_white(_eight_bits(image, data))
+        if turn is None:
+            return Picture(flat, width, height)
+        upright = flat.transpose(turn)
+        return Picture(upright, *((height, width) if turn in _ON_THE_SIDE else (width, height)))
+    except UnsupportedKind as error:
+        raise UnsupportedPicture(what, f"a kind of {form} ({error})") from None
+    except _UNREADABLE as error:
+        if kind := _unusual(form, data, error):
+            raise UnsupportedPicture(what, f"a kind of {form} ({kind})") from None
         raise InvalidInput(f"{what} is damaged or cut short ({error}). Send the whole file again.") from None
 
 
-# What Pillow's decoders raise on damaged files.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, struct.error)
+_OPENERS: Mapping[str, Callable[[bytes], ImageFile]] = {
+    "JPEG": lambda data: JpegImageFile(io.BytesIO(data)),
+    "PNG": png.open_png,
+    "WEBP": lambda data: WebPImageFile(io.BytesIO(data)),
+    "GIF": lambda data: GifImageFile(io.BytesIO(data)),
+    "BMP": lambda data: BmpImageFile(io.BytesIO(data)),
+    "TIFF": tiff.open_tiff,
+    "AVIF": lambda data: AvifImageFile(io.BytesIO(data)),
+}
+
+# What Pillow's decoders raise on files that they cannot read.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    AssertionError,
+    struct.error,
+)
 
 
-SMALL_PIXELS = 128 * 128
-"""Up to so many pixels, opening a PNG takes Pillow longer than decoding it (count)."""
-_PNG = b"\x89PNG\r\n\x1a\n"
-_RGB = b"\x08\x02\x00\x00\x00"  # 8 bits, three colours, and not interlaced
-_WITHOUT_EFFECT = frozenset({b"IDAT", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tIME", b"sBIT", b"bKGD"})
-
-
-def small_png(data: bytes, most_pixels: int) -> Array | None:
-    """Decode a small PNG in plain RGB without metadata that matter, in a third of Pillow's time.
-
-    The checksum of every chunk of pixels is looked at; that of the pixels, which Pillow checks as well, is not.
-
-    Args:
-        data: of any file.
-        most_pixels: that a picture may have.
-
-    Returns:
-        uint8 (height, width, 3), the same as Pillow's; None for every other file and for damaged ones, which are
-        Pillow's to read or to refuse.
-    """
-    if data[:8] != _PNG or data[12:16] != b"IHDR" or data[24:29] != _RGB:
-        return None
-    width, height = struct.unpack_from(">II", data, 16)
-    if not 0 < width * height <= min(SMALL_PIXELS, most_pixels):
-        return None
-    at = 33
-    while data[at + 4 : at + 8] in _WITHOUT_EFFECT:
-        at += 12 + int.from_bytes(data[at : at + 4])
-    if data[at + 4 : at + 8] != b"IEND" or at + 12 != len(data):
-        return None
+def _opened(form: str, data: bytes) -> ImageFile:
+    """The picture, its header read: without its metadata where they are what Pillow cannot read."""
     try:
-        pixels: Array = decode_image_png_u8(data, (height, width), "rgb")
-    except BaseException:  # of a damaged file; a panic in Rust is no Exception
-        return None
-    return pixels
+        return _OPENERS[form](data)
+    except _UNREADABLE:
+        if (bare := without_extras(form, data)) is None:
+            raise
+        return _OPENERS[form](bare)
 
 
+def _unusual(form: str, data: bytes, error: Exception) -> str | None:
+    """The kind of a file that Pillow could not read, where it is the kind that it cannot read; None: it is damaged."""
+    message = str(error)
+    if form == "JPEG":
+        return jpeg.unusual(data)
+    if form == "PNG":
+        return png.unusual(data)
+    if form == "BMP" and message.startswith("Unsupported BMP "):
+        return message.removeprefix("Unsupported BMP ")
+    if form == "AVIF" and any(
+        words in message for words in ("Unsupported", "Not implemented", "No codec", "not installed")
+    ):
+        return message
+    return None
+
+
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+"""EXIF's orientation, and what makes such a picture upright."""
+_ON_THE_SIDE = frozenset({Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90})
 _TURNED_BY = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
+_ORIENTATION = 0x0112
 
 
-def _may_be_turned(picture: Image.Image) -> bool:
-    """Whether the file has metadata that could hold an orientation; reading it takes longer than a small inference."""
-    return not _TURNED_BY.isdisjoint(picture.info) or hasattr(picture, "tag_v2")
+def _orientation(image: ImageFile) -> int:
+    """As EXIF has it, 1 to 8; 1 where the metadata cannot be read."""
+    if isinstance(image, tiff.Tiff):
+        found = image.orientation
+    elif _TURNED_BY.isdisjoint(image.info):  # parsing metadata takes longer than a small inference
+        return 1
+    else:
+        try:
+            found = image.getexif().get(_ORIENTATION)
+        except _UNREADABLE:
+            return 1
+    return found if isinstance(found, int) else 1
+
+
+def _eight_bits(image: ImageFile, data: bytes) -> Image.Image:
+    """The picture with 8 bits a sample."""
+    if isinstance(image, PngImageFile):
+        return png.eight_bits(image, data)
+    return tiff.eight_bits(image) if isinstance(image, tiff.Tiff) else image
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
-    """Any mode as RGB; transparent parts become white."""
+    """Any mode of 8 bits as RGB; transparent parts become white."""
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -201,6 +201,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         "image/gif",
         "image/bmp",
         "image/tiff",
+        "image/avif",
         "application/octet-stream",
     )
     sample_file = "photo.jpg"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from contextlib import suppress
 from typing import Any
 
@@ -15,25 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from service.errors import InvalidInput, TooLarge
-from service.graph import Array
-from service.media.images import Frame, View, open_picture, small_png
+from service.media.images import View
 from tests import graphs
-
-
-def shown(
-    data: bytes, size: tuple[int, int] = (2, 2), max_pixels: int = 50_000_000, **options: Any
-) -> tuple[Array, View]:
-    """What a graph of that width and height sees of a picture: uint8 (height, width, 3), and which part of it that is."""
-    frame = Frame(*size, **options)
-    picture = open_picture(data, "Image 1", max_pixels=max_pixels, least=frame.size)
-    view = frame.view(picture.width, picture.height)
-    return frame.pixels(picture, view), view
-
-
-def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return buffer.getvalue()
+from tests.media.reading import encoded, shown
 
 
 def halves(left: Any, right: Any, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
@@ -43,12 +24,12 @@ def halves(left: Any, right: Any, mode: str = "RGB", size: tuple[int, int] = (8,
     return picture
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG", "AVIF"])
 def test_every_format_is_read(form: str) -> None:
     picture = halves("red", "blue", size=(64, 64))
     pixels, view = shown(encoded(picture, form), filter="box")
     assert pixels.shape == (2, 2, 3)
-    assert np.abs(pixels[0].astype(int) - [[255, 0, 0], [0, 0, 255]]).max() <= 20  # JPEG and WebP are not exact
+    assert np.abs(pixels[0].astype(int) - [[255, 0, 0], [0, 0, 255]]).max() <= 20  # JPEG, WebP and AVIF are not exact
     assert view == View(64, 64, (0.0, 0.0, 1.0, 1.0))
 
 
@@ -93,60 +74,6 @@ def test_grey_and_cmyk_become_colours() -> None:
     assert pixels.min() >= 250
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 3), (32, 32), (128, 128)])
-@pytest.mark.parametrize("level", [0, 1, 9])
-def test_a_small_png_is_read_as_pillow_reads_it(size: tuple[int, int], level: int) -> None:
-    picture = noise(*size)
-    pixels = small_png(encoded(picture, compress_level=level), 2**20)
-    assert pixels is not None
-    assert pixels.dtype == np.uint8
-    assert np.array_equal(pixels, np.asarray(picture))
-    data = encoded(picture, dpi=(72, 72))
-    assert b"pHYs" in data
-    assert np.array_equal(small_png(data, 2**20), np.asarray(picture))  # type: ignore[arg-type]
-
-
-def test_other_files_are_left_to_pillow() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    small, png = noise(8, 8), encoded(noise(8, 8))
-    lamed = png[:-12] + chunk(b"tRNS", b"\0\0\0\0\0\0") + png[-12:]
-    for data in (
-        b"",
-        png[:30],
-        encoded(small, "JPEG"),
-        encoded(small, exif=exif),
-        encoded(small.convert("RGBA")),
-        encoded(small.convert("L")),
-        encoded(small.convert("P")),
-        encoded(small, transparency=(0, 0, 0)),
-        encoded(noise(129, 128)),
-        lamed,
-        png + b"more",
-        png[:-12] + chunk(b"eXIf", exif.tobytes()) + png[-12:],
-    ):
-        assert small_png(data, 2**20) is None
-    assert small_png(png, 63) is None
-    assert small_png(png, 64) is not None
-
-
-@given(place=st.integers(0, 300), byte=st.integers(0, 255))
-def test_a_damaged_small_png_is_left_to_pillow_or_whole(place: int, byte: int) -> None:
-    picture = noise(8, 8)
-    data = bytearray(encoded(picture))
-    data[place % len(data)] = byte
-    pixels = small_png(bytes(data), 2**20)
-    assert pixels is None or np.array_equal(pixels, np.asarray(picture))
-
-
 def test_only_the_first_frame_of_an_animation_counts() -> None:
     frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
     pixels, _ = shown(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
@@ -154,7 +81,7 @@ def test_only_the_first_frame_of_an_animation_counts() -> None:
 
 
 def test_cropping_takes_the_centre_and_keeps_the_aspect_ratio() -> None:
-    """A 16x8 picture, red and blue only at its far sides: the centre is green."""
+    """A 16x8 picture, red only at its far sides: the centre is green."""
     picture = Image.new("RGB", (16, 8), "red")
     picture.paste("lime", (4, 0, 12, 8))
     pixels, view = shown(encoded(picture), resize="crop", filter="box")
