@@ -1,6 +1,6 @@
 """Pictures: from encoded bytes to upright RGB pixels as large as a graph's input, and from places there back.
 
-    picture = open_picture(data, "Image 1", max_pixels=50_000_000, least=frame.size)
+    picture = open_picture(data, "Image 1", max_pixels=50_000_000, least=frame.least)
     view = frame.view(picture.width, picture.height)
     pixels = frame.pixels(picture, view)
 
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 from collections.abc import Callable, Mapping
@@ -38,8 +39,13 @@ Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, befo
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the workers have all cores already
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that can be read all the same
 
-Resize = Literal["stretch", "crop"]
+Resize = Literal["stretch", "crop", "letterbox"]
 Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
+MOST_RESIZED_PIXELS = 2**24
+"""Up to so large a picture is made whole before its centre is cut out (count); of a larger one, only the centre is."""
+LETTERBOX_GREY = 114
+"""Around a letterboxed picture, 0..255; the value that YOLO's detectors are trained with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,8 @@ class Picture:
     """A picture that was opened.
 
     Attributes:
-        pixels: upright and RGB, uint8 (height, width, 3) where it is an array; perhaps decoded at a
-            fraction of its size.
+        pixels: upright and RGB, uint8 (height, width, 3) where it is an array; perhaps decoded at a fraction of its
+            size.
         width: pixels, upright, of the whole file.
         height: pixels, upright, of the whole file.
     """
@@ -65,12 +71,28 @@ class View:
     Attributes:
         width: pixels, upright.
         height: pixels, upright.
-        box: left, top, right, bottom of the part seen, as fractions of width and height.
+        box: left, top, right, bottom of the part seen, as fractions of width and height; below 0 and above 1 where the
+            model sees more than the picture, which is a border.
     """
 
     width: int
     height: int
     box: tuple[float, float, float, float]
+
+    def to_picture(self, boxes: Array) -> Array:
+        """Turn boxes in what the model sees into boxes in the picture, cut at its edges.
+
+        Args:
+            boxes: float (..., 4): left, top, right, bottom, as fractions of the width and height that the model sees.
+
+        Returns:
+            float64 (..., 4), in pixels of the upright picture.
+        """
+        left, top, right, bottom = self.box
+        size = np.array([self.width, self.height])
+        corners = np.asarray(boxes, np.float64).reshape(*boxes.shape[:-1], 2, 2)
+        corners = (np.array([left, top]) + corners * np.array([right - left, bottom - top])) * size
+        return np.asarray(np.clip(corners, 0, size).reshape(boxes.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +102,11 @@ class Frame:
     Attributes:
         width: of the graph's input (pixels).
         height: of the graph's input (pixels).
-        resize: `stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre.
-        resize_to: with `crop`, the shorter side before the centre is taken (pixels); None: the graph's size.
+        resize: `stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre, as
+            torchvision's `Resize` and `CenterCrop` do; `letterbox` keeps it and puts grey around the whole picture.
+        resize_to: with `crop`, the shorter side before the centre is taken (pixels); None: the graph's longer side.
         filter: Pillow's resampling filter.
+        exact: decode JPEGs whole, however large they are.
     """
 
     width: int
@@ -90,43 +114,79 @@ class Frame:
     resize: Resize = "stretch"
     resize_to: int | None = None
     filter: Filter = "bilinear"
+    exact: bool = False
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Width and height (pixels)."""
-        return self.width, self.height
+    def least(self) -> tuple[int, int] | None:
+        """Width and height that leave all that is seen in a picture decoded at a fraction; None: decode it whole."""
+        return None if self.exact or self.resize == "crop" else (self.width, self.height)
 
     def view(self, width: int, height: int) -> View:
         """The part of a picture of that size that is shown to the model."""
         if self.resize == "stretch":
             return View(width, height, (0.0, 0.0, 1.0, 1.0))
-        scale = (self.resize_to or max(self.width, self.height)) / min(width, height)
-        resized_w, resized_h = max(round(width * scale), self.width), max(round(height * scale), self.height)
-        left, top = (resized_w - self.width) // 2, (resized_h - self.height) // 2
-        box = (
-            left / resized_w,
-            top / resized_h,
-            (left + self.width) / resized_w,
-            (top + self.height) / resized_h,
-        )
-        return View(width, height, box)
+        w, h, left, top = self._placed(width, height)
+        return View(width, height, (left / w, top / h, (left + self.width) / w, (top + self.height) / h))
 
     def pixels(self, picture: Picture, view: View) -> Array:
-        """Resize and crop in one pass: uint8 (height, width, 3)."""
-        image, box = picture.pixels, view.box
-        whole = box == (0.0, 0.0, 1.0, 1.0)
+        """The picture as the model sees it: uint8 (height, width, 3)."""
+        image, size = picture.pixels, (self.width, self.height)
         if isinstance(image, np.ndarray):
-            if whole and image.shape[:2] == (self.height, self.width):
+            if self.resize == "stretch" and image.shape[:2] == (self.height, self.width):
                 return image
             image = Image.fromarray(image)
-        if not whole or image.size != self.size:
-            w, h = image.size
-            corners = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
-            image = image.resize(self.size, Resampling[self.filter.upper()], box=corners)
+        w, h, left, top = self._placed(view.width, view.height)
+        seen = (max(left, 0), max(top, 0), min(left + self.width, w), min(top + self.height, h))
+        image = _resized(image, (w, h), seen, Resampling[self.filter.upper()])
+        if image.size != size:
+            grey = LETTERBOX_GREY if self.resize == "letterbox" else 0
+            framed = Image.new("RGB", size, (grey, grey, grey))
+            framed.paste(image, (max(-left, 0), max(-top, 0)))
+            image = framed
         return np.asarray(image)
 
+    def _placed(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Width and height to which a picture is resized, and where the frame's left and top are in it (pixels)."""
+        if self.resize == "stretch":
+            return self.width, self.height, 0, 0
+        if self.resize == "letterbox":
+            scale = min(self.width / width, self.height / height)
+            w, h = max(round(width * scale), 1), max(round(height * scale), 1)
+            return w, h, -((self.width - w) // 2), -((self.height - h) // 2)
+        shorter = self.resize_to or max(self.width, self.height)
+        longer = int(shorter * max(width, height) / min(width, height))
+        w, h = (shorter, longer) if width <= height else (longer, shorter)
+        return w, h, _centred(self.width, w), _centred(self.height, h)
 
-def open_picture(data: bytes, what: str, *, max_pixels: int, least: tuple[int, int]) -> Picture:
+
+def _centred(length: int, of: int) -> int:
+    """Where the middle `length` of a side begins, as torchvision rounds it; below 0 where the side is shorter."""
+    return round((of - length) / 2) if length <= of else -((length - of) // 2)
+
+
+def _resized(
+    image: Image.Image, size: tuple[int, int], part: tuple[int, int, int, int], resampling: Resampling
+) -> Image.Image:
+    """A part of an image resized to a width and height: of the whole, unless that is very large."""
+    (w, h), (left, top, right, bottom) = size, part
+    if w * h <= MOST_RESIZED_PIXELS:
+        if image.size != size:
+            image = image.resize(size, resampling)
+        return image if part == (0, 0, w, h) else image.crop(part)
+    across, down = image.width / w, image.height / h
+    x0, x1 = _around(left * across, right * across, across, image.width)
+    y0, y1 = _around(top * down, bottom * down, down, image.height)
+    box = (left * across - x0, top * down - y0, right * across - x0, bottom * down - y0)
+    return image.crop((x0, y0, x1, y1)).resize((right - left, bottom - top), resampling, box=box)
+
+
+def _around(start: float, stop: float, scale: float, length: int) -> tuple[int, int]:
+    """The whole pixels of a side that matter for a part of it: three for each pixel made, as Lanczos' filter needs."""
+    margin = 3 * max(scale, 1) + 1
+    return max(math.floor(start - margin), 0), min(math.ceil(stop + margin), length)
+
+
+def open_picture(data: bytes, what: str, *, max_pixels: int, least: tuple[int, int] | None) -> Picture:
     """An upright RGB picture: first frame, EXIF orientation applied, transparency composed on white.
 
     Args:
@@ -134,7 +194,7 @@ def open_picture(data: bytes, what: str, *, max_pixels: int, least: tuple[int, i
         what: names the file in messages, such as "Image 1".
         max_pixels: that a picture may have.
         least: width and height that it will be resized to; of a JPEG so small a fraction is decoded as still leaves
-            4 pixels for each one.
+            4 pixels for each one. None: decode all of it.
 
     Raises:
         InvalidInput: it is no picture, or a damaged one.
@@ -157,7 +217,8 @@ def open_picture(data: bytes, what: str, *, max_pixels: int, least: tuple[int, i
         if width * height > max_pixels:
             setting = "GRIDLOOP_MAX_IMAGE_PIXELS"
             raise TooLarge(what, limit=max_pixels, unit="pixels", setting=setting, actual=width * height)
-        image.draft("RGB", (4 * least[0], 4 * least[1]))
+        if least is not None:
+            image.draft("RGB", (4 * least[0], 4 * least[1]))
         image.load()
         turn = _TURNS.get(_orientation(image))
         flat = _on_white(_eight_bits(image, data))
@@ -218,11 +279,13 @@ def _unusual(form: str, data: bytes, error: Exception) -> str | None:
         return png.unusual(data)
     if form == "BMP" and message.startswith("Unsupported BMP "):
         return message.removeprefix("Unsupported BMP ")
-    if form == "AVIF" and any(
-        words in message for words in ("Unsupported", "Not implemented", "No codec", "not installed")
-    ):
+    if form == "AVIF" and any(words in message for words in _UNKNOWN_AVIF):
         return message
     return None
+
+
+_UNKNOWN_AVIF = ("Unsupported", "Not implemented", "No codec", "not installed")
+"""Words of libavif and Pillow for what they cannot read."""
 
 
 _TURNS = {

@@ -140,11 +140,14 @@ class Preprocessing(TaskOptions):
     """How a picture becomes the graph's input; the manifest's `[preprocessing]` table."""
 
     resize: Resize = "stretch"
-    """`stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre."""
-    resize_to: int | None = None
+    """`stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre; `letterbox` keeps it
+    and puts grey around the whole picture."""
+    resize_to: Annotated[int, Field(ge=1)] | None = None
     """With `crop`: length of the shorter side before the centre is taken (pixels); left out: the graph's size."""
     filter: Filter = "bilinear"
     """Pillow's resampling filter."""
+    exact: bool = False
+    """Decode JPEGs whole, however large they are."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Subtracted from each colour, on a scale of 0..1; float graphs only."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -223,7 +226,9 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
             )
         self._height, self._width = (int(side or 0) for side in size)
         wanted = self.options.preprocessing
-        self._frame = Frame(self._width, self._height, wanted.resize, wanted.resize_to, wanted.filter)
+        self._frame = Frame(
+            self._width, self._height, wanted.resize, wanted.resize_to, wanted.filter, exact=wanted.exact
+        )
         logits = folder.output("logits", dtype="float32", rank=2)
         self.labels = folder.lines("labels.txt")
         if isinstance(logits.shape[1], int) and logits.shape[1] != len(self.labels):
@@ -269,7 +274,7 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         for number, file in enumerate(files, start=before + 1):
             what = f"Image {file.filename!r}" if file.filename else f"Image {number}"
             picture = open_picture(
-                file.data, what, max_pixels=self.folder.limits.max_image_pixels, least=self._frame.size
+                file.data, what, max_pixels=self.folder.limits.max_image_pixels, least=self._frame.least
             )
             view = self._frame.view(picture.width, picture.height)
             pixels.append(self._frame.pixels(picture, view))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from service.graph import Array
 from tests import graphs
 from tests.conftest import running
+from tests.media.reading import encoded, noise
 
 CASES = Path(__file__).parent.parent / "cases"
 
@@ -49,6 +51,15 @@ async def test_a_transparent_value_of_16_bits_in_a_png(tmp_path: Path) -> None:
     assert np.abs(pixels - expected[..., None]).max() <= 1
 
 
+async def test_a_large_jpeg_is_the_same_as_decoded_whole_where_the_manifest_asks_for_it(tmp_path: Path) -> None:
+    data = (CASES / "jpeg-scaled-decoding" / "picture.jpg").read_bytes()
+    expected = np.array(json.loads((CASES / "jpeg-scaled-decoding" / "expected.json").read_text()))
+    exact = await pixels_of(tmp_path / "exact", data, "image/jpeg", filter="box", exact=True)
+    assert np.abs(exact - expected).max() <= 2
+    quick = await pixels_of(tmp_path / "quick", data, "image/jpeg", filter="box")
+    assert 2 < np.abs(quick - expected).max() <= 20  # docs/pictures.md says so
+
+
 async def test_a_bmp_of_an_unusual_kind_is_not_called_damaged(tmp_path: Path) -> None:
     status, body = await posted(tmp_path, (CASES / "not-damaged" / "picture.bmp").read_bytes(), "image/bmp")
     assert status == 422
@@ -71,8 +82,26 @@ async def test_avif(tmp_path: Path, content_type: str) -> None:
     assert np.abs(pixels - expected).max() <= 1
 
 
+async def test_cropping_is_torchvisions(tmp_path: Path) -> None:
+    data = (CASES / "crop-as-torchvision" / "picture.png").read_bytes()
+    expected = np.array(json.loads((CASES / "crop-as-torchvision" / "expected.json").read_text()))
+    pixels = await pixels_of(tmp_path, data, "image/png", resize="crop", resize_to=18)
+    assert np.abs(pixels - expected).max() <= 1
+
+
 async def test_heic_is_named(tmp_path: Path) -> None:
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
     status, body = await posted(tmp_path, data)
     assert (status, body["type"]) == (422, "/problems/invalid-input")
     assert body["detail"] == "Image 1 is a HEIC picture, which is not supported here. Send JPEG or PNG instead."
+
+
+async def test_a_jpeg_turned_by_its_exif_is_cropped_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = noise(40, 30)
+    data = encoded(stored, exif=exif)
+    upright = stored.transpose(Image.Transpose.ROTATE_270)  # 30 x 40
+    expected = np.asarray(upright.resize((18, 24), Image.Resampling.BILINEAR).crop((1, 4, 17, 20)), float)
+    pixels = await pixels_of(tmp_path, data, resize="crop", resize_to=18)
+    assert np.abs(pixels - expected).max() <= 1

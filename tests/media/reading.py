@@ -14,7 +14,7 @@ from service.media.images import Frame, View, open_picture
 
 def opened(data: bytes, **options: Any) -> Array:
     """All pixels of a picture: float64 (height, width, 3)."""
-    picture = open_picture(data, "Image 1", **{"max_pixels": 50_000_000, "least": (10_000, 10_000), **options})
+    picture = open_picture(data, "Image 1", **{"max_pixels": 50_000_000, "least": None, **options})
     pixels = np.asarray(picture.pixels, np.float64)
     assert pixels.shape == (picture.height, picture.width, 3)
     return pixels
@@ -25,7 +25,7 @@ def shown(
 ) -> tuple[Array, View]:
     """What a graph of that width and height sees of a picture: uint8 (height, width, 3), and which part of it that is."""
     frame = Frame(*size, **options)
-    picture = open_picture(data, "Image 1", max_pixels=max_pixels, least=frame.size)
+    picture = open_picture(data, "Image 1", max_pixels=max_pixels, least=frame.least)
     view = frame.view(picture.width, picture.height)
     return frame.pixels(picture, view), view
 
