@@ -7,6 +7,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── InvalidInput            the request is well-formed but unusable
     │   ├── InvalidState        a state token is damaged or belongs to another model
     │   ├── FilesUnusable       several files were sent, and none can be used
+    │   ├── UnsupportedPicture  a whole picture, of a format or kind that is not read here
     │   └── ValidationFailed    fields are missing, unknown or out of bounds
     ├── BadRequest              the request itself is broken (a header, the multipart framing)
     ├── NotAuthorised           an API key is needed
@@ -145,6 +146,18 @@ class FilesUnusable(InvalidInput):
         ]
         self.problem_count = len(details)
         super().__init__(f"None of the {len(details)} files can be used. The first: {details[0]}")
+
+
+class UnsupportedPicture(InvalidInput):
+    """A file of a format, or of a kind within a format, that is not read here.
+
+    Args:
+        what: names the file, such as "Image 1".
+        kind: with its article, such as "a HEIC picture".
+    """
+
+    def __init__(self, what: str, kind: str) -> None:
+        super().__init__(f"{what} is {kind}, which is not supported here. Send JPEG or PNG instead.")
 
 
 class ValidationFailed(InvalidInput):

@@ -130,6 +130,34 @@ def colours_and_novelty(path: Path) -> Path:
     )
 
 
+def pixels(path: Path, size: tuple[int, int] = (16, 16)) -> Path:
+    """A classifier that gives pictures back: softmax makes of the logits log(value / 255 + 0.0001), one for each
+    colour of each pixel, and of a last one, 0, scores whose ratio to the last is value / 255 + 0.0001."""
+    width, height = size
+    nodes = [
+        helper.make_node("Cast", ["image"], ["values"], to=T.FLOAT),
+        helper.make_node("Div", ["values", "most"], ["shares"]),
+        helper.make_node("Add", ["shares", "little"], ["above_zero"]),
+        helper.make_node("Log", ["above_zero"], ["logs"]),
+        helper.make_node("Reshape", ["logs", "flat"], ["rows"]),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("Mul", ["mean", "zero"], ["last"]),
+        helper.make_node("Concat", ["rows", "last"], ["logits"], axis=1),
+    ]
+    return save(
+        path,
+        nodes,
+        [("image", T.UINT8, ["batch", height, width, 3])],
+        [("logits", T.FLOAT, ["batch", width * height * 3 + 1])],
+        {
+            "most": np.float32(255),
+            "little": np.float32(0.0001),
+            "zero": np.float32(0),
+            "flat": np.array([-1, width * height * 3]),
+        },
+    )
+
+
 def last_value(path: Path, novelty: bool = False) -> Path:
     """A detector that expects each point to equal the one before it, give or take 1; the state is the last point. With
     `novelty`, it has that output too: 0.75 for each 7, else 0."""
@@ -210,6 +238,25 @@ def colour_model(models: Path, name: str = "colours", graph: Any = colours, **ma
     (folder / "1" / "golden" / "pink.png").write_bytes(png())
     (folder / "card.md").write_text("# Colours\n\nTells red from green and blue.\n")
     return folder
+
+
+def pixels_model(models: Path, name: str = "pixels", **preprocessing: Any) -> Path:
+    """The classifier that gives pictures of 16x16 back as a model folder; `seen` reads its answers."""
+    folder = write_model(models / name, task="image-classification", graph=pixels)
+    with (folder / "manifest.toml").open("a") as file:
+        file.write("\n[preprocessing]\n" + "".join(f"{key} = {json.dumps(v)}\n" for key, v in preprocessing.items()))
+    labels = [*(f"p{number}" for number in range(16 * 16 * 3)), "one"]
+    (folder / "1" / "labels.txt").write_text("\n".join(labels) + "\n")
+    return folder
+
+
+def seen(result: dict[str, Any]) -> np.ndarray:
+    """The pixels that the model `pixels` was given, float (16, 16, 3), from its result with `top_k=1000`."""
+    scores = np.zeros(16 * 16 * 3 + 1)
+    for prediction in result["predictions"]:
+        scores[prediction["index"]] = prediction["score"]
+    found: np.ndarray = ((scores[:-1] / scores[-1] - 0.0001) * 255).reshape(16, 16, 3)
+    return found
 
 
 def detector_model(models: Path, name: str = "steps", **manifest: Any) -> Path:

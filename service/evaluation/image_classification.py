@@ -28,7 +28,7 @@ from service.evaluation.base import (
 )
 from service.evaluation.statistics import calibration_interval, confusion_matrix, reliability, wilson
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 
 BINS = 15
 """Of the calibration error and the reliability diagram (count)."""

@@ -14,21 +14,15 @@ and the energy of Liu et al., "Energy-based Out-of-distribution Detection" (Neur
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from kornia_rs.io import decode_image_png_u8
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.Image import Resampling
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.calibration import energy, softmax
-from service.errors import InvalidInput, ManifestInvalid, TooLarge
+from service.errors import InvalidInput, ManifestInvalid
+from service.media.images import Filter, Frame, Resize, View, open_picture
 from service.tasks.base import (
     Array,
     FailedFile,
@@ -41,11 +35,6 @@ from service.tasks.base import (
     TaskOutput,
     Upload,
 )
-
-Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, before anything is decoded
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata in files that can be read all the same
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the documentation page has something to send
     "data:image/webp;base64,"
@@ -160,12 +149,15 @@ class ImageClassificationOutput(TaskOutput):
 class Preprocessing(TaskOptions):
     """How a picture becomes the graph's input; the manifest's `[preprocessing]` table."""
 
-    resize: Literal["stretch", "crop"] = "stretch"
-    """`stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre."""
-    resize_to: int | None = None
+    resize: Resize = "stretch"
+    """`stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre; `letterbox` keeps it
+    and puts grey around the whole picture."""
+    resize_to: Annotated[int, Field(ge=1)] | None = None
     """With `crop`: length of the shorter side before the centre is taken (pixels); left out: the graph's size."""
-    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    filter: Filter = "bilinear"
     """Pillow's resampling filter."""
+    exact: bool = False
+    """Decode JPEGs whole, however large they are."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Subtracted from each colour, on a scale of 0..1; float graphs only."""
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -206,21 +198,6 @@ class ImageClassificationOptions(TaskOptions):
     calibration: Calibration = Calibration()
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """An image's size, and the part of it that the model sees.
-
-    Attributes:
-        width: pixels, upright.
-        height: pixels, upright.
-        box: left, top, right, bottom of the part seen, as fractions of width and height.
-    """
-
-    width: int
-    height: int
-    box: tuple[float, float, float, float]
-
-
 class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificationOutput, tuple[Array, View]]):
     """Labels for pictures of any size."""
 
@@ -237,6 +214,7 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         "image/gif",
         "image/bmp",
         "image/tiff",
+        "image/avif",
         "application/octet-stream",
     )
     noun = "Image"
@@ -258,6 +236,10 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
                 f"input {self._input} should be (batch, height, width, 3) or (batch, 3, height, width).",
             )
         self._height, self._width = (int(side or 0) for side in size)
+        wanted = self.options.preprocessing
+        self._frame = Frame(
+            self._width, self._height, wanted.resize, wanted.resize_to, wanted.filter, exact=wanted.exact
+        )
         logits = folder.output("logits", dtype="float32", rank=2)
         self.labels = folder.lines("labels.txt")
         if isinstance(logits.shape[1], int) and logits.shape[1] != len(self.labels):
@@ -267,7 +249,6 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         mean, std = np.array(self.options.preprocessing.mean), np.array(self.options.preprocessing.std)
         self._scale = (1 / (255 * std)).astype(np.float32)
         self._shift = (-mean / std).astype(np.float32)
-        self._filter = Resampling[self.options.preprocessing.filter.upper()]
         self._outputs: tuple[str, ...] = ("logits",)
         if self.options.calibration.abstain_above is not None and "novelty" in folder.signature.outputs:
             folder.output("novelty", dtype="float32", rank=1)
@@ -286,9 +267,10 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
             InvalidInput: it is no picture that can be read.
             TooLarge: it has more pixels than the limit.
         """
-        picture, width, height = self._open(file, what)
-        view = View(width, height, self._box(width, height))
-        return self._pixels(picture, view.box), view
+        limit = self.folder.limits.max_image_pixels
+        picture = open_picture(file.data, what, max_pixels=limit, least=self._frame.least)
+        view = self._frame.view(picture.width, picture.height)
+        return self._frame.pixels(picture, view), view
 
     def answer_files(
         self, request: ImageClassificationInput, files: Sequence[Upload], decoded: Sequence[tuple[Array, View]]
@@ -297,65 +279,6 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         wanted = (*self._outputs, "activation_map") if request.explain else self._outputs
         outputs = yield Run({self._input.name: pixels}, wanted)
         return self.encode(request, files, [view for _, view in decoded], outputs)
-
-    def _open(self, file: Upload, what: str) -> tuple[Image.Image | Array, int, int]:
-        """An upright RGB image: first frame, EXIF orientation applied, transparency composed on white.
-
-        Returns:
-            The image, perhaps decoded at a fraction of its size, and its full width and height in pixels.
-        """
-        if not file.data:
-            raise InvalidInput(f"{what} has no bytes. Send the content of the file (curl: --data-binary @photo.jpg).")
-        limit = self.folder.limits.max_image_pixels
-        if (pixels := small_png(file.data, limit)) is not None:
-            return pixels, pixels.shape[1], pixels.shape[0]
-        try:
-            picture: Image.Image = Image.open(io.BytesIO(file.data), formats=FORMATS)
-            width, height = picture.size
-            if width * height > limit:
-                setting = "GRIDLOOP_MAX_IMAGE_PIXELS"
-                raise TooLarge(what, limit=limit, unit="pixels", setting=setting, actual=width * height)
-            # A JPEG can be decoded at a half, quarter or eighth: as small as still leaves 4 pixels for each one.
-            picture.draft("RGB", (4 * self._width, 4 * self._height))
-            picture.load()
-            if _may_be_turned(picture):
-                upright = ImageOps.exif_transpose(picture)
-                if (upright.width > upright.height) != (picture.width > picture.height):
-                    width, height = height, width
-                picture = upright
-            return _on_white(picture), width, height
-        except UnidentifiedImageError:
-            known = ", ".join(FORMATS)
-            raise InvalidInput(f"{what} is not an image that can be read here. Send one of: {known}.") from None
-        except _DAMAGED as error:
-            raise InvalidInput(f"{what} is damaged or cut short ({error}). Send the whole file again.") from None
-
-    def _box(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The part of a picture that is shown to the model, as fractions."""
-        if self.options.preprocessing.resize == "stretch":
-            return 0.0, 0.0, 1.0, 1.0
-        scale = (self.options.preprocessing.resize_to or max(self._width, self._height)) / min(width, height)
-        resized_w, resized_h = max(round(width * scale), self._width), max(round(height * scale), self._height)
-        left, top = (resized_w - self._width) // 2, (resized_h - self._height) // 2
-        return (
-            left / resized_w,
-            top / resized_h,
-            (left + self._width) / resized_w,
-            (top + self._height) / resized_h,
-        )
-
-    def _pixels(self, picture: Image.Image | Array, box: tuple[float, float, float, float]) -> Array:
-        """Resize and crop in one pass: uint8 (height, width, 3)."""
-        whole = box == (0.0, 0.0, 1.0, 1.0)
-        if isinstance(picture, np.ndarray):
-            if whole and picture.shape[:2] == (self._height, self._width):
-                return picture
-            picture = Image.fromarray(picture)
-        if not whole or picture.size != (self._width, self._height):
-            w, h = picture.size
-            corners = (box[0] * w, box[1] * h, box[2] * w, box[3] * h)
-            picture = picture.resize((self._width, self._height), self._filter, box=corners)
-        return np.asarray(picture)
 
     def prepare(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
         """Lay pixels out as the graph wants them: from uint8 (batch, height, width, 3), as `decode_file` gives them."""
@@ -432,68 +355,6 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         novelty = outputs["novelty"] if "novelty" in self._outputs else energy(outputs["logits"])
         known: list[bool] = (novelty <= threshold).tolist()  # false for NaN as well
         return [not row for row in known]
-
-
-# What Pillow's decoders raise on damaged files.
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, struct.error)
-
-
-SMALL_PIXELS = 128 * 128
-"""Up to so many pixels, opening a PNG takes Pillow longer than decoding it (count)."""
-_PNG = b"\x89PNG\r\n\x1a\n"
-_RGB = b"\x08\x02\x00\x00\x00"  # 8 bits, three colours, and not interlaced
-_WITHOUT_EFFECT = frozenset({b"IDAT", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tIME", b"sBIT", b"bKGD"})
-
-
-def small_png(data: bytes, most_pixels: int) -> Array | None:
-    """Decode a small PNG in plain RGB without metadata that matter, in a third of Pillow's time.
-
-    The checksum of every chunk of pixels is looked at; that of the pixels, which Pillow checks as well, is not.
-
-    Args:
-        data: of any file.
-        most_pixels: that a picture may have.
-
-    Returns:
-        uint8 (height, width, 3), the same as Pillow's; None for every other file and for damaged ones, which are
-        Pillow's to read or to refuse.
-    """
-    if data[:8] != _PNG or data[12:16] != b"IHDR" or data[24:29] != _RGB:
-        return None
-    width, height = struct.unpack_from(">II", data, 16)
-    if not 0 < width * height <= min(SMALL_PIXELS, most_pixels):
-        return None
-    at = 33
-    while data[at + 4 : at + 8] in _WITHOUT_EFFECT:
-        at += 12 + int.from_bytes(data[at : at + 4])
-    if data[at + 4 : at + 8] != b"IEND" or at + 12 != len(data):
-        return None
-    try:
-        pixels: Array = decode_image_png_u8(data, (height, width), "rgb")
-    except BaseException:  # of a damaged file; a panic in Rust is no Exception
-        return None
-    return pixels
-
-
-_TURNED_BY = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
-
-
-def _may_be_turned(picture: Image.Image) -> bool:
-    """Whether the file has metadata that could hold an orientation; reading it takes longer than a small inference."""
-    return not _TURNED_BY.isdisjoint(picture.info) or hasattr(picture, "tag_v2")
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    """Any mode as RGB; transparent parts become white."""
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
 
 
 _SCORES, _RANKED = "task.scores", "task.ranked"

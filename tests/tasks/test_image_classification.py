@@ -1,14 +1,10 @@
-"""From encoded pictures to tensors, and from logits to labels, doubts about them and heatmaps."""
+"""From pixels to tensors, and from logits to labels, doubts about them and heatmaps."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import struct
 import tempfile
-import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +12,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from service.calibration import softmax
-from service.errors import InvalidInput, ManifestInvalid, TooLarge
+from service.errors import InvalidInput, ManifestInvalid
+from service.media.images import View
 from service.registry.manifest import read_manifest
 from service.runtime.batcher import drive
 from service.runtime.session import OnnxSession
-from service.tasks.base import Limits, ModelFolder, Signature, TensorSpec, Upload
+from service.tasks.base import ModelFolder, Signature, TensorSpec, Upload
 from service.tasks.image_classification import (
     ImageClassification,
     ImageClassificationInput,
     ImageClassificationOutput,
-    View,
     heatmap,
     prediction_sets,
-    small_png,
     top_k,
 )
 from tests import graphs
@@ -42,7 +36,6 @@ def folder(
     tmp_path: Path,
     shape: tuple[Any, ...],
     dtype: str,
-    limits: Limits | None = None,
     calibration: Any = None,
     **preprocessing: Any,
 ) -> ModelFolder:
@@ -53,7 +46,7 @@ def folder(
         {"logits": TensorSpec("logits", "float32", ("batch", 3))},
     )
     options = {"preprocessing": preprocessing, "calibration": {} if calibration is None else calibration}
-    return ModelFolder("colours", "1", tmp_path, signature, options, limits or Limits())
+    return ModelFolder("colours", "1", tmp_path, signature, options)
 
 
 def task(
@@ -68,138 +61,6 @@ def decode(classifier: ImageClassification, upload: Upload) -> tuple[Any, list[V
     return pixels[None], [view]
 
 
-def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> Upload:
-    buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
-    return Upload(buffer.getvalue())
-
-
-def halves(left: Any, right: Any, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
-    """A picture whose left and right halves have one colour each."""
-    picture = Image.new(mode, size, left)
-    picture.paste(Image.new(mode, (size[0] // 2, size[1]), right), (size[0] // 2, 0))
-    return picture
-
-
-@pytest.mark.parametrize("form", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG"])
-def test_every_format_is_read(tmp_path: Path, form: str) -> None:
-    picture = halves("red", "blue", size=(64, 64))
-    pixels, views = decode(task(tmp_path, filter="box"), encoded(picture, form))
-    assert pixels.shape == (1, 2, 2, 3)
-    assert np.abs(pixels[0, 0].astype(int) - [[255, 0, 0], [0, 0, 255]]).max() <= 20  # JPEG and WebP are not exact
-    assert views == [View(64, 64, (0.0, 0.0, 1.0, 1.0))]
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    """A picture stored turned or mirrored comes out upright, with its upright size."""
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that store it so
-    upright = halves("red", "blue", size=(8, 4))
-    stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    pixels, views = decode(task(tmp_path, filter="box"), encoded(stored, exif=exif))
-    assert (views[0].width, views[0].height) == (8, 4)
-    assert pixels[0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour"),
-    [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))],
-)
-def test_transparency_is_composed_on_white(tmp_path: Path, mode: str, colour: Any) -> None:
-    pixels, _ = decode(task(tmp_path), encoded(Image.new(mode, (2, 2), colour)))
-    assert pixels.min() == 255
-
-
-def test_a_transparent_palette_is_composed_on_white(tmp_path: Path) -> None:
-    picture = Image.new("P", (2, 2), 0)
-    picture.putpalette([0, 0, 0] * 256)
-    pixels, _ = decode(task(tmp_path), encoded(picture, transparency=0))
-    assert pixels.min() == 255
-
-
-def test_sixteen_bits_a_pixel_keep_their_brightness(tmp_path: Path) -> None:
-    grey = Image.fromarray(np.full((2, 2), 0x8000, np.uint16))
-    pixels, _ = decode(task(tmp_path), encoded(grey))
-    assert set(pixels.ravel().tolist()) == {0x80}
-
-
-def test_grey_and_cmyk_become_colours(tmp_path: Path) -> None:
-    assert decode(task(tmp_path), encoded(Image.new("L", (2, 2), 7)))[0][0, 0, 0].tolist() == [7, 7, 7]
-    pixels, _ = decode(task(tmp_path), encoded(Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG"))
-    assert pixels.min() >= 250
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 3), (32, 32), (128, 128)])
-@pytest.mark.parametrize("level", [0, 1, 9])
-def test_a_small_png_is_read_as_pillow_reads_it(size: tuple[int, int], level: int) -> None:
-    picture = noise(*size)
-    pixels = small_png(encoded(picture, compress_level=level).data, 2**20)
-    assert pixels is not None
-    assert pixels.dtype == np.uint8
-    assert np.array_equal(pixels, np.asarray(picture))
-    data = encoded(picture, dpi=(72, 72)).data
-    assert b"pHYs" in data
-    assert np.array_equal(small_png(data, 2**20), np.asarray(picture))  # type: ignore[arg-type]
-
-
-def test_other_files_are_left_to_pillow() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    small, png = noise(8, 8), encoded(noise(8, 8)).data
-    lamed = png[:-12] + chunk(b"tRNS", b"\0\0\0\0\0\0") + png[-12:]
-    for data in (
-        b"",
-        png[:30],
-        encoded(small, "JPEG").data,
-        encoded(small, exif=exif).data,
-        encoded(small.convert("RGBA")).data,
-        encoded(small.convert("L")).data,
-        encoded(small.convert("P")).data,
-        encoded(small, transparency=(0, 0, 0)).data,
-        encoded(noise(129, 128)).data,
-        lamed,
-        png + b"more",
-        png[:-12] + chunk(b"eXIf", exif.tobytes()) + png[-12:],
-    ):
-        assert small_png(data, 2**20) is None
-    assert small_png(png, 63) is None
-    assert small_png(png, 64) is not None
-
-
-@given(place=st.integers(0, 300), byte=st.integers(0, 255))
-def test_a_damaged_small_png_is_left_to_pillow_or_whole(place: int, byte: int) -> None:
-    picture = noise(8, 8)
-    data = bytearray(encoded(picture).data)
-    data[place % len(data)] = byte
-    pixels = small_png(bytes(data), 2**20)
-    assert pixels is None or np.array_equal(pixels, np.asarray(picture))
-
-
-def test_only_the_first_frame_of_an_animation_counts(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
-    pixels, _ = decode(task(tmp_path), encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    assert pixels[0, 0, 0].tolist() == [255, 0, 0]
-
-
-def test_cropping_takes_the_centre_and_keeps_the_aspect_ratio(tmp_path: Path) -> None:
-    """A 16x8 picture, red and blue only at its far sides: the centre is green."""
-    picture = Image.new("RGB", (16, 8), "red")
-    picture.paste("lime", (4, 0, 12, 8))
-    pixels, views = decode(task(tmp_path, resize="crop", filter="box"), encoded(picture))
-    assert pixels.reshape(-1, 3).tolist() == [[0, 255, 0]] * 4
-    assert views[0].box == (0.25, 0.0, 0.75, 1.0)
-
-
 def test_a_float_graph_gets_planes_normalised_with_the_manifests_mean_and_std(tmp_path: Path) -> None:
     classifier = task(tmp_path, (3, 2, 2), "float32", mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 1.0))
     pixels, _ = decode(classifier, Upload(graphs.png((255, 0, 255))))
@@ -208,33 +69,6 @@ def test_a_float_graph_gets_planes_normalised_with_the_manifests_mean_and_std(tm
     assert planes.dtype == np.float32
     np.testing.assert_allclose(planes[0, :, 0, 0], [1.0, -2.0, 0.5], atol=1e-6)
     assert classifier.prepare({"image": planes})["image"] is planes
-
-
-def test_an_image_over_the_limit_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    classifier = task(tmp_path, limits=Limits(max_image_pixels=100))
-    header_only = graphs.png(size=(11, 10))[:60]
-    with pytest.raises(TooLarge, match="110 pixels, more than the 100 pixels"):
-        decode(classifier, Upload(header_only))
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", graphs.png(size=(50, 50))[:100], b"GIF89a", b"\xff\xd8\xff"]
-)
-def test_what_is_no_whole_picture_is_refused(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(InvalidInput, match="Image 1"):
-        decode(task(tmp_path), Upload(data))
-
-
-JPEG = graphs.png(size=(64, 48), form="JPEG")
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=40), st.integers(0, len(JPEG)), st.sampled_from([graphs.png(size=(40, 40)), JPEG, b""]))
-def test_damaged_bytes_are_refused_or_read_but_never_crash(data: bytes, place: int, around: bytes) -> None:
-    with tempfile.TemporaryDirectory() as path:
-        classifier = task(Path(path))
-    with suppress(InvalidInput):
-        decode(classifier, Upload(around[:place] + data + around[place + len(data) :]))
 
 
 @settings(deadline=None)
