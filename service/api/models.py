@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from service import errors
 from service.api.deps import RegistryDep
 from service.api.problems import openapi_responses
+from service.files import read_text
 from service.registry.manifest import Claims
 from service.registry.registry import Model, Registry, Version
 from service.schemas.model_info import ModelCard, ModelInfo, ModelList, TensorInfo, VersionInfo
@@ -32,9 +33,9 @@ def get_model(name: str, registry: RegistryDep) -> ModelCard:
     """The model card tells what a model is for, what it was trained on, how good it is and where it fails."""
     model = registry.get(name)
     try:
-        card = (model.path / "card.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        card = f"# {name}\n\nThis model has no card."
+        card = read_text(model.path / "card.md", f"{name}/card.md", missing="is missing.")
+    except errors.ManifestInvalid as error:
+        card = f"# {name}\n\nThis model has no card: card.md {error.problem}"
     return ModelCard(**describe(model, registry).model_dump(), card=card)
 
 

@@ -35,6 +35,7 @@ def check_folder(folder: Path) -> list[Finding]:
         return [Finding("manifest and layout", ok=False, detail=found.problem or "")]
     findings = [Finding("manifest and layout", ok=True, detail=f"{len(found.versions)} version(s)")]
     findings += [_check_version(found.path / version, found.manifest) for version in found.versions]
+    findings += [Finding(f"version {name}", ok=False, detail=reason) for name, reason in found.broken.items()]
     has_card = (found.path / "card.md").is_file()
     advice = "" if has_card else "is missing; write what the model is for and where it fails."
     return [*findings, Finding("card.md", ok=has_card, detail=advice)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,7 +95,7 @@ class ModelHandle:
         self._options = options
         where = f"{name}/{version}/{FILENAME}"
         sample: Run | None = None
-        if (folder / FILENAME).exists():
+        if os.path.lexists(folder / FILENAME):
             samples = read_golden(folder, where)
             check_golden(self.task, self._session, samples, folder, where)
             sample = self._one_row(golden_request(self.task, samples[0], folder))

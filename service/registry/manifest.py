@@ -5,6 +5,7 @@ Only what the ONNX graph cannot say itself: shapes, dtypes and the batch axis ar
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import ManifestInvalid
+from service.files import read_text
 
 FILENAME = "manifest.toml"
 
@@ -113,7 +115,7 @@ def _problems(error: ValidationError) -> str:
 
 def _own(version: Path) -> dict[str, Any]:
     """What a version's own manifest says; empty where it has none."""
-    return _read_toml(version / FILENAME, _where(version)) if (version / FILENAME).exists() else {}
+    return _read_toml(version / FILENAME, _where(version)) if os.path.lexists(version / FILENAME) else {}
 
 
 def _where(version: Path) -> str:
@@ -121,18 +123,17 @@ def _where(version: Path) -> str:
 
 
 def _read_toml(path: Path, where: str) -> dict[str, Any]:
+    text = read_text(path, where, missing="is missing; models/README.md shows a minimal one.")
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise ManifestInvalid(where, "is missing; models/README.md shows a minimal one.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ManifestInvalid(where, f"is not valid TOML: {error}.") from None
 
 
 def declares_required(folder: Path) -> bool:
     """Whether a manifest says `required = true`, however broken it is otherwise."""
     try:
-        return re.search(r"^\s*required\s*=\s*true\b", (folder / FILENAME).read_text(), re.MULTILINE) is not None
-    except (OSError, UnicodeDecodeError):
+        text = read_text(folder / FILENAME, FILENAME, missing="is missing.")
+    except ManifestInvalid:
         return False
+    return re.search(r"^\s*required\s*=\s*true\b", text, re.MULTILINE) is not None

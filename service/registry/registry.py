@@ -97,7 +97,10 @@ class Registry:
                 f"this server has: {', '.join(self.tasks)}."
             )
         state: VersionState = "failed" if problem else "loading"
-        versions = {name: Version(name, state, problem) for name in found.versions}
+        versions = {
+            name: Version(name, "failed" if name in found.broken else state, found.broken.get(name, problem))
+            for name in sorted((*found.versions, *found.broken), key=version_key)
+        }
         model = Model(found.name, found.path, found.manifest, found.required, versions, problem)
         model.choose_default()
         return model
@@ -129,6 +132,10 @@ class Registry:
 
     def _load_version(self, model: Model, version: Version) -> None:
         if model.problem or model.manifest is None:
+            return
+        if version.state == "failed":
+            log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
+            self._announce(model, version)
             return
         begun = time.perf_counter()
         task = self.tasks[model.manifest.task]

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import structlog
 
 from service.errors import ManifestInvalid
+from service.files import is_lfs_pointer, open_file
 from service.graph import Array, Signature, TensorSpec
 from service.runtime import packed
 from service.runtime.memory import give_back_freed_memory
@@ -53,8 +54,8 @@ class OnnxSession:
             ManifestInvalid: the file is missing, is not a graph this runtime can run, or uses an unknown tensor type.
         """
         where = "/".join(path.parts[-3:])
-        if not path.is_file():
-            raise ManifestInvalid(where, "is missing; export the graph to this place.")
+        with open_file(path, where, missing="is missing; export the graph to this place."):
+            pass  # the runtime reads it by itself, and would wait for a pipe for ever
         self._path, self._where = path, where
         self.copy: Path | None = None
         self._session = self._open()
@@ -188,6 +189,8 @@ def _explain(error: Exception, path: Path) -> str:
         )
     if "external data" in text.lower() or "file_size" in text.lower():
         return f"its weights are in a side file that is not there ({text}). Save it again with the weights inside."
+    if is_lfs_pointer(path):
+        return "is a Git LFS pointer, not the graph itself; run `git lfs pull`."
     if "Protobuf parsing failed" in text or "No graph was found" in text:
         return "is not an ONNX file, or only half of one. Copy or export it again."
     return f"cannot be loaded by onnxruntime {version}: {text}"

@@ -26,6 +26,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidState, ManifestInvalid
+from service.files import read_text
 from service.graph import Array, Run, Signature, Steps, TensorSpec
 from service.state import State, pack, unpack
 
@@ -189,21 +190,17 @@ class ModelFolder:
         return state
 
     def lines(self, filename: str) -> list[str]:
-        """Entries of a text file of this version, one a line.
+        """Entries of a text file of this version, one a line; empty lines at the end are none.
 
         Raises:
-            ManifestInvalid: the file is missing, empty or not UTF-8.
+            ManifestInvalid: the file is missing, empty, cannot be read or is not UTF-8.
         """
         where = f"{self.name}/{self.version}/{filename}"
-        try:
-            text = (self.path / filename).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise ManifestInvalid(where, f"is missing; put {filename} beside model.onnx, one entry a line.") from None
-        except UnicodeDecodeError:
-            raise ManifestInvalid(where, "is not UTF-8 text; save it as UTF-8.") from None
+        missing = f"is missing; put {filename} beside model.onnx, one entry a line."
+        text = read_text(self.path / filename, where, missing=missing)
         if not text.strip():
             raise ManifestInvalid(where, "is empty; it needs one entry a line.")
-        return text.removesuffix("\n").split("\n")
+        return text.rstrip("\n").split("\n")
 
     def input(self, name: str, *, dtype: str | tuple[str, ...], rank: int) -> TensorSpec:
         """The graph's input of that name, checked.

@@ -250,9 +250,8 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
         logits = folder.output("logits", dtype="float32", rank=2)
         self.labels = folder.lines("labels.txt")
         if isinstance(logits.shape[1], int) and logits.shape[1] != len(self.labels):
-            raise ManifestInvalid(
-                f"{where}/labels.txt", f"has {len(self.labels)} labels, but the graph has {logits.shape[1]} classes."
-            )
+            count = f"{len(self.labels)} labels{_empty_ones(self.labels)}"
+            raise ManifestInvalid(f"{where}/labels.txt", f"has {count}, but the graph has {logits.shape[1]} classes.")
         mean, std = np.array(self.options.preprocessing.mean), np.array(self.options.preprocessing.std)
         self._scale = (1 / (255 * std)).astype(np.float32)
         self._shift = (-mean / std).astype(np.float32)
@@ -494,6 +493,12 @@ def _on_white(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
+
+
+def _empty_ones(labels: Sequence[str]) -> str:
+    """Which lines of a file of labels are empty, in brackets."""
+    lines = [str(number) for number, label in enumerate(labels, start=1) if not label.strip()]
+    return f" (empty: line{'s' * (len(lines) > 1)} {', '.join(lines)})" if lines else ""
 
 
 _SCORES, _RANKED = "task.scores", "task.ranked"
