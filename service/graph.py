@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -36,10 +36,18 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a graph takes and gives, read from the ONNX file itself."""
+    """What a graph takes and gives, read from the ONNX file itself.
+
+    Attributes:
+        inputs: by name; those that have a value in the graph are not among them.
+        outputs: by name; those that are no tensors, such as a list of dictionaries, are not among them.
+        activations: outputs that are probabilities already, by name: `softmax`, `log_softmax` (their logarithms) or
+            `sigmoid`, whichever of these operators they come from.
+    """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    activations: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def states(self) -> Mapping[str, str]:
@@ -49,7 +57,7 @@ class Signature:
     @cached_property
     def fixed_batch(self) -> int | None:
         """Rows of every run, when the graph's batch axis is a number; None when it is free."""
-        sizes = {spec.shape[0] for spec in self.inputs.values() if spec.shape}
+        sizes = {spec.shape[0] if spec.shape else None for spec in self.inputs.values()}
         fixed = {size for size in sizes if isinstance(size, int)}
         return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
 
@@ -71,6 +79,15 @@ class Signature:
     def free_shape(self) -> bool:
         """Whether any axis but the batch is free, so that runs differ in shape."""
         return any(not isinstance(d, int) for spec in self.inputs.values() for d in spec.shape[1:])
+
+    def widened(self) -> Signature:
+        """The same with float32 in place of float16: what tasks compute with, whatever the graph does."""
+
+        def wide(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+            halves = {name: replace(s, dtype="float32") for name, s in specs.items() if s.dtype == "float16"}
+            return {**specs, **halves}
+
+        return replace(self, inputs=wide(self.inputs), outputs=wide(self.outputs))
 
     def fresh_state(self, rows: int = 1) -> dict[str, Array]:
         """The state of a stream that has just begun: zeros (rows, ...) for every recurrent state."""

@@ -469,6 +469,8 @@ class Codec:
         any_binary = False
         for name, binary in frame.wanted:
             array, datatype = arrays[name], self._outputs[name].datatype
+            if array.dtype != datatype.dtype:  # float16, which tasks take as float32
+                array = array.astype(datatype.dtype)
             entry: dict[str, Any] = {"name": name, "datatype": datatype.name, "shape": array.shape}
             if binary:
                 raw = _to_bytes(array)

@@ -23,6 +23,9 @@ MOST_ROWS = 32
 """Most rows in a run where the manifest does not ask for more (count)."""
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Batching(BaseModel):
     """How the graph is run. What is left out is measured when the model is loaded (`service.runtime.tuning`)."""
 
@@ -39,11 +42,18 @@ class Claims(BaseModel):
 
     licence: str = ""
     """Of the weights and, where it matters, of the data they were trained on."""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Finite] = {}
     """Figures that the model card claims, by name; the first is the one that counts."""
 
 
-class Manifest(Claims):
+class OfVersion(Claims):
+    """What a version's own manifest may say otherwise than the model's, beside the keys of its task."""
+
+    constants: dict[str, bool | int | Finite] = {}
+    """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
+
+
+class Manifest(OfVersion):
     """A model folder's declaration: the keys that every model may have; the rest are its task's own, in `options`."""
 
     model_config = ConfigDict(extra="allow")
@@ -71,17 +81,17 @@ class Manifest(Claims):
         Raises:
             ManifestInvalid: that file is no TOML, or has a key that is the model's to say.
         """
-        own = {key: value for key, value in _own(version).items() if key not in Claims.model_fields}
+        own = {key: value for key, value in _own(version).items() if key not in OfVersion.model_fields}
         if common := [key for key in own if key in Manifest.model_fields]:
             raise ManifestInvalid(
                 _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only licence, [metrics] and what the task reads, such as [calibration].",
+                "Here may be only licence, [metrics], [constants] and what the task reads, such as [calibration].",
             )
         return dict(self.model_extra or {}) | own
 
-    def claims(self, version: Path) -> Claims:
-        """Licence and figures of one version: what its own `manifest.toml` says counts more than the model's.
+    def of_version(self, version: Path) -> OfVersion:
+        """Licence, figures and constants of one version: what its own `manifest.toml` says goes before the model's.
 
         Args:
             version: the version's folder.
@@ -91,7 +101,7 @@ class Manifest(Claims):
         """
         own = _own(version)
         try:
-            return Claims.model_validate({key: own.get(key, getattr(self, key)) for key in Claims.model_fields})
+            return OfVersion.model_validate({key: own.get(key, getattr(self, key)) for key in OfVersion.model_fields})
         except ValidationError as error:
             raise ManifestInvalid(_where(version), _problems(error)) from None
 

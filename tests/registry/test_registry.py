@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady
 from service.registry.check import check_folder
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.registry.repository import scan, version_key
+from service.tasks.base import Upload
 from tests import graphs
 
 
@@ -144,6 +149,76 @@ def test_the_highest_version_that_is_ready_answers(models: Path) -> None:
 
 def _not_onnx_at(version: Path) -> None:
     (version / "model.onnx").write_bytes(b"")
+
+
+def _weights_beside(folder: Path) -> Path:
+    import onnx
+
+    graph = folder / "1" / "model.onnx"
+    onnx.save(
+        onnx.load(graph), str(graph), save_as_external_data=True, location="model.onnx.data", size_threshold=0,
+        convert_attribute=True,
+    )  # fmt: skip
+    return folder / "1" / "model.onnx.data"
+
+
+def test_weights_beside_the_graph_count_in_size_and_digest(models: Path) -> None:
+    beside = _weights_beside(models / "colours")
+    one = loaded(models).resolve("image-classification", "colours")
+    assert one.size_bytes == sum((beside.parent / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    beside.write_bytes(np.float32(100.001).tobytes())
+    other = loaded(models).resolve("image-classification", "colours")
+    assert one.digest != other.digest
+    alone = loaded(models).resolve("anomaly-detection", "steps")
+    assert alone.digest == hashlib.sha256((models / "steps" / "1" / "model.onnx").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (Path.unlink, "colours/1/model.onnx.data: is missing, and model.onnx has weights in it"),
+        (lambda file: (file.unlink(), os.mkfifo(file)), "colours/1/model.onnx.data: is a pipe"),
+        (
+            lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "colours/1/model.onnx.data: is a Git LFS pointer, not the weights themselves; run `git lfs pull`.",
+        ),
+        (lambda file: file.write_bytes(b"12"), "colours/1/model.onnx: its weights are in a side file"),
+    ],
+)
+def test_weights_beside_the_graph_that_cannot_be_read_are_named(models: Path, spoil: Any, sentence: str) -> None:
+    spoil(_weights_beside(models / "colours"))
+    assert loaded(models).get("colours").reason.startswith(sentence)
+
+
+def test_a_manifest_gives_inputs_that_no_request_gives(tmp_path: Path) -> None:
+    model = graphs.write_model(tmp_path / "switched", task="image-classification", graph=_switched)
+    (model / "1" / "labels.txt").write_text("red\ngreen\nblue\n")
+    assert loaded(tmp_path).get("switched").reason == (
+        "switched/1/model.onnx: an image classifier takes one input, the picture, and this graph has: "
+        "image uint8 (batch, 2, 2, 3); scale float32 (). Give the others their value in the manifest: [constants]."
+    )
+    with (model / "manifest.toml").open("a") as file:
+        file.write("\n[constants]\nscale = 100\n")
+    handle = loaded(tmp_path).resolve("image-classification", "switched")
+    assert list(handle.signature.inputs) == ["image"]
+    request = handle.task.Input(files=(Upload(graphs.png()),), top_k=1)
+    assert handle.predict_now(request).results[0]["predictions"][0]["score"] == pytest.approx(0.6652, abs=1e-4)
+    (model / "1" / "manifest.toml").write_text("[constants]\nsize = 3\n")
+    assert "has no input 'size', to which [constants] gives a value" in loaded(tmp_path).get("switched").reason
+
+
+def _switched(path: Path) -> Path:
+    """The classifier of colours, whose divisor is an input of its own."""
+    return graphs.save(
+        path,
+        [
+            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["pixels", "scale"], ["scaled"]),
+            helper.make_node("ReduceMean", ["scaled"], ["logits"], axes=[1, 2], keepdims=0),
+        ],
+        [("image", TensorProto.UINT8, ["batch", 2, 2, 3]), ("scale", TensorProto.FLOAT, [])],
+        [("logits", TensorProto.FLOAT, ["batch", 3])],
+    )
 
 
 def test_versions_sort_as_people_count() -> None:
