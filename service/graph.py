@@ -62,6 +62,22 @@ class Signature:
         return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
 
     @cached_property
+    def batch_problem(self) -> str | None:
+        """Why rows of this graph's tensors cannot be batched along axis 0; None when they can."""
+        sizes: set[int | None] = set()
+        for spec in self.inputs.values():
+            if not spec.shape:
+                return f"input {spec.name!r} has no axis"
+        # An output without axes is one whose shape the graph does not tell.
+        tensors = [spec for spec in (*self.inputs.values(), *self.outputs.values()) if spec.shape]
+        symbols = {spec.shape[0] for spec in tensors if isinstance(spec.shape[0], str)}
+        for spec in tensors:
+            sizes.add(spec.shape[0] if isinstance(spec.shape[0], int) else None)
+            if symbols & set(spec.shape[1:]):
+                return f"{spec} has its batch axis twice"
+        return None if len(sizes) == 1 else f"axis 0 is not the same in all of: {'; '.join(map(str, tensors))}"
+
+    @cached_property
     def ragged_axis(self) -> str | None:
         """Symbol of the axis along which rows may differ in length, for graphs with a `sequence_lens` input."""
         if SEQUENCE_LENS not in self.inputs:
@@ -106,16 +122,18 @@ class Run:
         outputs: names of the outputs wanted; empty means all.
         when_busy: what to run instead while many callers wait: less work in all, but another run will follow it. The
             outputs must tell the task which of the two was run.
+        whole: axis 0 of the tensors is no batch: it is run by itself, neither stacked with others nor cut.
     """
 
     tensors: Mapping[str, Array]
     outputs: tuple[str, ...] = ()
     when_busy: Run | None = None
+    whole: bool = False
 
     @property
     def rows(self) -> int:
         """Rows of the batch axis."""
-        return len(next(iter(self.tensors.values())))
+        return 1 if self.whole else len(next(iter(self.tensors.values())))
 
     def chosen(self, *, busy: bool) -> Run:
         """The run to execute: this one, or `when_busy` where there is one and many callers wait."""

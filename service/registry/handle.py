@@ -115,7 +115,7 @@ class ModelHandle:
         self._batcher: Batcher | None = None
 
     def _one_row(self, request: TaskInput) -> Run | None:
-        """One row of the first run that a request needs; None when it needs none."""
+        """One row of the first run that a request needs; None when it needs none, or has no rows."""
         steps: Steps[TaskOutput] = self.task.steps(request)
         try:
             run = next(steps)
@@ -123,6 +123,8 @@ class ModelHandle:
             return None
         finally:
             steps.close()
+        if run.whole:
+            return None
         return Run({name: array[:1] for name, array in run.tensors.items()}, run.outputs)
 
     def _pack(self, graph: Path, sample: Run) -> None:

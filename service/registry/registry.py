@@ -205,11 +205,13 @@ class Registry:
         name, _, wanted = (asked or "").partition("@")
         model = self.get(name) if asked else self.default(task)
         if model.manifest is not None and model.manifest.task != task:
+            other = self.tasks.get(model.manifest.task)
+            place = f"/v1/{model.manifest.task}" if other is None or other.has_route else f"/v2/models/{name}/infer"
             raise ModelNotFound(
                 name,
                 available=[m.name for m in self if m.manifest and m.manifest.task == task],
                 what=f"{task} model",
-                note=f" {name!r} serves {model.manifest.task}: POST /v1/{model.manifest.task}.",
+                note=f" {name!r} serves {model.manifest.task}: POST {place}.",
             )
         version = model.versions.get(wanted or model.default_version or "")
         if version is None and not model.problem:

@@ -60,7 +60,8 @@ class ModelInfo(BaseModel):
 
     name: str = Field(description="Name of the folder.", examples=["cifar10-cnn"])
     task: str | None = Field(
-        description="The endpoint that serves it: `POST /v1/<task>`.", examples=["image-classification"]
+        description="The endpoint that serves it: `POST /v1/<task>`; `tensor` has none but `/v2/models/<name>/infer`.",
+        examples=["image-classification"],
     )
     architecture: str | None = Field(examples=["cnn"])
     description: str = ""

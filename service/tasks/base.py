@@ -245,6 +245,8 @@ class Task(ABC, Generic[InputT, OutputT]):
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
         sample_data_url: a small file as a data URL, which the documentation page sends.
+        has_route: whether it has an endpoint of its own; without one its models are asked over `/v2` alone.
+        runs_whole: whether axis 0 of the graph's tensors is no batch, so that every run is for one caller.
     """
 
     name: ClassVar[str]
@@ -255,8 +257,10 @@ class Task(ABC, Generic[InputT, OutputT]):
     media: ClassVar[tuple[str, ...]] = ()
     sample_file: ClassVar[str] = "file"
     sample_data_url: ClassVar[str] = ""
+    has_route: ClassVar[bool] = True
 
     options: TaskOptions
+    runs_whole: bool = False
 
     def __init__(self, folder: ModelFolder) -> None:
         """Read what the task needs from the model's folder.
