@@ -68,6 +68,7 @@ class ModelHandle:
             where there are some.
         size_bytes: of all these files.
         tuning: how it is run.
+        golden_samples: how many real inputs it was checked with (count).
     """
 
     def __init__(self, folder: Path, manifest: Manifest, task: type[AnyTask], options: LoadOptions) -> None:
@@ -98,9 +99,11 @@ class ModelHandle:
         self._options = options
         where = f"{name}/{version}/{FILENAME}"
         sample: Run | None = None
+        self.golden_samples = 0
         if os.path.lexists(folder / FILENAME):
             samples = read_golden(folder, where)
             check_golden(self.task, self._session, samples, folder, where)
+            self.golden_samples = len(samples)
             sample = self._one_row(golden_request(self.task, samples[0], folder))
         else:
             log.warning("no golden samples: the model is served unchecked and cold", model=name, version=version)

@@ -52,15 +52,24 @@ def scan(models: Path) -> list[FoundModel]:
     Raises:
         ManifestInvalid: the repository itself is not there or cannot be read, or this is the folder of a single model.
     """
-    if not models.is_dir():
-        raise ManifestInvalid(str(models), "there is no such folder; set GRIDLOOP_MODELS to your model repository.")
-    if problem := folder_problem(models):
-        raise ManifestInvalid(str(models), problem)
+    check_repository(models)
     folders = sorted(p for p in models.iterdir() if not _IGNORED.search(p.name) and _may_be_folder(p))
     # os.path.exists, unlike Path.exists, takes a folder that may not be entered for one without a manifest.
     if (models / "manifest.toml").exists() and not any(os.path.exists(p / "manifest.toml") for p in folders):  # noqa: PTH110
         raise ManifestInvalid(str(models), f"is one model's folder; name the folder that holds it: {models.parent}.")
     return [read_folder(folder) for folder in folders]
+
+
+def check_repository(models: Path) -> None:
+    """See that there is a model repository to be read.
+
+    Raises:
+        ManifestInvalid: there is none, or it cannot be read.
+    """
+    if not models.is_dir():
+        raise ManifestInvalid(str(models), "there is no such folder; set GRIDLOOP_MODELS to your model repository.")
+    if problem := folder_problem(models):
+        raise ManifestInvalid(str(models), problem)
 
 
 def _may_be_folder(path: Path) -> bool:
