@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import ManifestInvalid, ServiceError
 from service.files import read_bytes, read_text
 from service.graph import Steps
+from service.registry.manifest import problems_of
 from service.runtime.batcher import Runnable, drive
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput, TaskInput, TaskOutput, Upload
@@ -49,8 +50,10 @@ def read_golden(folder: Path, where: str) -> list[GoldenSample]:
     text = read_text(folder / FILENAME, where, missing="is missing; add a real input and its expected output.")
     try:
         samples = [GoldenSample.model_validate(entry) for entry in json.loads(text)]
-    except (ValueError, TypeError, ValidationError) as error:
-        raise ManifestInvalid(where, f"cannot be read: {error}") from None
+    except ValidationError as error:
+        raise ManifestInvalid(where, f"cannot be read: {problems_of(error)}") from None
+    except (ValueError, TypeError) as error:
+        raise ManifestInvalid(where, f"cannot be read: {error}.") from None
     if not samples:
         raise ManifestInvalid(where, "is empty; add a real input and its expected output.")
     return samples
@@ -88,7 +91,9 @@ def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], 
             answer = orjson.loads(drive(session, steps).to_json())
         except ManifestInvalid:  # a file of the sample's cannot be read
             raise
-        except (ServiceError, ValidationError) as error:
+        except ValidationError as error:
+            raise ManifestInvalid(where, f"sample {number} is refused: {problems_of(error)}") from None
+        except ServiceError as error:
             raise ManifestInvalid(where, f"sample {number} is refused: {error}") from None
         except Exception as error:  # the graph or the task's own code, on the model's own sample
             raise ManifestInvalid(where, f"sample {number} fails: {type(error).__name__}: {error}") from error

@@ -49,7 +49,7 @@ class Claims(BaseModel):
 class OfVersion(Claims):
     """What a version's own manifest may say otherwise than the model's, beside the keys of its task."""
 
-    constants: dict[str, bool | int | Finite] = {}
+    constants: dict[str, Finite] = {}
     """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
 
 
@@ -103,7 +103,7 @@ class Manifest(OfVersion):
         try:
             return OfVersion.model_validate({key: own.get(key, getattr(self, key)) for key in OfVersion.model_fields})
         except ValidationError as error:
-            raise ManifestInvalid(_where(version), _problems(error)) from None
+            raise ManifestInvalid(_where(version), problems_of(error)) from None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -116,11 +116,12 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(_read_toml(folder / FILENAME, where))
     except ValidationError as error:
-        raise ManifestInvalid(where, _problems(error)) from None
+        raise ManifestInvalid(where, problems_of(error)) from None
 
 
-def _problems(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()) + "."
+def problems_of(error: ValidationError) -> str:
+    """What breaks a schema and where, as a sentence."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors()) + "."
 
 
 def _own(version: Path) -> dict[str, Any]:

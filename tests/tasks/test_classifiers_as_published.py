@@ -271,6 +271,24 @@ async def test_grey_pixels_of_8_bits(tmp_path: Path) -> None:
     assert await scores(tmp_path) == pytest.approx({"grey": sigmoid(71 - 70)}, abs=1e-5)
 
 
+async def test_pixels_of_8_bits_with_the_channel_first(tmp_path: Path) -> None:
+    folder = published(tmp_path)
+    nodes = [
+        make("Cast", ["x"], ["float"], to=T.FLOAT),
+        make("ReduceMean", ["float"], ["mean"], axes=[2, 3], keepdims=0),
+        make("Div", ["mean", "full"], ["logits"]),
+    ]
+    graphs.save(
+        folder / "1" / "model.onnx", nodes, [("x", T.UINT8, ["batch", 3, 4, 4])], [("logits", T.FLOAT, ["batch", 3])],
+        {"full": np.float32(255)},
+    )  # fmt: skip
+    assert alike(await scores(tmp_path), softmax(PIXELS))
+    async with running(tmp_path) as client:
+        body = {"inputs": [{"name": "x", "shape": [1, 3, 4, 4], "datatype": "UINT8", "data": [255] * 48}]}
+        answer = (await client.post("/v2/models/published/infer", json=body)).json()
+    assert answer["outputs"][0]["data"] == [1, 1, 1]
+
+
 def halves(size: tuple[int, int]) -> bytes:
     """A picture whose left half is white and whose right half is black."""
     picture = Image.new("RGB", size)
