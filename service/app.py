@@ -97,7 +97,8 @@ def create_app(
         swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
     )
     app.state.registry, app.state.gate, app.state.workers = models, gate, workers
-    endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models) for task in models.tasks.values())}
+    routed = {name: task for name, task in models.tasks.items() if task.has_route}
+    endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models) for task in routed.values())}
     infer = open_inference.InferEndpoint(settings, models)
 
     def endpoint_of(path: str) -> Endpoint | None:
@@ -109,7 +110,7 @@ def create_app(
     for module in (model_routes, open_inference, health, home):
         app.include_router(module.router)
     problems.install(app)
-    app.openapi = lambda: _openapi(app, models.tasks, secured=bool(settings.api_keys))  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, routed, secured=bool(settings.api_keys))  # type: ignore[method-assign]
     edge = Edge(
         app,
         endpoint_of=endpoint_of,

@@ -623,7 +623,7 @@ def golden_samples(folder: Path, task: str) -> list[Sample]:
     from service.tasks.base import MediaInput
 
     kind = discover().get(task)
-    if kind is None:
+    if kind is None or not kind.has_route:
         return []
     try:
         # The class stands for an instance, which would need the graph: only its `Input` is looked at.

@@ -25,6 +25,7 @@ __all__ = [
     "fit_abstain_threshold",
     "fit_set_threshold",
     "fit_temperature",
+    "sigmoid",
     "softmax",
 ]
 
@@ -40,6 +41,18 @@ def softmax(logits: Array) -> Array:
     """
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def sigmoid(logits: Array) -> Array:
+    """Turn each score into a probability of its own, as classes need that do not exclude one another.
+
+    Args:
+        logits: float (batch, classes).
+
+    Returns:
+        The same dtype, (batch, classes), each 0..1.
+    """
+    return np.asarray(np.exp(-np.logaddexp(0, -logits)), logits.dtype)  # exp(-logits) by itself would overflow
 
 
 def energy(logits: Array) -> Array:

@@ -21,6 +21,7 @@ import orjson
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from service import __version__
 from service.errors import InvalidInput, ManifestInvalid, ServiceError, TooLarge, as_sentence
@@ -30,8 +31,9 @@ if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for
     from service.evaluation.runner import Progress
     from service.registry.registry import Model, Registry
 
-out = Console()
-err = Console(stderr=True)
+# What is printed is the models' and the callers' text, in which brackets and colons are just that.
+out = Console(markup=False, emoji=False, highlight=False)
+err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 MODELS = click.option(
     "--models",
@@ -99,31 +101,47 @@ def serve_command(**options: Any) -> None:
 @MODELS
 @AS_JSON
 def models(models: Path, as_json: bool) -> None:
-    """List the models of a repository, loading each. Exit code 1 when one cannot be served."""
+    """List the models of a repository, loading each. Exit code 1 when a version of one cannot be served."""
     registry = _load(models)
+    failures = _failures(registry)
     if as_json:
         from service.api.models import describe
 
         click.echo(orjson.dumps([describe(model, registry).model_dump() for model in registry]))
     else:
-        table = Table("model", "version", "task", "state", "size", "claims", box=None)
+        table = Table(box=None)
+        for column in ("model", "version", "task", "state", "size", "claims"):
+            table.add_column(column, overflow="fold")
         for model in registry:
             _add_rows(table, model)
         out.print(table)
-    sys.exit(0 if all(model.is_ready for model in registry) else 1)
+        for name, reason in failures.items():
+            out.print(Text.assemble((name, "red"), " ", reason), soft_wrap=True)
+    sys.exit(1 if failures else 0)
+
+
+def _failures(registry: Registry) -> dict[str, str]:
+    """What cannot be served, by `name` or `name@version`, and why."""
+    found: dict[str, str] = {}
+    for model in registry:
+        if model.problem:
+            found[model.name] = model.problem
+            continue
+        broken = [version for version in model.versions.values() if version.state != "ready"]
+        found |= {f"{model.name}@{version.name}": version.reason or version.state for version in broken}
+    return found
 
 
 def _add_rows(table: Table, model: Model) -> None:
     task = model.manifest.task if model.manifest else "?"
     for version in model.versions.values():
-        colour = "green" if version.state == "ready" else "red"
+        state = Text(version.state, style="green" if version.state == "ready" else "red")
         size = f"{version.handle.size_bytes / 1e6:.1f} MB" if version.handle else "-"
-        state = f"[{colour}]{version.state}[/]" + (f": {version.reason}" if version.reason else "")
         metrics = version.handle.claims.metrics if version.handle else {}
         claim = next((f"{name} {value:g}" for name, value in metrics.items()), "")
         table.add_row(model.name, version.name, task, state, size, claim)
     if not model.versions:
-        table.add_row(model.name, "-", task, f"[red]failed[/]: {model.problem}", "-", "")
+        table.add_row(model.name, "-", task, Text("failed", style="red"), "-", "")
 
 
 @main.command()
@@ -206,7 +224,7 @@ def _predict(
 
 
 def _print_answer(answer: dict[str, Any], fields: dict[str, Any]) -> None:
-    err.print(f"[dim]{answer['model']['name']}@{answer['model']['version']}[/]")
+    err.print(f"{answer['model']['name']}@{answer['model']['version']}", style="dim")
     if "results" in answer:
         for result in answer["results"]:
             if "error" in result:
@@ -293,20 +311,18 @@ def evaluate(
     cannot be used, the two ways do not agree, or the manifest claims what was not measured; 2 when the data are not
     there. A server with API keys is asked with the first one in GRIDLOOP_API_KEYS.
     """
-    import logging
-
     from service.bench import DEFAULT_URL, split_url
     from service.evaluation import DataMissing, EvaluationFailed
     from service.evaluation.runner import evaluate as run
-    from service.telemetry import configure_logging
+    from service.registry.repository import check_repository
 
     folder = models / name.partition("@")[0]
     try:
         split_url(url or DEFAULT_URL)
-    except ValueError as error:
+        if url is None:
+            check_repository(models)
+    except (ValueError, ManifestInvalid) as error:
         raise click.UsageError(str(error)) from None
-    if url is None and not models.is_dir():
-        raise click.UsageError(f"{models}: there is no such folder; set GRIDLOOP_MODELS to your model repository.")
     if write and limit is not None:
         raise click.UsageError("--limit is for a quick look: what is written to the card is measured on all data.")
     if write and not folder.is_dir():
@@ -316,8 +332,7 @@ def evaluate(
             import service.evaluation.plots  # noqa: F401  # before anything is measured
         except ImportError:
             raise click.UsageError("--write draws plots: pip install 'gridloop[evaluate]'.") from None
-    configure_logging("console", "error")
-    logging.disable(logging.CRITICAL)  # what is wrong is raised
+    _no_log_lines()
     key = os.environ.get("GRIDLOOP_API_KEYS", "").partition(",")[0].strip()
     try:
         with _progress_bars() as progress:
@@ -326,7 +341,7 @@ def evaluate(
             from service.evaluation import card
 
             for path in card.write(report, folder):
-                err.print(f"written: {path}", highlight=False, style="dim")
+                err.print(f"written: {path}", style="dim")
     except DataMissing as error:
         raise click.UsageError(str(error)) from None
     except EvaluationFailed as error:
@@ -336,7 +351,7 @@ def evaluate(
     else:
         _print_report(report)
     for sentence in report.wrong:
-        err.print(f"[red]wrong[/] {sentence}", highlight=False)
+        err.print(Text.assemble(("wrong", "red"), " ", sentence), soft_wrap=True)
     sys.exit(1 if report.wrong else 0)
 
 
@@ -346,7 +361,7 @@ def _progress_bars() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    shape = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shape = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*shape, console=err, transient=True) as bars:
 
         def begin(what: str, total: int) -> Callable[[int], None]:
@@ -366,39 +381,52 @@ def _print_report(report: Report) -> None:
             table.add_row(*row)
         out.print(table)
     for line in [*report.facts_lines(), *report.outcome.notes]:
-        out.print(f"· {line}", highlight=False, markup=False)
+        out.print(f"· {line}")
 
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @AS_JSON
 def check(folder: Path, as_json: bool) -> None:
-    """Check a model FOLDER: manifest, graph, golden samples, card. Exit code 1 when something is wrong."""
+    """Check a model FOLDER: manifest, graph, golden samples, card.
+
+    Exit code 1 when it, or a version of it, could not be served. What would be better done is a hint.
+    """
     from service.registry.check import check_folder
 
     if not folder.is_dir():
         raise click.UsageError(f"{folder} is not a folder.")
+    _no_log_lines()
     findings = check_folder(folder)
     good = all(finding.ok for finding in findings)
     if as_json:
         click.echo(orjson.dumps({"folder": folder.name, "ok": good, "findings": findings}))
     else:
         for finding in findings:
-            out.print(f"{'[green]ok[/]   ' if finding.ok else '[red]wrong[/]'} {finding.what}", highlight=False)
+            verdict, style = (
+                ("wrong", "red") if not finding.ok else ("hint", "yellow") if finding.hint else ("ok", "green")
+            )
+            out.print(Text.assemble((f"{verdict:<5}", style), " ", finding.what))
             if finding.detail:
-                out.print(f"      {finding.detail}", highlight=False, style="dim" if finding.ok else "")
+                out.print(f"      {finding.detail}", style="dim" if verdict == "ok" else "", soft_wrap=True)
     sys.exit(0 if good else 1)
+
+
+def _no_log_lines() -> None:
+    """Log nothing: what is wrong is printed or raised, and stdout is for what was asked."""
+    import logging
+
+    from service.telemetry import configure_logging
+
+    configure_logging("console", "error")
+    logging.disable(logging.CRITICAL)
 
 
 def _load(models: Path, task: str | None = None) -> Registry:
     """All models, or only those of one task, loaded."""
-    import logging
-
     from service.registry.registry import Registry
-    from service.telemetry import configure_logging
 
-    configure_logging("console", "error")
-    logging.disable(logging.CRITICAL)  # what is wrong is printed from the registry
+    _no_log_lines()
     try:
         registry = Registry(models)
     except ServiceError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -36,10 +36,18 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a graph takes and gives, read from the ONNX file itself."""
+    """What a graph takes and gives, read from the ONNX file itself.
+
+    Attributes:
+        inputs: by name; those that have a value in the graph are not among them.
+        outputs: by name; those that are no tensors, such as a list of dictionaries, are not among them.
+        activations: outputs that are probabilities already, by name: `softmax`, `log_softmax` (their logarithms) or
+            `sigmoid`, whichever of these operators they come from.
+    """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    activations: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def states(self) -> Mapping[str, str]:
@@ -49,9 +57,25 @@ class Signature:
     @cached_property
     def fixed_batch(self) -> int | None:
         """Rows of every run, when the graph's batch axis is a number; None when it is free."""
-        sizes = {spec.shape[0] for spec in self.inputs.values() if spec.shape}
+        sizes = {spec.shape[0] if spec.shape else None for spec in self.inputs.values()}
         fixed = {size for size in sizes if isinstance(size, int)}
         return fixed.pop() if len(fixed) == 1 and len(sizes) == 1 else None
+
+    @cached_property
+    def batch_problem(self) -> str | None:
+        """Why rows of this graph's tensors cannot be batched along axis 0; None when they can."""
+        sizes: set[int | None] = set()
+        for spec in self.inputs.values():
+            if not spec.shape:
+                return f"input {spec.name!r} has no axis"
+        # An output without axes is one whose shape the graph does not tell.
+        tensors = [spec for spec in (*self.inputs.values(), *self.outputs.values()) if spec.shape]
+        symbols = {spec.shape[0] for spec in tensors if isinstance(spec.shape[0], str)}
+        for spec in tensors:
+            sizes.add(spec.shape[0] if isinstance(spec.shape[0], int) else None)
+            if symbols & set(spec.shape[1:]):
+                return f"{spec} has its batch axis twice"
+        return None if len(sizes) == 1 else f"axis 0 is not the same in all of: {'; '.join(map(str, tensors))}"
 
     @cached_property
     def ragged_axis(self) -> str | None:
@@ -72,6 +96,15 @@ class Signature:
         """Whether any axis but the batch is free, so that runs differ in shape."""
         return any(not isinstance(d, int) for spec in self.inputs.values() for d in spec.shape[1:])
 
+    def widened(self) -> Signature:
+        """The same with float32 in place of float16: what tasks compute with, whatever the graph does."""
+
+        def wide(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+            halves = {name: replace(s, dtype="float32") for name, s in specs.items() if s.dtype == "float16"}
+            return {**specs, **halves}
+
+        return replace(self, inputs=wide(self.inputs), outputs=wide(self.outputs))
+
     def fresh_state(self, rows: int = 1) -> dict[str, Array]:
         """The state of a stream that has just begun: zeros (rows, ...) for every recurrent state."""
         return {
@@ -89,16 +122,18 @@ class Run:
         outputs: names of the outputs wanted; empty means all.
         when_busy: what to run instead while many callers wait: less work in all, but another run will follow it. The
             outputs must tell the task which of the two was run.
+        whole: axis 0 of the tensors is no batch: it is run by itself, neither stacked with others nor cut.
     """
 
     tensors: Mapping[str, Array]
     outputs: tuple[str, ...] = ()
     when_busy: Run | None = None
+    whole: bool = False
 
     @property
     def rows(self) -> int:
         """Rows of the batch axis."""
-        return len(next(iter(self.tensors.values())))
+        return 1 if self.whole else len(next(iter(self.tensors.values())))
 
     def chosen(self, *, busy: bool) -> Run:
         """The run to execute: this one, or `when_busy` where there is one and many callers wait."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,7 +140,61 @@ def test_a_model_that_cannot_be_served_makes_the_list_fail(models: Path) -> None
     (models / "colours" / "1" / "model.onnx").write_bytes(b"broken")
     result = gridloop("models", "--models", models)
     assert result.exit_code == 1
-    assert "not an ONNX file" in " ".join(result.stdout.split())
+    assert "\ncolours@1 colours/1/model.onnx: is not an ONNX file" in result.stdout
+
+
+def test_a_version_that_cannot_be_served_makes_the_list_fail_beside_one_that_can(models: Path) -> None:
+    shutil.copytree(models / "colours" / "1", models / "colours" / "2")
+    (models / "colours" / "2" / "model.onnx").write_bytes(b"broken")
+    (models / "lost+found").mkdir()
+    for arguments in ([], ["--json"]):
+        assert gridloop("models", "--models", models, *arguments).exit_code == 1
+    listed = gridloop("models", "--models", models).stdout
+    assert "\ncolours@2 colours/2/model.onnx: is not an ONNX file" in listed
+    assert "\nlost+found lost+found: model names are letters, digits, '.', '_' and '-'; rename the folder.\n" in listed
+
+
+def test_a_reason_is_told_to_its_end_however_long(models: Path) -> None:
+    words = " ".join(f"word{number}" for number in range(200))
+    (models / "colours" / "manifest.toml").write_text(f'task = "{words}"')
+    assert f"task '{words}' is not known" in gridloop("models", "--models", models).stdout
+
+
+def test_brackets_in_what_is_printed_stay(models: Path, picture: Path) -> None:
+    """The terminal library takes them for its own, as it does colons around a word."""
+    (models / "colours" / "manifest.toml").write_text('task = "image-classification"\n[preprocesing]\nresize = "crop"')
+    assert "[preprocesing] is not known" in gridloop("check", models / "colours").stdout
+    assert "[preprocesing] is not known" in gridloop("models", "--models", models).stdout
+    (models / "colours" / "manifest.toml").write_text('task = "image-classification"')
+    (models / "colours" / "1" / "labels.txt").write_text("[red]\n:cat:\n[/]\n")
+    (models / "colours" / "1" / "golden.json").unlink()
+    odd = picture.rename(picture.with_name("[bold].png"))
+    printed = gridloop("predict", odd, "--models", models).stdout
+    for text in ("[red]", ":cat:", "[/]", "[bold].png"):
+        assert text in printed
+
+
+def test_a_repository_that_is_not_there_is_wrong_usage_of_every_command(tmp_path: Path, picture: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    environment = {**os.environ, "GRIDLOOP_MODELS": str(nowhere), "GRIDLOOP_WORKERS": "1", "GRIDLOOP_PORT": "0"}
+    commands = (["models"], ["predict", str(picture)], ["serve"], ["check", str(nowhere)])
+    for command in (*commands, ["evaluate", "colours", "--data", str(tmp_path)]):
+        done = subprocess.run(
+            [sys.executable, "-m", "service", *command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, (command, done.stderr)
+        assert "Error: " in done.stderr
+
+
+def test_a_missing_card_and_missing_samples_are_hints(models: Path) -> None:
+    (models / "colours" / "card.md").unlink()
+    (models / "colours" / "1" / "golden.json").unlink()
+    result = gridloop("check", models / "colours")
+    assert result.exit_code == 0
+    assert "hint  card.md\n      is missing; write what the model is for" in result.stdout
+    assert "hint  version 1" in result.stdout
+    findings = json.loads(gridloop("check", models / "colours", "--json").stdout)["findings"]
+    assert [finding["hint"] for finding in findings] == [False, True, True]
 
 
 def test_checking_a_good_folder_succeeds(models: Path) -> None:

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from service import __version__, telemetry
 from service.api.problems import PROBLEMS
+from service.registry.manifest import Manifest
 from service.settings import Settings
+from service.tasks import discover
 from tests.test_server import Server, serving
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +36,16 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
 def test_every_kind_of_problem_is_documented_with_its_status() -> None:
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| (\d{3}) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE))
     assert rows == {kind.slug: str(kind.status) for kind in PROBLEMS.values()} | {"internal-error": "500"}
+
+
+def test_every_key_of_a_manifest_is_documented() -> None:
+    text = (ROOT / "models" / "README.md").read_text()
+    options = [task.Options.model_fields for task in discover().values()]
+    fields = {name: field.annotation for keys in (Manifest.model_fields, *options) for name, field in keys.items()}
+    for name, kind in fields.items():
+        inner = list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+        for key in [name, *inner]:
+            assert re.search(rf"[`\[ ]{key}[`\] ]", text), key
 
 
 def test_every_metric_is_documented() -> None:

@@ -27,7 +27,7 @@ def test_there_are_models() -> None:
 
 @each_model
 def test_a_model_loads_warms_up_and_reproduces_its_golden_samples(folder: Path) -> None:
-    assert [finding for finding in check_folder(folder) if not finding.ok] == []
+    assert [finding for finding in check_folder(folder) if not finding.ok or finding.hint] == []
 
 
 @each_model

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import Any
 
 from fastapi import APIRouter
 
 from service import errors
 from service.api.deps import RegistryDep
+from service.api.open_inference import metadata
 from service.api.problems import openapi_responses
+from service.api.tensor_codec import DATATYPES
+from service.files import read_text
+from service.registry.handle import ModelHandle
 from service.registry.manifest import Claims
 from service.registry.registry import Model, Registry, Version
 from service.schemas.model_info import ModelCard, ModelInfo, ModelList, TensorInfo, VersionInfo
 from service.tasks.base import MediaInput
+
+FEW_VALUES = 16
+"""Values of a tensor that a curl line writes out (count)."""
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -32,9 +41,9 @@ def get_model(name: str, registry: RegistryDep) -> ModelCard:
     """The model card tells what a model is for, what it was trained on, how good it is and where it fails."""
     model = registry.get(name)
     try:
-        card = (model.path / "card.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        card = f"# {name}\n\nThis model has no card."
+        card = read_text(model.path / "card.md", f"{name}/card.md", missing="is missing.")
+    except errors.ManifestInvalid as error:
+        card = f"# {name}\n\nThis model has no card: card.md {error.problem}"
     return ModelCard(**describe(model, registry).model_dump(), card=card)
 
 
@@ -46,7 +55,8 @@ def describe(model: Model, registry: Registry) -> ModelInfo:
     handle = model.versions[default.version].handle if default else None
     claims = handle.claims if handle else manifest or Claims()
     task = manifest.task if manifest else None
-    is_default = task is not None and not model.problem and registry.default(task).name == model.name
+    has_route = task is not None and not model.problem and registry.tasks[task].has_route
+    is_default = has_route and task is not None and registry.default(task).name == model.name
     return ModelInfo(
         name=model.name,
         task=task,
@@ -91,6 +101,9 @@ def curl_line(model: Model, registry: Registry) -> str:
     """A line to paste into a terminal; the address is that of the default settings."""
     url = "http://127.0.0.1:8000/v1"
     task = registry.tasks.get(model.manifest.task) if model.manifest else None
+    if task is not None and not task.has_route:
+        handle = model.versions[model.default_version].handle if model.default_version else None
+        return infer_line(url.removesuffix("/v1"), handle) if handle else f"curl {url}/models/{model.name}"
     if task is None:
         return f"curl {url}/models"
     if issubclass(task.Input, MediaInput):
@@ -99,3 +112,30 @@ def curl_line(model: Model, registry: Registry) -> str:
         "'", "'\\''"
     )
     return f"curl {url}/{task.name} --json '{body}'"
+
+
+_BYTES = {datatype.name: datatype.dtype.itemsize if datatype.code else 0 for datatype in DATATYPES.values()}
+"""Of a value of each datatype; 0 for text."""
+
+
+def infer_line(url: str, handle: ModelHandle) -> str:
+    """A line that asks a model for its tensors over `/v2`, all of them zero; `url` is the server's."""
+    url = f"{url}/v2/models/{handle.ref.name}/infer"
+    inputs, zeros = [], 0
+    for tensor in metadata(handle)[0]:
+        if tensor.get("parameters", {}).get("optional"):
+            continue
+        shape = [1 if size < 0 else size for size in tensor["shape"]]
+        entry: dict[str, Any] = {"name": tensor["name"], "shape": shape, "datatype": tensor["datatype"]}
+        count, width = math.prod(shape), _BYTES[tensor["datatype"]]
+        if count <= FEW_VALUES or not width:
+            entry["data"] = [{"BYTES": "", "BOOL": False}.get(tensor["datatype"], 0)] * count
+        else:  # too many to be typed: they follow the JSON
+            entry["parameters"] = {"binary_data_size": count * width}
+            zeros += count * width
+        inputs.append(entry)
+    body = json.dumps({"inputs": inputs}, ensure_ascii=False).replace("'", "'\\''")
+    if not zeros:
+        return f"curl {url} --json '{body}'"
+    length = f"Inference-Header-Content-Length: {len(json.dumps({'inputs': inputs}, ensure_ascii=False).encode())}"
+    return f"(printf %s '{body}'; head -c {zeros} /dev/zero) | curl {url} -H '{length}' --data-binary @-"

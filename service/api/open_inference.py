@@ -130,7 +130,11 @@ class InferEndpoint:
         if codec is None or known is not handle:  # loaded anew
             settings = self._settings
             codec = Codec(
-                handle.ref, handle.signature, max_bytes=settings.max_body_bytes, max_length=settings.max_series_points
+                handle.ref,
+                handle.signature,
+                max_bytes=settings.max_body_bytes,
+                max_length=settings.max_series_points,
+                whole=handle.task.runs_whole,
             )
             self._codecs[handle.name] = handle, codec
         return codec
@@ -258,10 +262,15 @@ async def version_ready(model_name: str, model_version: str, registry: RegistryD
 def _metadata(registry: Registry, name: str, version: str | None) -> ModelMetadata:
     handle = find(registry, name, version)
     ready = [v.name for v in registry.get(name).versions.values() if v.handle is not None]
-    inputs, outputs = Codec(handle.ref, handle.signature, max_bytes=0, max_length=0).metadata()
+    inputs, outputs = metadata(handle)
     return ModelMetadata.model_validate(
         {"name": name, "versions": ready, "platform": PLATFORM, "inputs": inputs, "outputs": outputs}
     )
+
+
+def metadata(handle: ModelHandle) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Inputs and outputs of a model as the protocol shows them."""
+    return Codec(handle.ref, handle.signature, max_bytes=0, max_length=0, whole=handle.task.runs_whole).metadata()
 
 
 # --- the OpenAPI document

@@ -142,22 +142,6 @@ class Reply:
     json_bytes: int | None
 
 
-def batch_problem(signature: Signature) -> str | None:
-    """Why rows of this graph's tensors cannot be batched along axis 0; None when they can."""
-    sizes: set[int | None] = set()
-    for spec in signature.inputs.values():
-        if not spec.shape:
-            return f"input {spec.name!r} has no axis"
-    # An output without axes is one whose shape the graph does not tell.
-    tensors = [spec for spec in (*signature.inputs.values(), *signature.outputs.values()) if spec.shape]
-    symbols = {spec.shape[0] for spec in tensors if isinstance(spec.shape[0], str)}
-    for spec in tensors:
-        sizes.add(spec.shape[0] if isinstance(spec.shape[0], int) else None)
-        if symbols & set(spec.shape[1:]):
-            return f"{spec} has its batch axis twice"
-    return None if len(sizes) == 1 else f"axis 0 is not the same in all of: {'; '.join(map(str, tensors))}"
-
-
 class Codec:
     """Reads requests for one model version and writes its answers.
 
@@ -166,14 +150,18 @@ class Codec:
         signature: of its graph.
         max_bytes: largest answer, as tensors.
         max_length: most steps along the ragged axis of a recurrent graph.
+        whole: axis 0 is no batch, whatever it looks like. Where it cannot be one, that is seen from the signature.
     """
 
-    def __init__(self, ref: ModelRef, signature: Signature, *, max_bytes: int, max_length: int) -> None:
+    def __init__(
+        self, ref: ModelRef, signature: Signature, *, max_bytes: int, max_length: int, whole: bool = False
+    ) -> None:
         self._name, self._version = ref.name, ref.version
-        self._problem = batch_problem(signature)
-        self._inputs = {name: _tensor(spec, batched=not self._problem) for name, spec in signature.inputs.items()}
-        self._outputs = {name: _tensor(spec, batched=not self._problem) for name, spec in signature.outputs.items()}
-        self._states, self._ragged = signature.states, signature.ragged_axis
+        self._whole = whole or signature.batch_problem is not None
+        self._inputs = {name: _tensor(spec, batched=not self._whole) for name, spec in signature.inputs.items()}
+        self._outputs = {name: _tensor(spec, batched=not self._whole) for name, spec in signature.outputs.items()}
+        self._states: Mapping[str, str] = {} if self._whole else signature.states
+        self._ragged = None if self._whole else signature.ragged_axis
         self._max_bytes, self._max_length = max_bytes, max_length
         self._optional = {*self._states, *([SEQUENCE_LENS] if self._ragged else [])}
         self._frame_again = lru_cache(REMEMBERED_FRAMES)(self._frame)
@@ -199,13 +187,11 @@ class Codec:
             BadRequest: the request is malformed or does not fit the model.
             TooLarge: the answer would be, or a series is.
         """
-        if self._problem:
-            raise BadRequest(f"The tensors of model {self._name!r} cannot be batched along axis 0: {self._problem}.")
         identity, frame, tensors = self._read(body, json_bytes)
         if frame.answer_bytes > self._max_bytes:  # it would need far more memory than the request
             limit, setting = self._max_bytes, "GRIDLOOP_MAX_BODY_BYTES"
             raise TooLarge("The answer", limit=limit, unit="bytes", setting=setting, actual=frame.answer_bytes)
-        outputs = (yield Run(tensors, frame.run_outputs)) if frame.rows else self._no_rows(frame)
+        outputs = (yield Run(tensors, frame.run_outputs, whole=self._whole)) if frame.rows else self._no_rows(frame)
         return self._write(identity, frame, outputs)
 
     # --- requests
@@ -288,8 +274,8 @@ class Codec:
             names = ", ".join(tensor.name for tensor in needed) or "none"
             raise BadRequest(f"Only a model with one input takes a body without JSON; this one needs: {names}.")
         (tensor,) = needed
-        free = [axis for axis, size in enumerate(tensor.shape) if axis and not isinstance(size, int)]
-        shape = [1, *(size if isinstance(size, int) else 1 for size in tensor.shape[1:])]
+        free = [axis for axis, size in enumerate(tensor.shape) if size != _BATCH and not isinstance(size, int)]
+        shape = [size if isinstance(size, int) else 1 for size in tensor.shape]
         if tensor.datatype.code:
             width = tensor.datatype.dtype.itemsize * math.prod(shape)
             if len(free) > 1:
@@ -331,9 +317,9 @@ class Codec:
         missing = [name for name in self._inputs if name not in there]
         if needed := [name for name in missing if name not in self._optional]:
             raise BadRequest(f"Inputs are missing: {', '.join(needed)}.")
-        if _BATCH not in axes:
+        if _BATCH not in axes and not self._whole:
             raise BadRequest(f"No input is given; the model has: {', '.join(self._inputs)}.")
-        rows = axes[_BATCH]
+        rows = 1 if self._whole else axes[_BATCH]
         steps = axes.get(self._ragged) if self._ragged else None
         if steps is not None:
             self._check_steps(rows, steps)
@@ -469,6 +455,8 @@ class Codec:
         any_binary = False
         for name, binary in frame.wanted:
             array, datatype = arrays[name], self._outputs[name].datatype
+            if array.dtype != datatype.dtype:  # float16, which tasks take as float32
+                array = array.astype(datatype.dtype)
             entry: dict[str, Any] = {"name": name, "datatype": datatype.name, "shape": array.shape}
             if binary:
                 raw = _to_bytes(array)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
+import math
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +24,9 @@ from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Conversation, EvaluationFailed, Infer, Question
 from service.evaluation.transport import task_request
 from service.graph import Array, Run, Steps
-from service.registry.handle import ModelHandle
+from service.registry.handle import ModelHandle, PreparedSession
 from service.runtime.batcher import drive
+from service.runtime.onnx_file import read_model, tensors_of
 from service.runtime.session import OnnxSession
 from service.tasks.base import TaskOutput
 
@@ -95,7 +96,8 @@ def run_ms(handle: ModelHandle, graph: Path, timed: Conversation) -> float:
     Raises:
         EvaluationFailed: the conversation asks nothing.
     """
-    listener = _Listener(handle, OnnxSession(graph))
+    session = OnnxSession(graph, handle.claims.constants)
+    listener = _Listener(PreparedSession(handle.task, session))
     try:
         question = next(timed)
         while True:
@@ -108,12 +110,12 @@ def run_ms(handle: ModelHandle, graph: Path, timed: Conversation) -> float:
         timed.close()
     if listener.last is None:
         raise EvaluationFailed("nothing was run that could be timed")
-    tensors = dict(handle.task.prepare(listener.last.tensors))
+    tensors = listener.session.prepare(listener.last.tensors)
     times: list[float] = []
     until = time.perf_counter() + TIMED_S
     while len(times) < 10 or (len(times) < TIMED_RUNS and time.perf_counter() < until):
         began = time.thread_time()  # the run is this thread's alone, so what else the machine does is not counted
-        listener.session.run(tensors, listener.last.outputs)
+        session.run(tensors, listener.last.outputs)
         times.append(time.thread_time() - began)
     return 1e3 * float(np.median(times[len(times) // 10 :]))
 
@@ -130,23 +132,19 @@ def _answer(handle: ModelHandle, listener: _Listener, question: Question) -> Ans
 class _Listener:
     """A session that remembers its last run."""
 
-    def __init__(self, handle: ModelHandle, session: OnnxSession) -> None:
-        self._handle, self.session, self.signature = handle, session, session.signature
+    def __init__(self, session: PreparedSession) -> None:
+        self.session, self.signature = session, session.signature
         self.last: Run | None = None
 
     def run(
         self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
-    ) -> dict[str, Array]:
+    ) -> Mapping[str, Array]:
         self.last = Run(dict(tensors), outputs)
-        return self.session.run(self._handle.task.prepare(tensors), outputs)
+        return self.session.run(tensors, outputs)
 
 
 # ------------------------------------------------------------------------------------------------------- the graph file
 
-# Field numbers of onnx.proto; https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
-_MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER = 7, 1, 5
-_NODE_ATTRIBUTE, _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 5, 5, 6, 11
-_TENSOR_DIMS, _TENSOR_TYPE = 1, 2
 _INTEGERS_AND_TEXT = frozenset({5, 6, 7, 8, 9, 12, 13})
 """Element types that hold indices, shapes and flags, not weights: (u)int16..64, bool, string."""
 
@@ -154,78 +152,10 @@ _INTEGERS_AND_TEXT = frozenset({5, 6, 7, 8, 9, 12, 13})
 def parameters(graph: Path) -> int:
     """How many numbers the weights of a graph are: elements of float and 8-bit tensors with at least one axis.
 
-    Read from the file's own format (protocol buffers), of which only sizes are looked at: no weight is copied, and
-    nothing is needed that serving does not have. BatchNorm that was folded into convolutions is not there to count.
+    BatchNorm that was folded into convolutions is not there to count.
     """
-    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        view = memoryview(data)
-        try:
-            return sum(_count(view, *span) for number, span in _fields(view, 0, len(view)) if number == _MODEL_GRAPH)
-        finally:
-            view.release()
-
-
-def _count(view: memoryview, begin: int, end: int) -> int:
-    """The weights of one graph and of the graphs in its nodes."""
-    total = 0
-    for number, span in _fields(view, begin, end):
-        if number == _GRAPH_INITIALIZER:
-            total += _elements(view, *span)
-        elif number == _GRAPH_NODE:
-            for inner, attribute in _fields(view, *span):
-                if inner != _NODE_ATTRIBUTE:
-                    continue
-                for kind, value in _fields(view, *attribute):
-                    if kind in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
-                        total += _count(view, *value)
-                    elif kind == _ATTRIBUTE_TENSOR:  # a Constant
-                        total += _elements(view, *value)
-    return total
-
-
-def _elements(view: memoryview, begin: int, end: int) -> int:
-    dims: list[int] = []
-    kind = 0
-    for number, (start, stop) in _fields(view, begin, end):
-        if number == _TENSOR_DIMS:  # one varint, or several packed
-            at = start
-            while at < stop:
-                value, at = _varint(view, at)
-                dims.append(value)
-        elif number == _TENSOR_TYPE:
-            kind, _ = _varint(view, start)
-    return 0 if not dims or kind in _INTEGERS_AND_TEXT else int(np.prod(dims))
-
-
-def _fields(view: memoryview, begin: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Every field of a message: its number, and where its value begins and ends."""
-    at = begin
-    while at < end:
-        key, at = _varint(view, at)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            start = at
-            _, at = _varint(view, at)
-            yield number, (start, at)
-        elif wire == 2:
-            length, start = _varint(view, at)
-            at = start + length
-            yield number, (start, at)
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        else:
-            raise EvaluationFailed("model.onnx is not a protocol buffer as ONNX writes them")
-
-
-def _varint(view: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = view[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
+    weights = (t for t in tensors_of(read_model(graph)) if t.dims and t.data_type not in _INTEGERS_AND_TEXT)
+    return sum(math.prod(tensor.dims) for tensor in weights)
 
 
 # ---------------------------------------------------------------------------------------------------------- the machine

@@ -139,6 +139,8 @@ def _load(models: Path, name: str, version: str) -> _Local:
         raise EvaluationFailed(found.problem or f"{name} cannot be loaded.")
     if found.manifest.task not in tasks:
         raise EvaluationFailed(f"{name}/manifest.toml: task {found.manifest.task!r} is not known.")
+    if broken := found.broken.get(version) or (not found.versions and next(iter(found.broken.values()), None)):
+        raise EvaluationFailed(broken)
     if version and version not in found.versions:
         there = [f"{name}@{each}" for each in found.versions]
         raise EvaluationFailed(str(ModelNotFound(f"{name}@{version}", available=there, what="version")))

@@ -107,6 +107,7 @@ class Frame:
         resize_to: with `crop`, the shorter side before the centre is taken (pixels); None: the graph's longer side.
         filter: Pillow's resampling filter.
         exact: decode JPEGs whole, however large they are.
+        channels: 3 for colours, 1 for grey.
     """
 
     width: int
@@ -115,6 +116,7 @@ class Frame:
     resize_to: int | None = None
     filter: Filter = "bilinear"
     exact: bool = False
+    channels: int = 3
 
     @property
     def least(self) -> tuple[int, int] | None:
@@ -129,21 +131,23 @@ class Frame:
         return View(width, height, (left / w, top / h, (left + self.width) / w, (top + self.height) / h))
 
     def pixels(self, picture: Picture, view: View) -> Array:
-        """The picture as the model sees it: uint8 (height, width, 3)."""
+        """The picture as the model sees it: uint8 (height, width, channels)."""
         image, size = picture.pixels, (self.width, self.height)
         if isinstance(image, np.ndarray):
-            if self.resize == "stretch" and image.shape[:2] == (self.height, self.width):
+            if self.channels == 3 and self.resize == "stretch" and image.shape[:2] == (self.height, self.width):
                 return image
             image = Image.fromarray(image)
+        if self.channels == 1:
+            image = image.convert("L")
         w, h, left, top = self._placed(view.width, view.height)
         seen = (max(left, 0), max(top, 0), min(left + self.width, w), min(top + self.height, h))
         image = _resized(image, (w, h), seen, Resampling[self.filter.upper()])
         if image.size != size:
             grey = LETTERBOX_GREY if self.resize == "letterbox" else 0
-            framed = Image.new("RGB", size, (grey, grey, grey))
+            framed = Image.new(image.mode, size, (grey,) * self.channels if self.channels > 1 else grey)
             framed.paste(image, (max(-left, 0), max(-top, 0)))
             image = framed
-        return np.asarray(image)
+        return np.asarray(image).reshape(self.height, self.width, self.channels)
 
     def _placed(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Width and height to which a picture is resized, and where the frame's left and top are in it (pixels)."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.errors import ManifestInvalid
-from service.registry.golden import FILENAME, read_golden
+from service.files import read_text
+from service.registry.golden import FILENAME
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import read_folder
@@ -19,25 +20,26 @@ class Finding:
 
     Attributes:
         what: the thing.
-        ok: whether it is right.
+        ok: whether it is right; if not, it keeps a version from being served.
         detail: what was found, or what to do about it.
+        hint: it is served as it is, but something would better be done.
     """
 
     what: str
     ok: bool
     detail: str = ""
+    hint: bool = False
 
 
 def check_folder(folder: Path) -> list[Finding]:
-    """Check a model folder as if it were to be served, and what serving does not insist on: samples and a card."""
+    """Check a model folder as if it were to be served; a card or samples, which serving can do without, are hints."""
     found = read_folder(folder.resolve())
     if found.manifest is None:
         return [Finding("manifest and layout", ok=False, detail=found.problem or "")]
     findings = [Finding("manifest and layout", ok=True, detail=f"{len(found.versions)} version(s)")]
     findings += [_check_version(found.path / version, found.manifest) for version in found.versions]
-    has_card = (found.path / "card.md").is_file()
-    advice = "" if has_card else "is missing; write what the model is for and where it fails."
-    return [*findings, Finding("card.md", ok=has_card, detail=advice)]
+    findings += [Finding(f"version {name}", ok=False, detail=reason) for name, reason in found.broken.items()]
+    return [*findings, _check_card(found.path)]
 
 
 def _check_version(folder: Path, manifest: Manifest) -> Finding:
@@ -46,9 +48,19 @@ def _check_version(folder: Path, manifest: Manifest) -> Finding:
     if manifest.task not in tasks:
         return Finding(what, ok=False, detail=f"task {manifest.task!r} is not known; there are: {', '.join(tasks)}.")
     try:
-        samples = read_golden(folder, f"{folder.parent.name}/{folder.name}/{FILENAME}")
         handle = ModelHandle(folder, manifest, tasks[manifest.task], LoadOptions())
     except ManifestInvalid as error:
         return Finding(what, ok=False, detail=str(error))
     tensors = "; ".join(map(str, [*handle.signature.inputs.values(), *handle.signature.outputs.values()]))
-    return Finding(what, ok=True, detail=f"{len(samples)} sample(s) reproduced. {tensors}")
+    if not handle.golden_samples:
+        advice = f"{FILENAME} is missing, so it is served unchecked and cold; add a real input and its expected output."
+        return Finding(what, ok=True, detail=f"{advice} {tensors}", hint=True)
+    return Finding(what, ok=True, detail=f"{handle.golden_samples} sample(s) reproduced. {tensors}")
+
+
+def _check_card(folder: Path) -> Finding:
+    try:
+        read_text(folder / "card.md", "card.md", missing="is missing; write what the model is for and where it fails.")
+    except ManifestInvalid as error:
+        return Finding("card.md", ok=True, detail=error.problem, hint=True)
+    return Finding("card.md", ok=True)

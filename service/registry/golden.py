@@ -10,12 +10,13 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import ManifestInvalid, ServiceError, as_sentence
+from service.files import read_bytes, read_text
 from service.graph import Steps
 from service.runtime.batcher import Runnable, drive
 from service.tasks import AnyTask
@@ -35,7 +36,7 @@ class GoldenSample(BaseModel):
 
     input: dict[str, Any]
     output: dict[str, Any]
-    tolerance: float = 1e-3
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
     """Largest allowed difference of a number."""
 
 
@@ -43,12 +44,11 @@ def read_golden(folder: Path, where: str) -> list[GoldenSample]:
     """The samples of a version folder.
 
     Raises:
-        ManifestInvalid: the file is missing, empty or malformed.
+        ManifestInvalid: the file is missing, empty or malformed, or cannot be read.
     """
+    text = read_text(folder / FILENAME, where, missing="is missing; add a real input and its expected output.")
     try:
-        samples = [GoldenSample.model_validate(entry) for entry in json.loads((folder / FILENAME).read_bytes())]
-    except FileNotFoundError:
-        raise ManifestInvalid(where, "is missing; add a real input and its expected output.") from None
+        samples = [GoldenSample.model_validate(entry) for entry in json.loads(text)]
     except (ValueError, TypeError, ValidationError) as error:
         raise ManifestInvalid(where, f"cannot be read: {as_sentence(error)}") from None
     if not samples:
@@ -57,13 +57,23 @@ def read_golden(folder: Path, where: str) -> list[GoldenSample]:
 
 
 def golden_request(task: AnyTask, sample: GoldenSample, folder: Path) -> TaskInput:
-    """The sample's input as the task's request type."""
+    """The sample's input as the task's request type.
+
+    Raises:
+        ManifestInvalid: a file that it names cannot be read.
+        ValidationError: the task would refuse it.
+    """
     if not issubclass(task.Input, MediaInput):
         return task.Input.model_validate(sample.input)
-    files = [Path(value) for value in sample.input.values() if isinstance(value, str) and (folder / value).is_file()]
-    fields = {k: v for k, v in sample.input.items() if not (isinstance(v, str) and Path(v) in files)}
-    uploads = tuple(Upload((folder / file).read_bytes(), filename=file.name) for file in files)
-    return task.Input.model_validate({**fields, "files": uploads})
+    known = task.Input.model_fields
+    files = {key: value for key, value in sample.input.items() if key not in known and isinstance(value, str)}
+    fields = {key: value for key, value in sample.input.items() if key not in files}
+    uploads = []
+    for key, value in files.items():
+        where = f"{folder.parent.name}/{folder.name}/{value}"
+        missing = f"is missing; {FILENAME} names it as {key!r}."
+        uploads.append(Upload(read_bytes(folder / value, where, missing=missing), filename=Path(value).name))
+    return task.Input.model_validate({**fields, "files": tuple(uploads)})
 
 
 def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], folder: Path, where: str) -> None:
@@ -76,6 +86,8 @@ def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], 
         try:
             steps: Steps[TaskOutput] = task.steps(golden_request(task, sample, folder))
             answer = orjson.loads(drive(session, steps).to_json())
+        except ManifestInvalid:  # a file of the sample's cannot be read
+            raise
         except (ServiceError, ValidationError) as error:
             raise ManifestInvalid(where, f"sample {number} is refused: {as_sentence(error)}") from None
         except Exception as error:  # the graph or the task's own code, on the model's own sample

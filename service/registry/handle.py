@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,9 +64,11 @@ class ModelHandle:
         task: the loaded task.
         signature: the graph's inputs and outputs.
         claims: what the folder says of the version's weights.
-        digest: SHA-256 of the graph file, to tell replicas apart.
-        size_bytes: of the graph file.
+        digest: SHA-256 of the graph file, to tell replicas apart; of it and the files beside it that hold its weights,
+            where there are some.
+        size_bytes: of all these files.
         tuning: how it is run.
+        golden_samples: how many real inputs it was checked with (count).
     """
 
     def __init__(self, folder: Path, manifest: Manifest, task: type[AnyTask], options: LoadOptions) -> None:
@@ -82,21 +85,25 @@ class ModelHandle:
         """
         name, version = folder.parent.name, folder.name
         graph = folder / "model.onnx"
-        self._graph = OnnxSession(graph)
+        options_of_task = manifest.options(folder)
+        self.claims = manifest.of_version(folder)
+        self._graph = OnnxSession(graph, self.claims.constants)
         self.signature: Signature = self._graph.signature
         self.ref, self.name = ModelRef(name=name, version=version), f"{name}@{version}"
-        model_folder = ModelFolder(name, version, folder, self.signature, manifest.options(folder))
+        model_folder = ModelFolder(name, version, folder, self.signature.widened(), options_of_task)
         self.task = task(model_folder)
-        self._session = _Prepared(self.task, self._graph)
-        self.claims = manifest.claims(folder)
-        self.digest = _sha256(graph)
-        self.size_bytes = graph.stat().st_size
+        self._session = PreparedSession(self.task, self._graph)
+        weights = [graph, *(folder / name for name in self._graph.side_files)]
+        self.digest = _digest(weights)
+        self.size_bytes = sum(file.stat().st_size for file in weights)
         self._options = options
         where = f"{name}/{version}/{FILENAME}"
         sample: Run | None = None
-        if (folder / FILENAME).exists():
+        self.golden_samples = 0
+        if os.path.lexists(folder / FILENAME):
             samples = read_golden(folder, where)
             check_golden(self.task, self._session, samples, folder, where)
+            self.golden_samples = len(samples)
             sample = self._one_row(golden_request(self.task, samples[0], folder))
         else:
             log.warning("no golden samples: the model is served unchecked and cold", model=name, version=version)
@@ -111,7 +118,7 @@ class ModelHandle:
         self._batcher: Batcher | None = None
 
     def _one_row(self, request: TaskInput) -> Run | None:
-        """One row of the first run that a request needs; None when it needs none."""
+        """One row of the first run that a request needs; None when it needs none, or has no rows."""
         steps: Steps[TaskOutput] = self.task.steps(request)
         try:
             run = next(steps)
@@ -119,11 +126,15 @@ class ModelHandle:
             return None
         finally:
             steps.close()
+        if run.whole:
+            return None
         return Run({name: array[:1] for name, array in run.tensors.items()}, run.outputs)
 
     def _pack(self, graph: Path, sample: Run) -> None:
         """Go on with a packed copy of the graph, whose weights all sessions and workers share."""
-        inputs = pad_rows(self.task.prepare(sample.tensors), self.signature.fixed_batch or 1)
+        if self._graph.constants:  # the trial repeats rows, which these do not have
+            return
+        inputs = pad_rows(self._session.prepare(sample.tensors), self.signature.fixed_batch or 1)
         copy = packed_copy(graph, self.digest, inputs)
         if copy:
             self._graph.use_copy(copy, inputs)
@@ -140,7 +151,7 @@ class ModelHandle:
                 cores,
                 lambda: tune(
                     self._graph,
-                    dict(self.task.prepare(sample.tensors)),
+                    self._session.prepare(sample.tensors),
                     sample.outputs,
                     most_rows=most,
                     cores=cores,
@@ -205,18 +216,38 @@ class ModelHandle:
         return self._batcher is None or self._batcher.close(timeout_s)
 
 
-class _Prepared:
-    """The graph as its task sees it: every batch passes through `Task.prepare` first and `Task.finish` last."""
+class PreparedSession:
+    """A graph as its task sees it: every batch passes through `Task.prepare` first and `Task.finish` last.
+
+    Where the graph computes in float16, the task does not: it gives and gets float32.
+    """
 
     def __init__(self, task: AnyTask, graph: OnnxSession) -> None:
         self._task, self._graph, self.signature = task, graph, graph.signature
+        self._halves = {name for name, spec in self.signature.inputs.items() if spec.dtype == "float16"}
+        self._gives_halves = any(spec.dtype == "float16" for spec in self.signature.outputs.values())
+
+    def prepare(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """The graph's inputs, as it takes them."""
+        prepared = dict(self._task.prepare(tensors))
+        for name in self._halves & prepared.keys():
+            with np.errstate(over="ignore"):  # what is too large becomes infinite
+                prepared[name] = prepared[name].astype(np.float16, copy=False)
+        return prepared
 
     def run(
         self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
     ) -> Mapping[str, Array]:
-        return self._task.finish(self._graph.run(self._task.prepare(tensors), outputs, alone=alone))
+        given = self._graph.run(self.prepare(tensors), outputs, alone=alone)
+        if self._gives_halves:
+            given = {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in given.items()}
+        return self._task.finish(given)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of a file; of several, that of their digests, one after another."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256"))
+    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests))).hexdigest()

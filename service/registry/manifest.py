@@ -5,6 +5,7 @@ Only what the ONNX graph cannot say itself: shapes, dtypes and the batch axis ar
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import ManifestInvalid
+from service.errors import ManifestInvalid, as_sentence
+from service.files import read_text
 
 FILENAME = "manifest.toml"
 
 
 MOST_ROWS = 32
 """Most rows in a run where the manifest does not ask for more (count)."""
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Batching(BaseModel):
@@ -37,11 +42,18 @@ class Claims(BaseModel):
 
     licence: str = ""
     """Of the weights and, where it matters, of the data they were trained on."""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Finite] = {}
     """Figures that the model card claims, by name; the first is the one that counts."""
 
 
-class Manifest(Claims):
+class OfVersion(Claims):
+    """What a version's own manifest may say otherwise than the model's, beside the keys of its task."""
+
+    constants: dict[str, Finite] = {}
+    """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
+
+
+class Manifest(OfVersion):
     """A model folder's declaration: the keys that every model may have; the rest are its task's own, in `options`."""
 
     model_config = ConfigDict(extra="allow")
@@ -69,17 +81,17 @@ class Manifest(Claims):
         Raises:
             ManifestInvalid: that file is no TOML, or has a key that is the model's to say.
         """
-        own = {key: value for key, value in _own(version).items() if key not in Claims.model_fields}
+        own = {key: value for key, value in _own(version).items() if key not in OfVersion.model_fields}
         if common := [key for key in own if key in Manifest.model_fields]:
             raise ManifestInvalid(
                 _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only licence, [metrics] and what the task reads, such as [calibration].",
+                "Here may be only licence, [metrics], [constants] and what the task reads, such as [calibration].",
             )
         return dict(self.model_extra or {}) | own
 
-    def claims(self, version: Path) -> Claims:
-        """Licence and figures of one version: what its own `manifest.toml` says counts more than the model's.
+    def of_version(self, version: Path) -> OfVersion:
+        """Licence, figures and constants of one version: what its own `manifest.toml` says goes before the model's.
 
         Args:
             version: the version's folder.
@@ -89,9 +101,9 @@ class Manifest(Claims):
         """
         own = _own(version)
         try:
-            return Claims.model_validate({key: own.get(key, getattr(self, key)) for key in Claims.model_fields})
+            return OfVersion.model_validate({key: own.get(key, getattr(self, key)) for key in OfVersion.model_fields})
         except ValidationError as error:
-            raise ManifestInvalid(_where(version), _problems(error)) from None
+            raise ManifestInvalid(_where(version), as_sentence(error)) from None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -104,16 +116,12 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(_read_toml(folder / FILENAME, where))
     except ValidationError as error:
-        raise ManifestInvalid(where, _problems(error)) from None
-
-
-def _problems(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors()) + "."
+        raise ManifestInvalid(where, as_sentence(error)) from None
 
 
 def _own(version: Path) -> dict[str, Any]:
     """What a version's own manifest says; empty where it has none."""
-    return _read_toml(version / FILENAME, _where(version)) if (version / FILENAME).exists() else {}
+    return _read_toml(version / FILENAME, _where(version)) if os.path.lexists(version / FILENAME) else {}
 
 
 def _where(version: Path) -> str:
@@ -121,18 +129,17 @@ def _where(version: Path) -> str:
 
 
 def _read_toml(path: Path, where: str) -> dict[str, Any]:
+    text = read_text(path, where, missing="is missing; models/README.md shows a minimal one.")
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise ManifestInvalid(where, "is missing; models/README.md shows a minimal one.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ManifestInvalid(where, f"is not valid TOML: {error}.") from None
 
 
 def declares_required(folder: Path) -> bool:
     """Whether a manifest says `required = true`, however broken it is otherwise."""
     try:
-        return re.search(r"^\s*required\s*=\s*true\b", (folder / FILENAME).read_text(), re.MULTILINE) is not None
-    except (OSError, UnicodeDecodeError):
+        text = read_text(folder / FILENAME, FILENAME, missing="is missing.")
+    except ManifestInvalid:
         return False
+    return re.search(r"^\s*required\s*=\s*true\b", text, re.MULTILINE) is not None

@@ -104,7 +104,10 @@ class Registry:
                 f"this server has: {', '.join(self.tasks)}."
             )
         state: VersionState = "failed" if problem else "loading"
-        versions = {name: Version(name, state, problem) for name in found.versions}
+        versions = {
+            name: Version(name, "failed" if name in found.broken else state, found.broken.get(name, problem))
+            for name in sorted((*found.versions, *found.broken), key=version_key)
+        }
         model = Model(found.name, found.path, found.manifest, found.required, versions, problem)
         model.choose_default()
         return model
@@ -136,6 +139,10 @@ class Registry:
 
     def _load_version(self, model: Model, version: Version) -> None:
         if model.problem or model.manifest is None:
+            return
+        if version.state == "failed":
+            log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
+            self._announce(model, version)
             return
         begun = time.perf_counter()
         task = self.tasks[model.manifest.task]
@@ -205,11 +212,13 @@ class Registry:
         name, at, wanted = (asked or "").partition("@")
         model = self.get(name) if asked else self.default(task)
         if model.manifest is not None and model.manifest.task != task:
+            other = self.tasks.get(model.manifest.task)
+            place = f"/v1/{model.manifest.task}" if other is None or other.has_route else f"/v2/models/{name}/infer"
             raise ModelNotFound(
                 name,
                 available=[m.name for m in self if m.manifest and m.manifest.task == task],
                 what=f"{task} model",
-                note=f" {name!r} serves {model.manifest.task}: POST /v1/{model.manifest.task}.",
+                note=f" {name!r} serves {model.manifest.task}: POST {place}.",
             )
         if at and wanted not in model.versions:
             note = "" if wanted else " Leave out the '@' for the default version."

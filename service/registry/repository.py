@@ -6,11 +6,15 @@ never keeps the others from being read.
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.errors import ManifestInvalid
+from service.files import folder_problem, kind_of, printable, reason_of
 from service.registry.manifest import Manifest, declares_required, read_manifest
 
 _IGNORED = re.compile(r"^[._]|~$")
@@ -21,10 +25,11 @@ class FoundModel:
     """A folder in the repository.
 
     Attributes:
-        name: the folder's name.
+        name: the folder's name, as it can be shown.
         path: the folder.
         manifest: what it declares; None when it is broken.
         versions: names of its version folders, oldest first.
+        broken: what is or may be a version and cannot be read, by name, with the reason.
         required: whether `/readyz` waits for it; read even from a manifest that is broken elsewhere, so that a typo
             in the manifest of a model which must be there is not mistaken for readiness.
         problem: why it cannot be served, when it cannot.
@@ -36,43 +41,90 @@ class FoundModel:
     versions: tuple[str, ...]
     required: bool = False
     problem: str | None = None
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 def scan(models: Path) -> list[FoundModel]:
     """Read every model folder, sorted by name. Hidden folders and plain files are not models.
 
+    What cannot be looked at (a link to nothing, a folder of another user) could be one, and is listed with the reason.
+
     Raises:
-        ManifestInvalid: the repository itself is not there, or this is the folder of a single model.
+        ManifestInvalid: the repository itself is not there or cannot be read, or this is the folder of a single model.
     """
-    if not models.is_dir():
-        raise ManifestInvalid(str(models), "there is no such folder; set GRIDLOOP_MODELS to your model repository.")
-    folders = sorted(p for p in models.iterdir() if p.is_dir() and not _IGNORED.search(p.name))
-    if (models / "manifest.toml").exists() and not any((folder / "manifest.toml").exists() for folder in folders):
+    check_repository(models)
+    folders = sorted(p for p in models.iterdir() if not _IGNORED.search(p.name) and _may_be_folder(p))
+    # os.path.exists, unlike Path.exists, takes a folder that may not be entered for one without a manifest.
+    if (models / "manifest.toml").exists() and not any(os.path.exists(p / "manifest.toml") for p in folders):  # noqa: PTH110
         raise ManifestInvalid(str(models), f"is one model's folder; name the folder that holds it: {models.parent}.")
     return [read_folder(folder) for folder in folders]
 
 
+def check_repository(models: Path) -> None:
+    """See that there is a model repository to be read.
+
+    Raises:
+        ManifestInvalid: there is none, or it cannot be read.
+    """
+    if not models.is_dir():
+        raise ManifestInvalid(str(models), "there is no such folder; set GRIDLOOP_MODELS to your model repository.")
+    if problem := folder_problem(models):
+        raise ManifestInvalid(str(models), problem)
+
+
+def _may_be_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return True
+
+
 def read_folder(folder: Path) -> FoundModel:
     """Read one model folder; a broken one is returned with its problem."""
-    versions = tuple(
-        p.name
-        for p in sorted(folder.iterdir(), key=lambda p: version_key(p.name))
-        if p.is_dir() and not _IGNORED.search(p.name) and (p / "model.onnx").exists()
-    )
+    name = printable(folder.name)
+    if problem := folder_problem(folder):
+        return FoundModel(name, folder, None, (), problem=f"{name}: {problem}")
+    found = {printable(p.name): _version_problem(p) for p in folder.iterdir() if not _IGNORED.search(p.name)}
+    names = sorted(found, key=version_key)
+    versions = tuple(version for version in names if found[version] is None)
+    broken = {version: f"{name}/{version}: {found[version]}" for version in names if found[version]}
     try:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", folder.name):
-            raise ManifestInvalid(folder.name, "model names are letters, digits, '.', '_' and '-'; rename the folder.")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ManifestInvalid(name, "model names are letters, digits, '.', '_' and '-'; rename the folder.")
         manifest = read_manifest(folder)
-        if not versions:
-            raise ManifestInvalid(folder.name, "has no version folder with a model.onnx; add `1/model.onnx`.")
-        if manifest.default_version is not None and manifest.default_version not in versions:
+        if not versions and not broken:
+            raise ManifestInvalid(name, "has no version folder with a model.onnx; add `1/model.onnx`.")
+        if manifest.default_version is not None and manifest.default_version not in {*versions, *broken}:
             raise ManifestInvalid(
-                f"{folder.name}/manifest.toml",
+                f"{name}/manifest.toml",
                 f"default_version {manifest.default_version!r} is not among its versions: {', '.join(versions)}.",
             )
     except ManifestInvalid as error:
-        return FoundModel(folder.name, folder, None, versions, declares_required(folder), str(error))
-    return FoundModel(folder.name, folder, manifest, versions, manifest.required)
+        return FoundModel(name, folder, None, versions, declares_required(folder), str(error), broken)
+    return FoundModel(name, folder, manifest, versions, manifest.required, broken=broken)
+
+
+def _version_problem(path: Path) -> str | None:
+    """Why an entry of a model's folder cannot be served as a version.
+
+    Returns:
+        None for a version; a sentence for what should be one, by its name, or cannot be looked at; and nothing, an
+        empty string, for everything else, such as scripts and plots.
+    """
+    is_number = path.name.isdecimal()
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return folder_problem(path)
+    except OSError as error:
+        return f"{reason_of(error)}."
+    if not stat.S_ISDIR(mode):
+        return f"is {kind_of(mode)}; a version is a folder with a model.onnx." if is_number else ""
+    if problem := folder_problem(path):
+        return problem
+    if not os.path.lexists(path / "model.onnx"):
+        return "has no model.onnx; export the graph to this place." if is_number else ""
+    return None if printable(path.name) == path.name else "its name is not UTF-8 text; rename the folder."
 
 
 def version_key(version: str) -> tuple[tuple[int, int | str], ...]:

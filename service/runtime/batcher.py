@@ -442,8 +442,11 @@ class Batcher:
             job.timings.queue += begun - job.since
         try:
             alone = len(batch) == 1 and batch[0].alone
-            outputs = self._run(stack(runs, self._session.signature), runs[0].outputs, alone=alone)
-            shares = split(outputs, runs, self._session.signature)
+            if runs[0].whole:
+                shares: Sequence[Mapping[str, Array]] = [self._run_whole(runs[0], alone=alone)]
+            else:
+                outputs = self._run(stack(runs, self._session.signature), runs[0].outputs, alone=alone)
+                shares = split(outputs, runs, self._session.signature)
         except Exception as error:  # the batch fails, the batcher lives
             self._after_failure(batch, error)
             return
@@ -474,6 +477,14 @@ class Batcher:
                 raise ValueError(f"{expected} rows in, {[len(a) for a in part.values()]} rows out")
             parts.append(part)
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+
+    def _run_whole(self, run: Run, *, alone: bool) -> Mapping[str, Array]:
+        """Run the graph with tensors whose axis 0 is no batch."""
+        begun = time.perf_counter()
+        outputs = self._session.run(run.tensors, run.outputs, alone=alone)
+        self._run_seconds.observe(time.perf_counter() - begun)
+        self._batch_rows.observe(1)
+        return outputs
 
     def _after_failure(self, batch: list[Job], error: Exception) -> None:
         """Run each job of a failed batch alone, so that one caller's values cannot fail another's request."""

@@ -126,7 +126,7 @@ def _plain() -> ort.SessionOptions:
 def _try(graph: Path, draft: Path) -> None:
     """Make a copy and see that it gives what the graph gives. In a process of its own."""
     sample = {name[1:]: array for name, array in np.load(draft / "sample.npz").items()}
-    if _EXTERNAL in graph.read_bytes():  # the digest would not tell when they change
+    if _EXTERNAL in graph.read_bytes():  # the room for a copy is measured by the graph file alone
         raise SystemExit("its weights are in another file")
     options = _plain()
     options.optimized_model_filepath = str(draft / "model.onnx")

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import structlog
+from google.protobuf.message import DecodeError
 
 from service.errors import ManifestInvalid
+from service.files import is_lfs_pointer, open_file
 from service.graph import Array, Signature, TensorSpec
 from service.runtime import packed
 from service.runtime.memory import give_back_freed_memory
+from service.runtime.onnx_file import activations, read_model, side_files
 from service.runtime.tensors import pad_rows
 
 log = structlog.get_logger(__name__)
@@ -29,6 +32,14 @@ _DTYPES = {
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 
+_VALUES_IN_USE = {
+    **dict.fromkeys(("keep_prob", "keep_probability", "dropout_keep_prob"), 1),
+    **dict.fromkeys(("dropout", "dropout_rate", "dropout_prob", "drop_rate"), 0),
+    **dict.fromkeys(("training", "is_training", "is_train", "train", "train_mode", "training_mode"), 0),
+    **dict.fromkeys(("phase_train", "phase_training", "learning_phase", "keras_learning_phase"), 0),
+}
+"""Inputs of one element that graphs have for training: their names, and their values when the model is in use."""
+
 
 class OnnxSession:
     """A graph loaded into ONNX Runtime, with what it takes and gives.
@@ -39,22 +50,30 @@ class OnnxSession:
 
     Attributes:
         signature: inputs and outputs, read from the graph.
+        constants: inputs that have the same value in every run; they are not in the signature.
+        side_files: names of the files beside the graph that have weights of it.
         lone_threads: size of that pool; with 1 there is none.
         copy: the packed copy that is used instead of the graph itself, if one is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, constants: Mapping[str, float] | None = None) -> None:
         """Load a graph.
 
         Args:
             path: the `.onnx` file.
+            constants: values of inputs that no request gives, by name, beside those that are known by their name.
 
         Raises:
-            ManifestInvalid: the file is missing, is not a graph this runtime can run, or uses an unknown tensor type.
+            ManifestInvalid: the file is missing, is not a graph this runtime can run, uses an unknown tensor type, or
+                has no such input.
         """
         where = "/".join(path.parts[-3:])
-        if not path.is_file():
-            raise ManifestInvalid(where, "is missing; export the graph to this place.")
+        with open_file(path, where, missing="is missing; export the graph to this place."):
+            pass  # the runtime reads it by itself, and would wait for a pipe for ever
+        model = _read_model(path)
+        self.side_files = side_files(model) if model else ()
+        for name in self.side_files:
+            _check_side_file(path.parent / name, f"{path.parent.parent.name}/{path.parent.name}/{name}")
         self._path, self._where = path, where
         self.copy: Path | None = None
         self._session = self._open()
@@ -62,6 +81,12 @@ class OnnxSession:
         self._opening = False
         self.lone_threads = 1
         self.signature = _signature(self._session, where)
+        self.constants = _constants(self.signature, constants or {}, where)
+        self.signature = Signature(
+            {name: spec for name, spec in self.signature.inputs.items() if name not in self.constants},
+            self.signature.outputs,
+            activations(model, list(self.signature.outputs)) if model else {},
+        )
         if self.signature.free_shape:
             self._session = self._open()  # again, now that this is known
         self._outputs = list(self.signature.outputs)
@@ -151,10 +176,11 @@ class OnnxSession:
         Returns:
             Name -> array, with as many rows as the inputs have.
         """
-        rows = len(next(iter(tensors.values())))
         fixed = self.signature.fixed_batch
+        rows = len(next(iter(tensors.values()))) if fixed is not None else 0
         padded = fixed is not None and rows < fixed
         feeds = pad_rows(tensors, fixed) if fixed is not None and padded else dict(tensors)
+        feeds.update(self.constants)
         names = list(outputs) or self._outputs
         session = self._wide_or_narrow() if alone else self._session
         values = session.run(names, feeds, None if keep_memory else self._shrink)
@@ -168,12 +194,66 @@ def _signature(session: Any, where: str) -> Signature:
         found = {}
         for argument in arguments:
             kind = argument.type.removeprefix("tensor(").removesuffix(")")
-            if kind not in _DTYPES:
-                raise ManifestInvalid(where, f"tensor {argument.name!r} has type {argument.type}, which is not served.")
-            found[argument.name] = TensorSpec(argument.name, _DTYPES[kind], tuple(argument.shape))
+            if kind in _DTYPES:
+                found[argument.name] = TensorSpec(argument.name, _DTYPES[kind], tuple(argument.shape))
         return found
 
-    return Signature(specs(session.get_inputs()), specs(session.get_outputs()))
+    def refused(arguments: list[Any]) -> ManifestInvalid:
+        types = "; ".join(f"{argument.name!r} has type {argument.type}" for argument in arguments)
+        return ManifestInvalid(where, f"{types}, which is not served.")
+
+    inputs, outputs = specs(session.get_inputs()), specs(session.get_outputs())
+    if unknown := [argument for argument in session.get_inputs() if argument.name not in inputs]:
+        raise refused(unknown)
+    if not outputs:
+        raise refused(session.get_outputs())
+    return Signature(inputs, outputs)
+
+
+def _constants(signature: Signature, given: Mapping[str, float], where: str) -> dict[str, Array]:
+    """The inputs that are the same in every run, as arrays."""
+    if unknown := [name for name in given if name not in signature.inputs]:
+        there = "; ".join(map(str, signature.inputs.values()))
+        raise ManifestInvalid(
+            where, f"has no input {unknown[0]!r}, to which [constants] gives a value; it has: {there}."
+        )
+    known = {name: _value_in_use(spec) for name, spec in signature.inputs.items()}
+    if None not in known.values():  # something must be left for requests to give
+        known = {}
+    arrays = {}
+    for name, constant in {**known, **given}.items():
+        if constant is None:
+            continue
+        spec = signature.inputs[name]
+        if spec.dtype == "object":
+            raise ManifestInvalid(where, f"input {spec} takes text, which [constants] cannot give.")
+        arrays[name] = np.full([axis if isinstance(axis, int) else 1 for axis in spec.shape], constant, spec.dtype)
+    return arrays
+
+
+def _value_in_use(spec: TensorSpec) -> float | None:
+    """What a model is given outside training, for an input of one element with a name that says so."""
+    if any(axis != 1 for axis in spec.shape):
+        return None
+    return _VALUES_IN_USE.get(spec.name.rpartition("/")[2].partition(":")[0].lower())
+
+
+def _check_side_file(path: Path, where: str) -> None:
+    """See that a file with weights can be read, before the runtime tries."""
+    missing = "is missing, and model.onnx has weights in it: put it back, or save the graph with its weights inside."
+    with open_file(path, where, missing=missing):
+        pass
+    if is_lfs_pointer(path):
+        raise ManifestInvalid(where, "is a Git LFS pointer, not the weights themselves; run `git lfs pull`.")
+
+
+def _read_model(path: Path) -> Any:
+    """The file's content; None where it is none that can be read here, though the runtime could."""
+    try:
+        return read_model(path)
+    except (DecodeError, OSError, ValueError) as error:
+        log.debug("the operators are not known", graph="/".join(path.parts[-3:]), reason=str(error))
+        return None
 
 
 def _explain(error: Exception, path: Path) -> str:
@@ -186,8 +266,10 @@ def _explain(error: Exception, path: Path) -> str:
             f"was exported for a newer ONNX than onnxruntime {version} reads ({text}). "
             "Export it again with a lower opset and IR version, or install a newer onnxruntime."
         )
-    if "external data" in text.lower() or "file_size" in text.lower():
-        return f"its weights are in a side file that is not there ({text}). Save it again with the weights inside."
+    if any(words in text.lower() for words in ("external data", "external initializer", "file_size")):
+        return "its weights are in a side file that is cut short or not there. Copy it again, or save both in one file."
+    if is_lfs_pointer(path):
+        return "is a Git LFS pointer, not the graph itself; run `git lfs pull`."
     if "Protobuf parsing failed" in text or "No graph was found" in text:
         return "is not an ONNX file, or only half of one. Copy or export it again."
     return f"cannot be loaded by onnxruntime {version}: {text}"

@@ -42,8 +42,12 @@ class VersionInfo(BaseModel):
     version: str = Field(examples=["1"])
     state: Literal["ready", "loading", "failed"]
     reason: str | None = Field(default=None, description="Why it is not ready.")
-    size_bytes: int | None = Field(default=None, description="Size of the graph file.", examples=[1_234_567])
-    digest: str | None = Field(default=None, description="SHA-256 of the graph file: equal on equal replicas.")
+    size_bytes: int | None = Field(
+        default=None,
+        description="Size of the graph file, and of the files beside it that have weights of it.",
+        examples=[1_234_567],
+    )
+    digest: str | None = Field(default=None, description="SHA-256 over the same files: equal on equal replicas.")
     licence: str | None = Field(default=None, description="Of its weights and, where it matters, of their data.")
     metrics: dict[str, float] = Field(default={}, description="Figures that the model card claims of it.")
     tuning: Tuning | None = Field(default=None, description="How its graph is run, and what was measured for that.")
@@ -56,7 +60,8 @@ class ModelInfo(BaseModel):
 
     name: str = Field(description="Name of the folder.", examples=["cifar10-cnn"])
     task: str | None = Field(
-        description="The endpoint that serves it: `POST /v1/<task>`.", examples=["image-classification"]
+        description="The endpoint that serves it: `POST /v1/<task>`; `tensor` has none but `/v2/models/<name>/infer`.",
+        examples=["image-classification"],
     )
     architecture: str | None = Field(examples=["cnn"])
     description: str = ""
@@ -66,7 +71,7 @@ class ModelInfo(BaseModel):
     versions: list[VersionInfo]
     inputs: list[TensorInfo] = Field(description="Of the default version.")
     outputs: list[TensorInfo] = Field(description="Of the default version.")
-    size_bytes: int | None = Field(description="Of the default version's graph file.")
+    size_bytes: int | None = Field(description="Of the default version.")
     metrics: dict[str, float] = Field(description="Figures that the model card claims of the default version.")
     reason: str | None = Field(default=None, description="Why the folder cannot be served, when it cannot.")
     curl: str = Field(description="A line to paste into a terminal.")

@@ -39,6 +39,7 @@ from service.errors import (
     UnsupportedMedia,
     quoted,
 )
+from service.files import read_text
 from service.graph import Array, Run, Signature, Steps, TensorSpec
 from service.state import State, pack, unpack
 
@@ -236,21 +237,17 @@ class ModelFolder:
         return state
 
     def lines(self, filename: str) -> list[str]:
-        """Entries of a text file of this version, one a line.
+        """Entries of a text file of this version, one a line; empty lines at the end are none.
 
         Raises:
-            ManifestInvalid: the file is missing, empty or not UTF-8.
+            ManifestInvalid: the file is missing, empty, cannot be read or is not UTF-8.
         """
         where = f"{self.name}/{self.version}/{filename}"
-        try:
-            text = (self.path / filename).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise ManifestInvalid(where, f"is missing; put {filename} beside model.onnx, one entry a line.") from None
-        except UnicodeDecodeError:
-            raise ManifestInvalid(where, "is not UTF-8 text; save it as UTF-8.") from None
+        missing = f"is missing; put {filename} beside model.onnx, one entry a line."
+        text = read_text(self.path / filename, where, missing=missing)
         if not text.strip():
             raise ManifestInvalid(where, "is empty; it needs one entry a line.")
-        return text.removesuffix("\n").split("\n")
+        return text.rstrip("\n").split("\n")
 
     def input(self, name: str, *, dtype: str | tuple[str, ...], rank: int) -> TensorSpec:
         """The graph's input of that name, checked.
@@ -295,6 +292,8 @@ class Task(ABC, Generic[InputT, OutputT]):
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
         sample_data_url: a small file as a data URL, which the documentation page sends.
+        has_route: whether it has an endpoint of its own; without one its models are asked over `/v2` alone.
+        runs_whole: whether axis 0 of the graph's tensors is no batch, so that every run is for one caller.
     """
 
     name: ClassVar[str]
@@ -305,8 +304,10 @@ class Task(ABC, Generic[InputT, OutputT]):
     media: ClassVar[tuple[str, ...]] = ()
     sample_file: ClassVar[str] = "file"
     sample_data_url: ClassVar[str] = ""
+    has_route: ClassVar[bool] = True
 
     options: TaskOptions
+    runs_whole: bool = False
 
     def __init__(self, folder: ModelFolder) -> None:
         """Read what the task needs from the model's folder.

@@ -1,9 +1,10 @@
 """Image classification: pictures in, labels with probabilities out.
 
-A model is any graph with one picture input, either `uint8 (batch, height, width, 3)`, whose graph normalises by itself,
-or `float32 (batch, 3, height, width)`, normalised here with the manifest's mean and std; and an output `logits`
-`float32 (batch, classes)`. With `explain` it also needs `activation_map` `float32 (batch, classes, rows, columns)`, the
-class activation map of Zhou et al., "Learning Deep Features for Discriminative Localization" (CVPR 2016).
+A model is any graph with one picture input, `(batch, height, width, channels)` or `(batch, channels, height, width)`,
+of three colours or grey: uint8, where the graph normalises by itself, or float, normalised here with the manifest's
+mean and std; and one float output `(batch, classes)`, logits or probabilities: the graph's last operators say which.
+With `explain` it also needs `activation_map` `float32 (batch, classes, rows, columns)`, the class activation map of
+Zhou et al., "Learning Deep Features for Discriminative Localization" (CVPR 2016).
 
 How sure an answer is, the manifest's `[calibration]` table says, fitted on held-out pictures (`service.calibration`):
 a prediction set holds every class whose probability reaches a threshold, by split conformal prediction with the score
@@ -15,13 +16,14 @@ and the energy of Liu et al., "Energy-based Out-of-distribution Detection" (Neur
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.calibration import energy, softmax
-from service.errors import InvalidInput, ManifestInvalid
+from service.calibration import energy, sigmoid, softmax
+from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
 from service.media.images import Filter, Frame, Resize, View, open_picture
 from service.tasks.base import (
     Array,
@@ -33,6 +35,7 @@ from service.tasks.base import (
     Steps,
     TaskOptions,
     TaskOutput,
+    TensorSpec,
     Upload,
 )
 
@@ -44,6 +47,9 @@ _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the d
     "fzYACPbnQOMqZ6Xf6sUTE28+6CoFlWYSSWd3BrBcqv/tHPaqtJbF6jOTcPzhdt3uCbYqJ1PPvXmovl43bKrgKu2EHsb76EU2WsYT"
     "jBCcL0NAf80nU8sIg11a6j7Tts4+FReUYP2SZSR82smed41WkDZbtDWtJRrvzjkbw0/5et4yiBiGO0K3MYb3im/jPlZfpngAAAA="
 )
+
+MOST_OWN_SIDE = 512
+"""Longer side of a picture that is shown to a graph in its own size (pixels); larger ones are made smaller."""
 
 HEATMAP_CELLS = 16
 """Cells along the longer side of a heatmap."""
@@ -66,7 +72,12 @@ class Prediction(BaseModel):
     """A label and how probable it is."""
 
     label: str = Field(description="Class name.", examples=["cat"])
-    score: float = Field(description="Probability of the label.", ge=0, le=1, examples=[0.93])
+    score: float = Field(
+        description="Probability of the label; of models whose labels do not exclude one another, each by itself.",
+        ge=0,
+        le=1,
+        examples=[0.93],
+    )
     index: int = Field(description="Row of the label in the model's labels.", ge=0, examples=[3])
 
 
@@ -104,7 +115,8 @@ class ImageResult(BaseModel):
     height: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[480])
     predictions: list[Prediction] = Field(description="Best first.")
     prediction_set: PredictionSet | None = Field(
-        description="More than one label where the model is in doubt; null where the model is not calibrated for sets.",
+        description="More than one label where the model is in doubt; null where the model is not calibrated for sets, "
+        "or several labels may be true of a picture.",
         examples=[{"coverage": 0.99, "labels": ["cat", "dog"]}],
     )
     abstain: bool | None = Field(
@@ -146,22 +158,59 @@ class ImageClassificationOutput(TaskOutput):
     )
 
 
+MOST_SIDE = 16_384
+"""Longest side to which a picture is resized (pixels)."""
+MOST_SCALE, LEAST_STD = 10.0, 1e-6
+"""Bounds of mean and std: beyond them nothing is left of a picture, or it is for another scale."""
+
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
+
+
 class Preprocessing(TaskOptions):
     """How a picture becomes the graph's input; the manifest's `[preprocessing]` table."""
 
     resize: Resize = "stretch"
     """`stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre; `letterbox` keeps it
     and puts grey around the whole picture."""
-    resize_to: Annotated[int, Field(ge=1)] | None = None
+    resize_to: Side | None = None
     """With `crop`: length of the shorter side before the centre is taken (pixels); left out: the graph's size."""
     filter: Filter = "bilinear"
     """Pillow's resampling filter."""
     exact: bool = False
     """Decode JPEGs whole, however large they are."""
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    mean: float | tuple[float] | tuple[float, float, float] = 0.0
     """Subtracted from each colour, on a scale of 0..1; float graphs only."""
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: float | tuple[float] | tuple[float, float, float] = 1.0
     """Each colour is divided by it afterwards; float graphs only."""
+    size: Side | tuple[Side, Side] | None = None
+    """Of the picture that the graph gets, or its height and width (pixels), where the graph leaves them free."""
+    layout: Literal["NCHW", "NHWC"] | None = None
+    """Which axis of the graph's input holds the colours, where its shape does not tell."""
+
+    @model_validator(mode="after")
+    def _numbers_are_possible(self) -> Self:
+        for name, least in (("mean", -MOST_SCALE), ("std", LEAST_STD)):
+            for number in np.atleast_1d(getattr(self, name)).tolist():
+                if not least <= number <= MOST_SCALE:  # false for NaN as well
+                    large = " They are on a scale of 0 to 1: divide by 255 what is on one of 0 to 255."
+                    raise ValueError(
+                        f"{name} has {number:g}; every number must be from {least:g} to {MOST_SCALE:g}."
+                        f"{large if abs(number) > MOST_SCALE else ''}".removesuffix(".")
+                    )
+        return self
+
+
+class Tensors(TaskOptions):
+    """Which input and outputs of the graph are what; the manifest's `[tensors]` table."""
+
+    picture: str | None = None
+    """The input that takes the picture; left out: the only one there is."""
+    logits: str | None = None
+    """The output with the classes' scores, logits or probabilities; left out: `logits`, or the only one it can be."""
+    activation_map: str = "activation_map"
+    """The output with the class activation maps."""
+    novelty: str = "novelty"
+    """The output with the novelty."""
 
 
 class Calibration(TaskOptions):
@@ -194,6 +243,11 @@ class Calibration(TaskOptions):
 class ImageClassificationOptions(TaskOptions):
     """What the manifest of an image classifier may say."""
 
+    activation: Literal["none", "softmax", "sigmoid"] | None = None
+    """What the graph's last operator has made of the logits; left out: what the graph says."""
+    multi_label: bool | None = None
+    """Whether several labels may be true of a picture; left out: where each has a sigmoid of its own."""
+    tensors: Tensors = Tensors()
     preprocessing: Preprocessing = Preprocessing()
     calibration: Calibration = Calibration()
 
@@ -223,45 +277,161 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
-        where = f"{folder.name}/{folder.version}"
-        if len(folder.signature.inputs) != 1:
-            raise ManifestInvalid(f"{where}/model.onnx", "an image classifier takes one input: the picture.")
-        (self._input,) = folder.signature.inputs.values()
-        folder.input(self._input.name, dtype=("uint8", "float32"), rank=4)
-        self._channels_last = self._input.shape[3] == 3
-        size = self._input.shape[1:3] if self._channels_last else self._input.shape[2:4]
-        if self._channels_last == (self._input.shape[1] == 3) or not all(isinstance(side, int) for side in size):
-            raise ManifestInvalid(
-                f"{where}/model.onnx",
-                f"input {self._input} should be (batch, height, width, 3) or (batch, 3, height, width).",
-            )
-        self._height, self._width = (int(side or 0) for side in size)
-        wanted = self.options.preprocessing
+        self._graph_file = f"{folder.name}/{folder.version}/model.onnx"
+        self._input = self._picture_input()
+        self._channels_last, self._channels, self._size = self._layout()
+        wanted, (height, width) = self.options.preprocessing, self._size or (MOST_OWN_SIDE, MOST_OWN_SIDE)
         self._frame = Frame(
-            self._width, self._height, wanted.resize, wanted.resize_to, wanted.filter, exact=wanted.exact
+            width,
+            height,
+            wanted.resize,
+            wanted.resize_to,
+            wanted.filter,
+            exact=wanted.exact,
+            channels=self._channels,
         )
-        logits = folder.output("logits", dtype="float32", rank=2)
         self.labels = folder.lines("labels.txt")
-        if isinstance(logits.shape[1], int) and logits.shape[1] != len(self.labels):
+        self._logits = self._logits_output()
+        columns = _columns(self._logits)
+        is_binary = columns == 1 and len(self.labels) == 2
+        if columns is not None and columns != len(self.labels) and not is_binary:
+            count = f"{len(self.labels)} labels{_empty_ones(self.labels)}"
             raise ManifestInvalid(
-                f"{where}/labels.txt", f"has {len(self.labels)} labels, but the graph has {logits.shape[1]} classes."
+                f"{folder.name}/{folder.version}/labels.txt", f"has {count}, but the graph has {columns} classes."
             )
-        mean, std = np.array(self.options.preprocessing.mean), np.array(self.options.preprocessing.std)
-        self._scale = (1 / (255 * std)).astype(np.float32)
-        self._shift = (-mean / std).astype(np.float32)
-        self._outputs: tuple[str, ...] = ("logits",)
-        if self.options.calibration.abstain_above is not None and "novelty" in folder.signature.outputs:
-            folder.output("novelty", dtype="float32", rank=1)
-            self._outputs += ("novelty",)
+        self._activation, self._multi_label = self._meaning(columns)
+        self._scale, self._shift = self._normalisation()
+        self._map = self.options.tensors.activation_map
+        self._outputs: tuple[str, ...] = (self._logits.name,)
+        self._novelty = self._novelty_output(columns)
+        if self._novelty:
+            self._outputs += (self._novelty,)
+
+    # --- what the graph takes and gives
+
+    def _picture_input(self) -> TensorSpec:
+        """The input that takes the picture."""
+        inputs, name = self.folder.signature.inputs, self.options.tensors.picture
+        if name is None and len(inputs) == 1:
+            (name,) = inputs
+        if name is None or len(inputs) > 1:
+            there = "; ".join(map(str, inputs.values()))
+            raise ManifestInvalid(
+                self._graph_file,
+                f"an image classifier takes one input, the picture, and this graph has: {there}. Give the others their "
+                "value in the manifest: [constants].",
+            )
+        return self.folder.input(name, dtype=("uint8", "float32"), rank=4)
+
+    def _layout(self) -> tuple[bool, int, tuple[int, int] | None]:
+        """Whether the colours are the last axis, how many there are, and height and width; None where they are free."""
+        shape, chosen = self._input.shape, self.options.preprocessing
+        possible = [name for name, axis in (("NCHW", 1), ("NHWC", 3)) if shape[axis] in (1, 3)]
+        layout = chosen.layout or (possible[0] if len(possible) == 1 else None)
+        axis = 3 if layout == "NHWC" else 1
+        colours = shape[axis] if isinstance(shape[axis], int) else 3
+        if layout is None or colours not in (1, 3):
+            raise ManifestInvalid(
+                self._graph_file,
+                f"input {self._input} should be (batch, height, width, 3) or (batch, 3, height, width), or with 1 in "
+                'place of 3. Where that is open, say which in the manifest: [preprocessing] layout = "NCHW" or "NHWC".',
+            )
+        sides = shape[1:3] if layout == "NHWC" else shape[2:4]
+        given = (chosen.size, chosen.size) if isinstance(chosen.size, int) else chosen.size
+        if given is None and all(isinstance(side, str | None) for side in sides) and chosen.resize == "stretch":
+            return layout == "NHWC", int(colours), None
+        if given is None:
+            given = tuple(side if isinstance(side, int) else 0 for side in sides)  # type: ignore[assignment]
+        if not given or 0 in given or any(isinstance(s, int) and s != g for s, g in zip(sides, given, strict=True)):
+            raise ManifestInvalid(
+                self._graph_file,
+                f"input {self._input} leaves the picture's size open, or has another than the manifest: write "
+                "[preprocessing] size = 224, or [height, width], as the model was trained.",
+            )
+        return layout == "NHWC", int(colours), given
+
+    def _logits_output(self) -> TensorSpec:
+        """The output with the classes' scores: the one named, or `logits`, or the only one that it can be."""
+        outputs, tensors = self.folder.signature.outputs, self.options.tensors
+        others = {tensors.activation_map, tensors.novelty}
+        able = [spec for name, spec in outputs.items() if name not in others and _is_scores(spec)]
+        if tensors.logits is None and len(able) > 1:
+            by_name = [spec for spec in able if spec.name == "logits"]
+            counts = (len(self.labels), None) if len(self.labels) != 2 else (2, 1, None)
+            able = by_name or [spec for spec in able if _columns(spec) in counts]
+        elif tensors.logits is not None:
+            able = [spec for spec in able if spec.name == tensors.logits]
+        if len(able) == 1:
+            return able[0]
+        there = "; ".join(map(str, outputs.values()))
+        if able:
+            raise ManifestInvalid(
+                self._graph_file,
+                f"several outputs may be the classes' scores: {'; '.join(map(str, able))}. Say which in the manifest: "
+                f'[tensors] logits = "{able[0].name}".',
+            )
+        name = "" if tensors.logits is None else f" named {tensors.logits!r}"
+        raise ManifestInvalid(
+            self._graph_file, f"has no output{name} with a float for each class, (batch, classes); it has: {there}."
+        )
+
+    def _meaning(self, columns: int | None) -> tuple[str, bool]:
+        """What was made of the logits already, and whether labels are judged each by itself."""
+        activation = self.options.activation or self.folder.signature.activations.get(self._logits.name, "none")
+        multi_label = self.options.multi_label
+        if multi_label is None:
+            multi_label = activation == "sigmoid" and columns != 1
+        where = f"{self.folder.name}/manifest.toml"
+        if multi_label and activation in ("softmax", "log_softmax"):
+            raise ManifestInvalid(
+                where,
+                "multi_label = true does not fit a graph that ends in a softmax, whose classes exclude one another; "
+                'where it does not end so, write activation = "none".',
+            )
+        if multi_label and self.options.calibration.set_threshold is not None:
+            raise ManifestInvalid(
+                where,
+                "[calibration] set_threshold is for models of which one label is true; this one judges each by itself.",
+            )
+        return activation, multi_label
+
+    def _normalisation(self) -> tuple[Array, Array]:
+        """Factor and summand, float32 (channels,), that make the graph's numbers of pixels 0..255."""
+        numbers = []
+        for name in ("mean", "std"):
+            number = np.atleast_1d(np.asarray(getattr(self.options.preprocessing, name), np.float64))
+            if len(number) not in (1, self._channels):
+                raise ManifestInvalid(
+                    f"{self.folder.name}/manifest.toml",
+                    f"[preprocessing] {name} has {len(number)} numbers, but the graph takes one channel, grey.",
+                )
+            numbers.append(np.broadcast_to(number, self._channels))
+        mean, std = numbers
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+    def _novelty_output(self, columns: int | None) -> str | None:
+        """The output that says how novel a picture is; None where the logits' energy does, or nothing is asked."""
+        if self.options.calibration.abstain_above is None:
+            return None
+        name = self.options.tensors.novelty
+        if name in self.folder.signature.outputs:
+            return self.folder.output(name, dtype="float32", rank=1).name
+        if self._activation != "none" or columns == 1:
+            raise ManifestInvalid(
+                f"{self.folder.name}/manifest.toml",
+                "[calibration] abstain_above needs a graph that gives logits of every class, or an output `novelty`: "
+                "the energy of a picture cannot be told from probabilities.",
+            )
+        return None
 
     def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
-        if request.explain and "activation_map" not in self.folder.signature.outputs:
+        if request.explain and self._map not in self.folder.signature.outputs:
             raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
         results = yield from self.each_file(request)
         return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
 
     def decode_file(self, file: Upload, what: str) -> tuple[Array, View]:
-        """Turn an encoded picture into pixels, uint8 (height, width, 3), and what part of the picture they show.
+        """Turn an encoded picture into pixels, uint8 (height, width, channels), and what part of it they show.
 
         Raises:
             InvalidInput: it is no picture that can be read.
@@ -269,28 +439,40 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         """
         limit = self.folder.limits.max_image_pixels
         picture = open_picture(file.data, what, max_pixels=limit, least=self._frame.least)
-        view = self._frame.view(picture.width, picture.height)
-        return self._frame.pixels(picture, view), view
+        frame = self._frame
+        if self._size is None:
+            width, height = own_size(picture.width, picture.height)
+            frame = replace(frame, width=width, height=height)
+        view = frame.view(picture.width, picture.height)
+        return frame.pixels(picture, view), view
 
     def answer_files(
         self, request: ImageClassificationInput, files: Sequence[Upload], decoded: Sequence[tuple[Array, View]]
     ) -> Steps[list[dict[str, Any]]]:
+        if self._size is None and len(decoded) > 1:  # pictures of their own size do not fit together
+            results: list[dict[str, Any]] = []
+            for file, one in zip(files, decoded, strict=True):
+                results += yield from self.answer_files(request, [file], [one])
+            return results
         pixels = np.stack([pixels for pixels, _ in decoded]) if len(decoded) > 1 else decoded[0][0][None]
-        wanted = (*self._outputs, "activation_map") if request.explain else self._outputs
+        wanted = (*self._outputs, self._map) if request.explain else self._outputs
         outputs = yield Run({self._input.name: pixels}, wanted)
         return self.encode(request, files, [view for _, view in decoded], outputs)
 
     def prepare(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Lay pixels out as the graph wants them: from uint8 (batch, height, width, 3), as `decode_file` gives them."""
+        """Lay pixels out as the graph wants them: from uint8 (batch, height, width, channels), as of `decode_file`."""
         (pixels,) = tensors.values()
         if pixels.dtype != np.uint8 or (self._input.dtype == "uint8" and self._channels_last):
             return tensors
         if self._input.dtype == "uint8":
+            if pixels.shape[3] != self._channels:  # the graph's own input
+                return tensors
             return {self._input.name: np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
         if self._channels_last:
             return {self._input.name: np.asarray(pixels * self._scale + self._shift)}
-        planes = np.empty((len(pixels), 3, self._height, self._width), np.float32)
-        for colour in range(3):  # one pass per plane beats a transposed copy
+        count, height, width, _ = pixels.shape
+        planes = np.empty((count, self._channels, height, width), np.float32)
+        for colour in range(self._channels):  # one pass per plane beats a transposed copy
             plane = planes[:, colour]
             np.multiply(pixels[..., colour], self._scale[colour], out=plane)
             plane += self._shift[colour]
@@ -298,10 +480,21 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
 
     def finish(self, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Add the probabilities float32 (batch, classes), and the best classes of each row int64 (batch, k)."""
-        if _SCORES in outputs or "logits" not in outputs:
+        if _SCORES in outputs or self._logits.name not in outputs:
             return outputs
-        scores = softmax(outputs["logits"])
+        scores = self._probabilities(_flat(outputs[self._logits.name]))
         return {**outputs, _SCORES: scores, _RANKED: top_k(scores, FEW)}
+
+    def _probabilities(self, given: Array) -> Array:
+        """Probabilities of the labels, float32 (batch, labels), of what the graph gives for each class."""
+        is_one = given.shape[1] == 1
+        if self._activation in ("softmax", "sigmoid"):
+            scores = np.clip(given, 0, 1)  # float16 and 8 bits may end a little above
+        elif self._multi_label or (is_one and self._activation == "none"):
+            scores = sigmoid(given)
+        else:
+            scores = softmax(given)
+        return np.concatenate([1 - scores, scores], axis=1) if is_one and len(self.labels) == 2 else scores
 
     def encode(
         self,
@@ -313,6 +506,8 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         """Turn logits (images, classes) into one result per image: labels, best first, doubts about them, heatmaps."""
         outputs = self.finish(outputs)
         scores, ranked = outputs[_SCORES], outputs[_RANKED]
+        if scores.shape[1] != len(self.labels):  # of a graph that does not tell how many classes it has
+            raise InferenceFailed(self.folder.name)
         if request.top_k > ranked.shape[1]:
             ranked = top_k(scores, request.top_k)
         best = ranked[:, : request.top_k]
@@ -332,7 +527,7 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
                 "abstain": abstains[row],
             }
             if request.explain:
-                values = heatmap(outputs["activation_map"][row, indices[0]], view)
+                values = heatmap(outputs[self._map][row, indices[0]], view)
                 found["heatmap"] = {"label": self.labels[indices[0]], "values": values}
             results.append(found)
         return results
@@ -351,10 +546,43 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         """Whether each image is too novel to be judged, or None where the manifest does not say what is."""
         threshold = self.options.calibration.abstain_above
         if threshold is None:
-            return [None] * len(outputs["logits"])
-        novelty = outputs["novelty"] if "novelty" in self._outputs else energy(outputs["logits"])
+            return [None] * len(outputs[_SCORES])
+        novelty = outputs[self._novelty] if self._novelty else energy(_flat(outputs[self._logits.name]))
         known: list[bool] = (novelty <= threshold).tolist()  # false for NaN as well
         return [not row for row in known]
+
+
+def own_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of a picture for a graph that takes any: its own, or as much smaller as the longest allows."""
+    scale = min(1.0, MOST_OWN_SIDE / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _is_scores(spec: TensorSpec) -> bool:
+    """Whether an output may hold one number for each class: any further axes are of size 1."""
+    if spec.dtype not in ("float32", "float64"):
+        return False
+    return not spec.shape or (len(spec.shape) > 1 and sum(axis != 1 for axis in spec.shape[1:]) <= 1)
+
+
+def _columns(spec: TensorSpec) -> int | None:
+    """How many numbers such an output has for each picture; None where the graph does not tell."""
+    if not spec.shape:
+        return None
+    (size,) = [axis for axis in spec.shape[1:] if axis != 1] or [1]
+    return size if isinstance(size, int) else None
+
+
+def _flat(values: Array) -> Array:
+    """An output of `_is_scores` as float32 (batch, classes), from (batch, classes, 1, 1) and the like."""
+    flat = values if values.ndim == 2 else values.reshape(len(values), -1)
+    return flat.astype(np.float32, copy=False)
+
+
+def _empty_ones(labels: Sequence[str]) -> str:
+    """Which lines of a file of labels are empty, in brackets."""
+    lines = [str(number) for number, label in enumerate(labels, start=1) if not label.strip()]
+    return f" (empty: line{'s' * (len(lines) > 1)} {', '.join(lines)})" if lines else ""
 
 
 _SCORES, _RANKED = "task.scores", "task.ranked"

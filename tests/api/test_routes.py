@@ -186,7 +186,7 @@ async def test_a_new_task_needs_no_change_elsewhere(tmp_path: Path) -> None:
 def test_tasks_are_found_by_being_there() -> None:
     from service.tasks import discover
 
-    assert list(discover()) == ["anomaly-detection", "image-classification", "next-word-prediction"]
+    assert list(discover()) == ["anomaly-detection", "image-classification", "next-word-prediction", "tensor"]
 
 
 # --- what a caller does to others

@@ -44,7 +44,19 @@ def test_different_and_where(expected: Any, got: Any, place: str) -> None:
     assert re.search(place, _difference(expected, got, 1e-3, "") or "")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '[{"input": {}}]', '[{"input": {}, "output": {}, "more": 1}]', "[1]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '[{"input": {}}]',
+        '[{"input": {}, "output": {}, "more": 1}]',
+        "[1]",
+        '[{"input": {}, "output": {}, "tolerance": -1}]',
+        '[{"input": {}, "output": {}, "tolerance": NaN}]',
+    ],
+)
 def test_an_unusable_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "golden.json").write_text(text)
     with pytest.raises(ManifestInvalid):

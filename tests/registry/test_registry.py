@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady
 from service.registry.check import check_folder
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.registry.repository import scan, version_key
+from service.tasks.base import Upload
 from tests import graphs
 
 
@@ -146,6 +151,76 @@ def _not_onnx_at(version: Path) -> None:
     (version / "model.onnx").write_bytes(b"")
 
 
+def _weights_beside(folder: Path) -> Path:
+    import onnx
+
+    graph = folder / "1" / "model.onnx"
+    onnx.save(
+        onnx.load(graph), str(graph), save_as_external_data=True, location="model.onnx.data", size_threshold=0,
+        convert_attribute=True,
+    )  # fmt: skip
+    return folder / "1" / "model.onnx.data"
+
+
+def test_weights_beside_the_graph_count_in_size_and_digest(models: Path) -> None:
+    beside = _weights_beside(models / "colours")
+    one = loaded(models).resolve("image-classification", "colours")
+    assert one.size_bytes == sum((beside.parent / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    beside.write_bytes(np.float32(100.001).tobytes())
+    other = loaded(models).resolve("image-classification", "colours")
+    assert one.digest != other.digest
+    alone = loaded(models).resolve("anomaly-detection", "steps")
+    assert alone.digest == hashlib.sha256((models / "steps" / "1" / "model.onnx").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (Path.unlink, "colours/1/model.onnx.data: is missing, and model.onnx has weights in it"),
+        (lambda file: (file.unlink(), os.mkfifo(file)), "colours/1/model.onnx.data: is a pipe"),
+        (
+            lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "colours/1/model.onnx.data: is a Git LFS pointer, not the weights themselves; run `git lfs pull`.",
+        ),
+        (lambda file: file.write_bytes(b"12"), "colours/1/model.onnx: its weights are in a side file"),
+    ],
+)
+def test_weights_beside_the_graph_that_cannot_be_read_are_named(models: Path, spoil: Any, sentence: str) -> None:
+    spoil(_weights_beside(models / "colours"))
+    assert loaded(models).get("colours").reason.startswith(sentence)
+
+
+def test_a_manifest_gives_inputs_that_no_request_gives(tmp_path: Path) -> None:
+    model = graphs.write_model(tmp_path / "switched", task="image-classification", graph=_switched)
+    (model / "1" / "labels.txt").write_text("red\ngreen\nblue\n")
+    assert loaded(tmp_path).get("switched").reason == (
+        "switched/1/model.onnx: an image classifier takes one input, the picture, and this graph has: "
+        "image uint8 (batch, 2, 2, 3); scale float32 (). Give the others their value in the manifest: [constants]."
+    )
+    with (model / "manifest.toml").open("a") as file:
+        file.write("\n[constants]\nscale = 100\n")
+    handle = loaded(tmp_path).resolve("image-classification", "switched")
+    assert list(handle.signature.inputs) == ["image"]
+    request = handle.task.Input(files=(Upload(graphs.png()),), top_k=1)
+    assert handle.predict_now(request).results[0]["predictions"][0]["score"] == pytest.approx(0.6652, abs=1e-4)
+    (model / "1" / "manifest.toml").write_text("[constants]\nsize = 3\n")
+    assert "has no input 'size', to which [constants] gives a value" in loaded(tmp_path).get("switched").reason
+
+
+def _switched(path: Path) -> Path:
+    """The classifier of colours, whose divisor is an input of its own."""
+    return graphs.save(
+        path,
+        [
+            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["pixels", "scale"], ["scaled"]),
+            helper.make_node("ReduceMean", ["scaled"], ["logits"], axes=[1, 2], keepdims=0),
+        ],
+        [("image", TensorProto.UINT8, ["batch", 2, 2, 3]), ("scale", TensorProto.FLOAT, [])],
+        [("logits", TensorProto.FLOAT, ["batch", 3])],
+    )
+
+
 def test_versions_sort_as_people_count() -> None:
     assert sorted(["10", "2", "1.10", "1.9", "beta"], key=version_key) == ["1.9", "1.10", "2", "10", "beta"]
 
@@ -209,13 +284,20 @@ def test_the_folder_of_one_model_is_no_repository(models: Path) -> None:
     assert str(caught.value).endswith(f": {models}.")
 
 
-def test_checking_wants_samples_and_a_card_too(models: Path) -> None:
-    assert all(finding.ok for finding in check_folder(models / "colours"))
-    wrong = {f.what: f.detail for f in check_folder(models / "steps") if not f.ok}
-    assert wrong == {"card.md": "is missing; write what the model is for and where it fails."}
+def test_samples_and_a_card_are_asked_for_and_not_insisted_on(models: Path) -> None:
+    """One rule for serving and checking: what is missing is a hint, what is there and wrong is a failure."""
+    assert not any(finding.hint or not finding.ok for finding in check_folder(models / "colours"))
     (models / "colours" / "1" / "golden.json").unlink()
-    wrong = {f.what: f.detail for f in check_folder(models / "colours") if not f.ok}
-    assert "is missing; add a real input" in wrong["version 1: graph and golden samples"]
+    (models / "colours" / "card.md").unlink()
+    findings = check_folder(models / "colours")
+    assert all(finding.ok for finding in findings)
+    hints = {finding.what: finding.detail for finding in findings if finding.hint}
+    assert hints["card.md"] == "is missing; write what the model is for and where it fails."
+    assert hints["version 1: graph and golden samples"].startswith("golden.json is missing, so it is served unchecked")
+    assert loaded(models).get("colours").is_ready
+    (models / "colours" / "1" / "golden.json").write_text("[]")
+    assert not all(finding.ok for finding in check_folder(models / "colours"))
+    assert not loaded(models).get("colours").is_ready
 
 
 def test_a_graph_is_run_as_it_was_measured_unless_the_manifest_says_how(models: Path) -> None:

@@ -101,7 +101,8 @@ def test_a_heatmap_is_zero_where_the_model_did_not_look() -> None:
     ("change", "message"),
     [
         ({"shape": (2, 2, 4)}, r"should be \(batch, height, width, 3\)"),
-        ({"shape": ("h", "w", 3)}, r"should be \(batch, height, width, 3\)"),
+        ({"shape": ("h", "w", "c")}, r"should be \(batch, height, width, 3\)"),
+        ({"shape": ("h", 2, 3)}, r"leaves the picture's size open"),
         ({"dtype": "int64"}, "should be uint8 or float32"),
         ({"resize": "squeeze"}, r"\[preprocessing\] resize"),
         ({"colour": "bgr"}, r"\[preprocessing\] colour"),
