@@ -52,6 +52,7 @@ from service.bench import BenchFailed as BenchmarkFailed
 from service.bench import Load, Outcome, Request, http_request, percentile, put_load
 from service.cpu import cpu_budget, processor_name
 from service.registry.manifest import read_manifest
+from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import keep_freed_memory
 from service.runtime.session import OnnxSession
 from service.runtime.tensors import batch_key, split, stack
@@ -248,6 +249,7 @@ class Direct:
         signature = OnnxSession(folder / "model.onnx").signature
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        keep_sums_exact(options)
         session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
         place = ModelFolder(folder.parent.name, folder.name, folder, signature, manifest.options(folder))
         return cls(session, signature, discover()[manifest.task](place), content_type)

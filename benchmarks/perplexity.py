@@ -52,6 +52,7 @@ import onnxruntime
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `service` is found without being installed
 
 from service.graph import Signature, TensorSpec
+from service.runtime.eight_bits import keep_sums_exact
 from service.tasks.base import ModelFolder
 from service.tasks.next_word_prediction import (
     END,
@@ -123,6 +124,7 @@ class LanguageModel:
         self.folder = folder / version if version else versions[-1]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        keep_sums_exact(options)
         self.session = onnxruntime.InferenceSession(
             str(self.folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )

@@ -45,6 +45,7 @@ import onnxruntime
 from PIL import Image
 
 from service.evaluation.statistics import wilson
+from service.runtime.eight_bits import keep_sums_exact
 
 MODEL_FOLDER = Path(__file__).resolve().parent
 RARE = 25
@@ -261,6 +262,7 @@ class Classifier:
             manifest |= tomllib.loads((folder / version / "manifest.toml").read_text())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        keep_sums_exact(options)
         session = onnxruntime.InferenceSession(
             str(folder / version / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )

@@ -45,6 +45,7 @@ from service.calibration import (
 )
 from service.cpu import processor_name
 from service.evaluation.statistics import wilson
+from service.runtime.eight_bits import keep_sums_exact
 
 MODEL_FOLDER = Path(__file__).resolve().parent
 GOLDEN_TEST_PICTURES = (0, 1, 6)
@@ -227,7 +228,8 @@ def to_int8(
     """The graph with 8-bit convolutions: static ranges from `images`, a scale per filter.
 
     Convolutions with weights whose names end in one of `exact` stay float32. Weights of seven bits cannot overflow the
-    16-bit sums of processors without VNNI; those of eight are more exact.
+    16-bit sums of processors without VNNI; those of eight are more exact, and there need a session that
+    `keep_sums_exact` has prepared.
     """
 
     class Reader(CalibrationDataReader):
@@ -264,6 +266,7 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """A single-threaded CPU session."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    keep_sums_exact(options)
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

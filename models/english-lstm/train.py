@@ -49,6 +49,7 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parents[1]))  # so that `service` is found without being installed
 
 from service.graph import Signature, TensorSpec  # noqa: E402
+from service.runtime.eight_bits import keep_sums_exact  # noqa: E402
 from service.tasks.base import ModelFolder  # noqa: E402
 from service.tasks.next_word_prediction import (  # noqa: E402
     END,
@@ -1098,6 +1099,7 @@ def check(path: Path, reference: Reference, corpus: Corpus, order: np.ndarray) -
 def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    keep_sums_exact(options)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

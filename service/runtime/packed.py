@@ -29,6 +29,7 @@ import structlog
 from service.cpu import processor_kind
 from service.graph import Array
 from service.runtime.cache import cache_place
+from service.runtime.eight_bits import keep_sums_exact
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +40,7 @@ UNUSED_S = 30 * 24 * 3600
 ROOM = 3
 """A copy is only made where so many times the graph's size is free; it takes up to two (factor)."""
 
-_FORMAT = 1
+_FORMAT = 2
 _BRANCHES = (b"then_branch", b"else_branch", b"body")
 """Attributes of the operators that have graphs of their own: If, Loop, Scan."""
 _EXTERNAL = b"\x0a\x08location"
@@ -120,6 +121,7 @@ def _plain() -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    keep_sums_exact(options)
     return options
 
 

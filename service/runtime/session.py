@@ -17,6 +17,7 @@ from service.errors import ManifestInvalid
 from service.files import is_lfs_pointer, open_file
 from service.graph import Array, Signature, TensorSpec
 from service.runtime import packed
+from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import give_back_freed_memory
 from service.runtime.onnx_file import activations, read_model, side_files
 from service.runtime.tensors import pad_rows
@@ -146,6 +147,7 @@ class OnnxSession:
         # A pool that spins is quick within a run; between runs it would take whole cores from everybody else.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        keep_sums_exact(options)
         if self.copy:
             packed.prepare(options)
         if hasattr(self, "signature") and self.signature.free_shape:

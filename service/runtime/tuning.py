@@ -38,7 +38,7 @@ WORTH_A_POOL = 0.8
 """A pool of threads is used when a lone run takes at most this share of its time on one core…"""
 POOL_FROM_MS = 0.5
 """…and that is so long: what a pool wins on less is lost in waking it up (milliseconds)."""
-_FORMAT = 7
+_FORMAT = 8
 
 
 def tune(

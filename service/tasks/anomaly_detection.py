@@ -28,7 +28,7 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, NaiveDatetime, StrictFloat, StrictInt, model_validator
@@ -36,6 +36,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, NaiveDatetime,
 from service.errors import InvalidInput, TooLarge
 from service.graph import SEQUENCE_LENS
 from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
+from service.tasks.comparison import difference
 
 CHUNK = 4096
 """Points in one run (count): between two runs the requests of other callers have their turn."""
@@ -229,6 +230,21 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             is_anomaly=is_anomaly,
             state=self.folder.pack_state({name: array[0] for name, array in state.items()}),
         )
+
+    def difference(
+        self, request: AnomalyDetectionInput, expected: Mapping[str, Any], got: Mapping[str, Any], tolerance: float
+    ) -> str | None:
+        """Compare point by point: one whose score is as near the threshold as the tolerance may be on either side."""
+        threshold, scores = 1 - request.sensitivity, got["scores"]
+        undecided = {i for i, score in enumerate(scores) if abs(score - threshold) <= tolerance}
+        rest, alike = dict(expected), dict(got)
+        if isinstance(rest.get("anomalies"), list):
+            rest["anomalies"] = [i for i in rest["anomalies"] if i not in undecided]
+            alike["anomalies"] = [i for i in got["anomalies"] if i not in undecided]
+        if isinstance(rest.get("is_anomaly"), list):
+            rest["is_anomaly"] = [None if i in undecided else each for i, each in enumerate(rest["is_anomaly"])]
+            alike["is_anomaly"] = [None if i in undecided else each for i, each in enumerate(got["is_anomaly"])]
+        return difference(rest, alike, tolerance)
 
 
 def _unix_seconds(stamp: float | datetime) -> float:

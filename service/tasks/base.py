@@ -42,6 +42,7 @@ from service.errors import (
 from service.files import read_text
 from service.graph import Array, Run, Signature, Steps, TensorSpec
 from service.state import State, pack, unpack
+from service.tasks.comparison import difference
 
 __all__ = [
     "Array",
@@ -369,6 +370,35 @@ class Task(ABC, Generic[InputT, OutputT]):
             These, and more arrays of as many rows under names that the graph does not use.
         """
         return outputs
+
+    def widened(self, request: InputT) -> InputT:
+        """The request to run where the answer will be compared with an expected one: it may ask for more.
+
+        A task whose answers end after so many entries asks for the next ones, so that `difference` can tell an entry
+        that a near tie has pushed off the end from one that is not there.
+        """
+        return request
+
+    def difference(
+        self, request: InputT, expected: Mapping[str, Any], got: Mapping[str, Any], tolerance: float
+    ) -> str | None:
+        """Say where an answer is not what was expected of it, in what matters to this task.
+
+        Here every field that is expected must be there, numbers within the tolerance and lists in their order. A task
+        overrides this where processors that round differently may give answers that mean the same: the order of two
+        near-equal scores, a point beside a threshold. What can be told wrong must be told, such as another best label.
+
+        Args:
+            request: what was asked.
+            expected: fields of the answer as JSON; those that are not named do not count.
+            got: the answer to `widened(request)` as JSON.
+            tolerance: largest allowed difference of a number.
+
+        Returns:
+            A phrase that names the place and both values, such as `at length: expected 2.0, got 3.0`; None where the
+            answers agree.
+        """
+        return difference(expected, got, tolerance)
 
     @abstractmethod
     def steps(self, request: InputT) -> Steps[OutputT]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -38,6 +39,7 @@ from service.tasks.base import (
     TensorSpec,
     Upload,
 )
+from service.tasks.comparison import difference, near, ranking_difference
 
 _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the documentation page has something to send
     "data:image/webp;base64,"
@@ -51,6 +53,9 @@ _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the d
 MOST_OWN_SIDE = 512
 """Longer side of a picture that is shown to a graph in its own size (pixels); larger ones are made smaller."""
 
+MOST_LABELS = 1000
+"""The largest `top_k` (count)."""
+
 HEATMAP_CELLS = 16
 """Cells along the longer side of a heatmap."""
 
@@ -58,7 +63,7 @@ HEATMAP_CELLS = 16
 class ImageClassificationInput(MediaInput):
     """Which model, how many labels, and whether to show where it looked."""
 
-    top_k: Annotated[int, Field(ge=1, le=1000)] = Field(
+    top_k: Annotated[int, Field(ge=1, le=MOST_LABELS)] = Field(
         default=5,
         description="Labels to return for each image; more than there are classes: all of them.",
         examples=[3],
@@ -550,6 +555,79 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         novelty = outputs[self._novelty] if self._novelty else energy(_flat(outputs[self._logits.name]))
         known: list[bool] = (novelty <= threshold).tolist()  # false for NaN as well
         return [not row for row in known]
+
+    def widened(self, request: ImageClassificationInput) -> ImageClassificationInput:
+        """The same pictures with the scores of all labels, as far as `top_k` goes."""
+        return request.model_copy(update={"top_k": MOST_LABELS})
+
+    def difference(
+        self,
+        request: ImageClassificationInput,
+        expected: Mapping[str, Any],
+        got: Mapping[str, Any],
+        tolerance: float,
+    ) -> str | None:
+        """Compare label by label: near ties may stand in either order, or on either side of a set's threshold."""
+        results = expected.get("results")
+        if not isinstance(results, list):
+            return difference(expected, got, tolerance)
+        if len(results) != len(got["results"]):
+            return f"at results: expected {len(results)} entries, got {len(got['results'])}"
+        others = {key: value for key, value in expected.items() if key != "results"}
+        pairs = zip(results, got["results"], strict=True)
+        found = (self._result_difference(request, e, g, tolerance, f"results[{i}]") for i, (e, g) in enumerate(pairs))
+        return difference(others, got, tolerance) or next(filter(None, found), None)
+
+    def _result_difference(
+        self,
+        request: ImageClassificationInput,
+        expected: Any,
+        got: Mapping[str, Any],
+        tolerance: float,
+        place: str,
+    ) -> str | None:
+        """The first difference between two answers for one image; `got` has the scores of all labels."""
+        if not isinstance(expected, Mapping):
+            return difference(expected, got, tolerance, place)
+        rest = dict(expected)
+        scores: dict[str, float] = {entry["label"]: entry["score"] for entry in got["predictions"]}
+        if "predictions" in rest:
+            found = ranking_difference(
+                rest.pop("predictions"),
+                got["predictions"],
+                tolerance,
+                f"{place}.predictions",
+                name="label",
+                shown=request.top_k,
+            )
+            if found:
+                return found
+        if isinstance(rest.get("prediction_set"), dict) and isinstance(got["prediction_set"], dict):
+            wanted = rest["prediction_set"] = dict(rest["prediction_set"])
+            labels, given = wanted.pop("labels", None), got["prediction_set"]["labels"]
+            if isinstance(labels, list) and self._set_difference(labels, given, scores, tolerance):
+                return f"at {place}.prediction_set.labels: expected {labels}, got {given}"
+        heatmap = rest.get("heatmap")
+        if isinstance(heatmap, dict) and got.get("heatmap") and "label" in heatmap:
+            one, other = heatmap["label"], got["heatmap"]["label"]
+            if one != other and one in scores and near(scores[one], scores[other], tolerance):
+                del rest["heatmap"]  # of the other one of two labels that are nearly tied for the best
+        return difference(rest, got, tolerance, place)
+
+    def _set_difference(
+        self, expected: Sequence[str], got: Sequence[str], scores: Mapping[str, float], tolerance: float
+    ) -> bool:
+        """Whether two prediction sets differ by more than labels near the threshold, and the order of near ties."""
+        if not all(label in scores for label in {*expected, *got}):
+            return list(expected) != list(got)
+        best, threshold = max(scores.values()), self.options.calibration.set_threshold or 0.0
+        for label in {*expected} ^ {*got}:
+            score = scores[label]
+            is_tied_for_best = score < threshold and near(score, best, tolerance)
+            if not (near(score, threshold, tolerance) or is_tied_for_best):
+                return True
+        in_order = [scores[label] for label in expected]
+        return any(a < b and not near(a, b, tolerance) for a, b in combinations(in_order, 2))
 
 
 def own_size(width: int, height: int) -> tuple[int, int]:

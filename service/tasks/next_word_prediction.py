@@ -30,6 +30,7 @@ from pydantic import ConfigDict, Field
 
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge, quoted
 from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
+from service.tasks.comparison import difference, ranking_difference
 
 __all__ = [
     "NextWordInput",
@@ -57,6 +58,8 @@ REMEMBERED_CHUNKS = 16_384
 """Chunks whose tokens are remembered: few words make up most of every text (count)."""
 RARER = 20
 """A title in capitals gives way to a word that stands so many times higher in the vocabulary (factor)."""
+MORE_WORDS = 16
+"""Words that are looked at beyond those asked for, where an answer is compared with an expected one (count)."""
 BEAMS = 16
 """Unfinished continuations kept by the search when several words are asked for (count)."""
 
@@ -755,6 +758,25 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             if token.text != END
         ]
         return answer.model_copy(update={"tokens": told})
+
+    def widened(self, request: NextWordInput) -> NextWordInput:
+        """The same text with a few more words; more continuations of several words would be another search."""
+        if request.words > 1:
+            return request
+        return request.model_copy(update={"top_k": request.top_k + MORE_WORDS})
+
+    def difference(
+        self, request: NextWordInput, expected: Mapping[str, Any], got: Mapping[str, Any], tolerance: float
+    ) -> str | None:
+        """Compare prediction by prediction: those that are nearly tied may stand in either order."""
+        rest = dict(expected)
+        predictions = rest.pop("predictions", None)
+        found = difference(rest, got, tolerance)
+        if found or predictions is None:
+            return found
+        return ranking_difference(
+            predictions, got["predictions"], tolerance, "predictions", name="text", shown=request.top_k
+        )
 
     def _fragment(self, chunk: str) -> Fragment | None:
         """What may be an unfinished word at the end of a chunk.

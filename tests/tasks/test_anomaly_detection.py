@@ -191,3 +191,27 @@ def test_timestamps_may_be_unix_seconds_or_iso_8601(timestamps: list[Any]) -> No
 def test_timestamps_must_fit_and_increase(timestamps: list[Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         AnomalyDetectionInput.model_validate_json(orjson.dumps({"values": [1, 2, 3], "timestamps": timestamps}))
+
+
+# What the detector answers to 0, 0, 9, 9.5, 9.5 is scores of 0, 0, 0.9, 1/3, 0.
+@pytest.mark.parametrize(
+    ("expected", "sensitivity", "alike"),
+    [
+        ({"anomalies": [2]}, 0.5, True),
+        ({"anomalies": []}, 0.5, False),
+        ({"anomalies": [2, 3]}, 0.5, False),
+        ({"anomalies": [2, 3], "is_anomaly": [False, False, True, True, False]}, 0.666, True),  # beside the threshold
+        ({"anomalies": [2], "is_anomaly": [False, False, True, False, False]}, 0.667, True),
+        ({"anomalies": [3]}, 0.666, False),
+        ({"is_anomaly": [True, False, True, True, False]}, 0.666, False),
+        ({"anomalies": [2, 3], "scores": [0, 0, 0.9, 0.4, 0]}, 0.666, False),
+        ({"is_anomaly": [False, False, True]}, 0.666, False),
+    ],
+)
+def test_an_answer_agrees_with_others_that_differ_in_points_beside_the_threshold(
+    session: OnnxSession, expected: dict[str, Any], sensitivity: float, alike: bool
+) -> None:
+    task = AnomalyDetection(ModelFolder("steps", "1", Path("unused"), session.signature))
+    request = AnomalyDetectionInput(values=[0, 0, 9, 9.5, 9.5], sensitivity=sensitivity)
+    answer = orjson.loads(drive(session, task.steps(task.widened(request))).to_json())
+    assert (task.difference(request, expected, answer, 0.002) is None) is alike

@@ -400,4 +400,74 @@ async def test_callers_and_golden_samples_see_them(tmp_path: Path) -> None:
     golden.write_text(json.dumps([{"input": {"image": "golden/pink.png"}, "output": {"results": [expected]}}]))
     async with running(tmp_path) as client:
         listed = (await client.get("/v1/models/colours")).json()
-        assert "at results[0].prediction_set.labels: expected 1 entries" in listed["reason"]
+        assert "at results[0].prediction_set.labels: expected ['red'], got ['red', 'blue']" in listed["reason"]
+
+
+# --- when two answers mean the same
+
+TIED = (100, 101, 0)  # green 0.4237, red 0.4195, blue 0.1568
+
+
+def apart(model: Path, expected: Any, tolerance: float = 0.01, colour: Any = TIED, **request: Any) -> str | None:
+    """What the model's answer for a picture of one colour differs in from an expected result."""
+    session = OnnxSession(model / "1" / "model.onnx")
+    options = read_manifest(model).options(model / "1")
+    classifier = ImageClassification(ModelFolder(model.name, "1", model / "1", session.signature, options))
+    wanted = ImageClassificationInput(files=(Upload(graphs.png(colour)),), **request)
+    answer = json.loads(drive(session, classifier.steps(classifier.widened(wanted))).to_json())
+    return classifier.difference(wanted, {"results": [expected]}, answer, tolerance)
+
+
+def test_of_two_labels_that_are_nearly_tied_either_may_be_shown(tmp_path: Path) -> None:
+    model = graphs.colour_model(tmp_path)
+    either = [{"label": "red", "score": 0.42, "index": 0}]
+    assert apart(model, {"predictions": either}, top_k=1) is None
+    assert apart(model, {"predictions": either}, 0.001, top_k=1) is not None
+    assert apart(model, {"predictions": [{"label": "blue", "score": 0.42}]}, top_k=1) is not None
+    assert apart(model, {"predictions": [either[0] | {"index": 1}]}, top_k=1) is not None
+
+
+@pytest.mark.parametrize(
+    ("threshold", "labels", "alike"),
+    [
+        (0.3, ["green", "red"], True),
+        (0.3, ["red", "green"], True),  # nearly tied
+        (0.3, ["green"], False),
+        (0.3, ["green", "red", "blue"], False),
+        (0.1, ["green", "blue", "red"], False),
+        (0.16, ["green", "red", "blue"], True),  # blue is beside the threshold
+        (0.16, ["green", "red"], True),
+        (0.9, ["green"], True),
+        (0.9, ["red"], True),  # nearly as good as the best one, which is in the set in any case
+        (0.9, ["blue"], False),
+        (0.3, ["green", "mauve"], False),
+    ],
+)
+def test_a_set_agrees_with_others_that_differ_in_near_ties_and_beside_its_threshold(
+    tmp_path: Path, threshold: float, labels: list[str], alike: bool
+) -> None:
+    model = calibrated(tmp_path, f"{SETS}{threshold}")
+    expected = {"prediction_set": {"coverage": 0.9, "labels": labels}}
+    assert (apart(model, expected, top_k=1) is None) is alike
+    assert apart(model, {"prediction_set": {"coverage": 0.5}}, top_k=1) is not None
+
+
+def test_a_heatmap_may_be_of_the_other_one_of_two_labels_that_are_nearly_tied(tmp_path: Path) -> None:
+    model = graphs.colour_model(tmp_path)
+    shown = {"explain": True, "top_k": 1}
+    assert apart(model, {"heatmap": {"label": "red", "values": []}}, **shown) is None
+    assert apart(model, {"heatmap": {"label": "blue"}}, **shown) is not None
+    assert "heatmap.values" in (apart(model, {"heatmap": {"label": "green", "values": []}}, **shown) or "")
+
+
+@pytest.mark.parametrize("expected", [{"abstain": True}, {"width": 3}, {"predictions": None}, "red", None])
+def test_everything_else_of_a_result_must_be_as_expected(tmp_path: Path, expected: Any) -> None:
+    assert apart(graphs.colour_model(tmp_path), expected) is not None
+
+
+def test_an_answer_must_have_as_many_results_as_expected(tmp_path: Path) -> None:
+    classifier = task(tmp_path)
+    request = ImageClassificationInput()
+    assert classifier.difference(request, {"results": [{}, {}]}, {"results": [{}]}, 0.1) is not None
+    assert classifier.difference(request, {"results": 2}, {"results": []}, 0.1) is not None
+    assert classifier.difference(request, {"model": {"name": "colours"}}, {"model": {"name": "colours"}}, 0.1) is None

@@ -6,6 +6,7 @@ has random weights: its answers mean nothing, but they depend on every token it 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from math import log2
 from pathlib import Path
@@ -623,3 +624,37 @@ def test_a_model_without_a_word_for_the_unknown_refuses_what_it_does_not_know(bi
     with pytest.raises(InvalidInput, match="'zebra' is none of the model's words"):
         closed.ask("the zebra ")
     assert closed.ask("the ").predictions
+
+
+# ------------------------------------------------------------------------------------- when two answers mean the same
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "alike"),
+    [
+        # After "the" come capital 0.4, cat 0.4 and United 0.1.
+        ("of the ", [("capital", 4 / 9), ("cat", 4 / 9)], True),
+        ("of the ", [("cat", 4 / 9), ("capital", 4 / 9)], True),
+        ("of the ", [("cat", 4 / 9)], True),  # the other one fell off the end
+        ("of the ", [("capital", 4 / 9)], True),
+        ("of the ", [("United", 4 / 9)], False),
+        ("of the ", [("capital", 4 / 9), ("United", 4 / 9)], False),
+        ("of the ", [("capital", 4 / 9), ("United", 1 / 9)], False),
+        ("of the ", [("capital", 0.5), ("cat", 4 / 9)], False),
+        ("of the ", [("capital", 4 / 9), ("France", 4 / 9)], False),
+    ],
+)
+def test_words_that_are_nearly_tied_may_stand_in_either_order(
+    bigram: Model, text: str, expected: list[tuple[str, float]], alike: bool
+) -> None:
+    request = NextWordInput(text=text, top_k=len(expected))
+    answer = json.loads(bigram.ask(**bigram.task.widened(request).model_dump(exclude={"rows"})).to_json())
+    wanted = {"predictions": [{"text": word, "score": score} for word, score in expected]}
+    assert (bigram.task.difference(request, wanted, answer, 0.002) is None) is alike
+    assert bigram.task.difference(request, {"completing": "th"}, answer, 0.002) is not None
+    assert bigram.task.difference(request, {"completing": None}, answer, 0.002) is None
+
+
+def test_a_search_for_several_words_is_compared_as_it_was_asked_for(bigram: Model) -> None:
+    request = NextWordInput(text="How", words=2)
+    assert bigram.task.widened(request) is request

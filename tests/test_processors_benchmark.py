@@ -1,0 +1,64 @@
+"""The comparison of processors: what it records here, it finds again here, and it notices what is another answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.evaluation import load_script
+from service.tasks.base import Upload
+from tests import graphs
+
+bench = load_script(Path(__file__).resolve().parents[1] / "benchmarks" / "processors.py")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs it on the classifier of colours, with a pink picture; gives the exit code and what was printed."""
+    graphs.colour_model(tmp_path / "models")
+    request = {"files": (Upload(graphs.png()),)}
+    monkeypatch.setitem(bench.INPUTS, "image-classification", lambda data, count: ([request], ["red"]))
+
+    def once(*arguments: str) -> tuple[int, str]:
+        own = ["processors.py", "--data", str(tmp_path), "--models", str(tmp_path / "models"), *arguments]
+        monkeypatch.setattr(sys, "argv", own)
+        return bench.main(), capsys.readouterr().out
+
+    return once
+
+
+def test_what_was_recorded_is_found_again(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    code, printed = run("--record", str(file))
+    assert (code, "the best one right in 1 of 1" in printed) == (0, True)
+    code, printed = run("--against", str(file))
+    assert (code, "1 of 1 answers alike" in printed, "the best one the same in 1" in printed) == (0, True, True)
+    assert run("--only", "other@1")[1].count("\n") == 2
+
+
+def test_another_answer_is_noticed(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    run("--record", str(file))
+    recorded = json.loads(file.read_text())
+    recorded["colours@1"][0]["results"][0]["predictions"][0]["score"] -= 0.1
+    file.write_text(json.dumps(recorded))
+    code, printed = run("--against", str(file))
+    assert code == 1
+    assert "0 of 1 answers alike" in printed
+    assert "largest difference of a score 0.1" in printed
+    assert "differs at results[0].predictions[0].score" in printed
+
+
+def test_a_model_that_is_not_served_is_told(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "models" / "colours" / "1" / "labels.txt").unlink()
+    code, printed = run()
+    assert (code, "colours@1: not served: " in printed) == (1, True)
+
+
+def test_inputs_are_spread_evenly() -> None:
+    assert bench.spread(range(10), 3) == [0, 3, 6]
+    assert bench.spread(range(2), 3) == [0, 1]
