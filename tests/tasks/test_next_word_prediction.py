@@ -22,16 +22,9 @@ from pydantic import ValidationError
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.graph import Run, Signature, TensorSpec
 from service.tasks.base import Limits, ModelFolder
-from service.tasks.next_word_prediction import (
-    MAX_CHUNK_CHARS,
-    NextWordInput,
-    NextWordOutput,
-    NextWordPrediction,
-    Vocabulary,
-    join,
-    proportional,
-    tokenise,
-)
+from service.tasks.next_word_prediction import NextWordInput, NextWordOutput, NextWordPrediction
+from service.text.tokeniser import MAX_CHUNK_CHARS, join, tokenise
+from service.text.vocabulary import Vocabulary, proportional
 from tests import graphs
 
 # What follows each word, with its probability; the rest of a row's mass goes to <unk>.
