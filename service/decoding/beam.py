@@ -69,8 +69,7 @@ def search(
     beams = [Beam(score, (text,), 1, token, state) for token, text, score in first]
     done: dict[str, float] = {}
     for _ in range(2 * words + 6):  # room for a few marks and hyphens between the words
-        floor = sorted(done.values(), reverse=True)[:top_k]
-        least = floor[-1] if len(floor) == top_k else 0.0
+        least = _least(done, top_k)
         beams = [beam for beam in beams if beam.score > least]
         if not beams:
             break
@@ -79,24 +78,38 @@ def search(
         for row, beam in enumerate(beams):
             weights = proportional(outputs["logits"][row])
             weights *= vocabulary.is_word if beam.glued else vocabulary.follows
-            scale = beam.score / float(weights.sum(dtype=np.float64))
             groups, sums = vocabulary.heaviest(weights, max(top_k, BEAMS), None)
-            for group, weight in zip(groups.tolist(), sums.tolist(), strict=True):
-                score = weight * scale
-                if score <= least:
-                    break
-                token, text = vocabulary.spelling(group, weights, starts=False, typed="")
-                spelling = vocabulary.words[token]
-                state = outputs["next_state"][row]
-                if not vocabulary.is_word[token]:
-                    counts = spelling != "@-@"
-                    glued = spelling not in SUFFIXES
-                    ahead.append(Beam(score, (*beam.tokens, spelling), beam.words, token, state, glued, counts))
-                elif beam.words + beam.counts == words:
-                    text = join((*beam.tokens, text))
-                    done[text] = done.get(text, 0.0) + score
-                else:
+            scores = sums * (beam.score / float(weights.sum(dtype=np.float64)))
+            likely = scores > least
+            tokens, scores = vocabulary.likeliest(groups[likely], weights), scores[likely]
+            ends = vocabulary.is_word[tokens] & (beam.words + beam.counts == words)
+            _finish(done, beam, vocabulary.inside(tokens[ends]), scores[ends])
+            # No more than BEAMS are kept of all, so no more of one.
+            longer, places = tokens[~ends][:BEAMS], scores[~ends][:BEAMS]
+            state = outputs["next_state"][row]
+            for token, text, score in zip(longer.tolist(), vocabulary.inside(longer), places.tolist(), strict=True):
+                if vocabulary.is_word[token]:
                     ahead.append(Beam(score, (*beam.tokens, text), beam.words + beam.counts, token, state))
+                else:
+                    mark = vocabulary.words[token]
+                    glued, counts = mark not in SUFFIXES, mark != "@-@"
+                    ahead.append(Beam(score, (*beam.tokens, mark), beam.words, token, state, glued, counts))
         beams = sorted(ahead, key=lambda beam: -beam.score)[:BEAMS]
-    ranked = sorted(done.items(), key=lambda item: (-item[1], item[0]))[:top_k]
-    return [(text, min(score, 1.0)) for text, score in ranked]
+    least = _least(done, top_k)
+    ranked = sorted(((-score, text) for text, score in done.items() if score >= least))[:top_k]
+    return [(text, min(-score, 1.0)) for score, text in ranked]
+
+
+def _least(done: Mapping[str, float], top_k: int) -> float:
+    """What a continuation must exceed to be among the best `top_k`; 0 where there are fewer."""
+    if len(done) < top_k:
+        return 0.0
+    return float(np.partition(np.fromiter(done.values(), np.float64, len(done)), -top_k)[-top_k])
+
+
+def _finish(done: dict[str, float], beam: Beam, last: Sequence[str], scores: NDArray[np.float64]) -> None:
+    """Add continuations, each a beam with its last word, to those that are done."""
+    begin = join((*beam.tokens, "x"))[:-1]  # the same before any word that starts with a letter or digit
+    for word, score in zip(last, scores.tolist(), strict=True):
+        text = begin + word if word[0].isalnum() else join((*beam.tokens, word))
+        done[text] = done.get(text, 0.0) + score

@@ -25,6 +25,8 @@ _ALWAYS_CAPITAL = frozenset({"i", "i'm", "i'd", "i'll", "i've"})
 
 PARTS = 256
 """The vocabulary is divided into so many parts, or more, to see how heavy its heaviest tokens are (count)."""
+MANY_PARTS = 16
+"""Where a part would have fewer tokens, no bar is looked for (count)."""
 ROUNDING = 1 - 1e-6
 """A bar is lowered by this factor, so that none is missed by a rounding error of float32."""
 
@@ -64,6 +66,9 @@ class Vocabulary:
         self.no_words = np.flatnonzero(~self.is_word)
         self.count = sum(bool(self.is_word[m[0]]) for m in members)
         self._most_members = max(map(len, members))
+        # Inside a sentence a token is written as it is, but for those that are always written with a capital.
+        always = [m[0] if shown[m[0]].casefold() in _ALWAYS_CAPITAL else -1 for m in members]
+        self._inside = [shown[i if always[g] < 0 else always[g]] for i, g in enumerate(self.group.tolist())]
         self._table = np.array([m + [-1] * (self._most_members - len(m)) for m in members], np.int32)
         folded = sorted((key, number) for key, number in groups.items() if key[:1] != " ")
         self._folded = [key for key, _ in folded]
@@ -123,7 +128,8 @@ class Vocabulary:
         Nearly all words are nearly impossible, so only tokens that reach a bar are added up and sorted. As many tokens
         as k groups can have are of k groups at least. So none of the k heaviest groups is lighter than the last of that
         many heaviest tokens, and a group is lighter which has no token of its weight divided by the most tokens in a
-        group. A weight that so many tokens reach is found among the largest ones of many parts of the vocabulary.
+        group. A weight that so many tokens reach is found among the largest ones of many parts of the vocabulary. Where
+        so many words are asked for that the bar would be low, every token is added up, but not sorted.
 
         Args:
             weights: float32 (words,), at least 0, the largest of them at most 1.
@@ -139,8 +145,11 @@ class Vocabulary:
             return groups[order], sums[order]
         enough = k * self._most_members
         parts = max(PARTS, 4 * enough)
-        if parts > len(weights):
-            tokens = np.arange(len(weights))
+        if parts * MANY_PARTS > len(weights):
+            every: NDArray[np.float64] = np.bincount(self.group, weights).astype(np.float64, copy=False)
+            k = min(k, len(every))
+            groups = np.flatnonzero(every >= np.partition(every, -k)[-k])
+            sums = every[groups]
         else:
             largest = weights[: len(weights) // parts * parts].reshape(-1, parts).max(axis=0)
             reached = float(np.partition(largest, -enough)[-enough])
@@ -150,6 +159,16 @@ class Vocabulary:
         sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
         order = np.lexsort((groups, -sums))[:k]
         return groups[order], sums[order]
+
+    def likeliest(self, groups: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The token of the largest weight in each group, the first of equal ones."""
+        members = self._table[groups]
+        best = np.where(members >= 0, weights[members], -1.0).argmax(axis=1)
+        return np.asarray(np.take_along_axis(members, best[:, None], axis=1)[:, 0], np.int64)
+
+    def inside(self, tokens: NDArray[np.int64]) -> list[str]:
+        """How a person would write these tokens inside a sentence; see `spelling` for other places."""
+        return [self._inside[token] for token in tokens.tolist()]
 
     def spelling(self, group: int, p: NDArray[np.float32], *, starts: bool, typed: str) -> tuple[int, str]:
         """The token of a group that the context calls for, and how a person would write it here.

@@ -242,18 +242,38 @@ def test_a_mark_at_the_end_finishes_the_word_too(bigram: Model) -> None:
     assert answer.completing is None
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 3.0, 30.0]), st.integers(1, 12))
-def test_the_heaviest_words_are_found_among_many_and_among_few(seed: int, spread: float, k: int) -> None:
+def many_words(count: int) -> Vocabulary:
+    """Every other one has two spellings."""
+    return Vocabulary([spelling for n in range(count) for spelling in (f"w{n}", f"W{n}")[: 1 + n % 2]])
+
+
+@pytest.mark.parametrize("vocabulary", [many_words(300), many_words(3000)], ids=["few", "many"])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.0, 0.3, 3.0, 30.0]),
+    k=st.integers(1, 12) | st.integers(100, 300),
+)
+def test_the_heaviest_words_are_found_among_many_and_among_few(
+    vocabulary: Vocabulary, seed: int, spread: float, k: int
+) -> None:
     """Whether all words are about as likely or a few stand out: the sums over spellings are those of every word added up."""
-    words = [spelling for n in range(300) for spelling in (f"w{n}", f"W{n}", f"W{n}".upper())[: 1 + n % 2]]
-    vocabulary = Vocabulary(words)
-    weights = proportional((np.random.default_rng(seed).normal(size=len(words)) * spread).astype(np.float32))
+    weights = proportional((np.random.default_rng(seed).normal(size=len(vocabulary)) * spread).astype(np.float32))
     sums = np.zeros(vocabulary.count)
     np.add.at(sums, vocabulary.group, weights.astype(np.float64))
     groups, found = vocabulary.heaviest(weights, k, None)
     np.testing.assert_allclose(found, np.sort(sums)[::-1][:k])
     np.testing.assert_allclose(found, sums[groups])
     assert len(set(groups.tolist())) == k
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_many_words_are_spelt_as_each_alone_would_be(seed: int) -> None:
+    vocabulary = Vocabulary(WORDS)
+    weights = np.random.default_rng(seed).choice(np.float32([0, 0.25, 1]), len(WORDS))
+    groups = np.arange(len(vocabulary.members))
+    tokens = vocabulary.likeliest(groups, weights)
+    together = list(zip(tokens.tolist(), vocabulary.inside(tokens), strict=True))
+    assert together == [vocabulary.spelling(group, weights, starts=False, typed="") for group in groups.tolist()]
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 10])
