@@ -7,10 +7,13 @@ token or, where `sequence_lens` is 0, after the state alone, and `next_state`. F
 the spelling they have inside a sentence, the most frequent first; where it has `<eos>`, this opens every stream and
 ends each paragraph; where it has `<unk>`, this stands for words that it does not have, which are refused otherwise.
 
+**The normal form.** Text is read as what it looks like (`service/text/normal_form.py`): the answer to a text is that to
+its normal form, and a completion goes on from the letters that were typed.
+
 **The law of streams.** Text is read in *chunks*, the runs of characters between spaces, and the tokens of a chunk
-depend on that chunk alone. The state holds the network's memory after the last chunk that a space follows, and the
-characters since. So a text may be cut anywhere, even inside a word: part by part with the state, or all at once, the
-predictions are the same.
+depend on that chunk alone; what nobody sees is left out before, character by character. The state holds the network's
+memory after the last chunk that a space follows, and the characters since. So a text may be cut anywhere, even inside a
+word: part by part with the state, or all at once, the predictions are the same.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from pydantic import ConfigDict, Field
 from service.decoding.beam import BEAMS, search
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
-from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, normalise, split_chunk
+from service.text.normal_form import normalise, visible
+from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, split_chunk
 from service.text.vocabulary import Vocabulary, proportional
 
 __all__ = [
@@ -65,7 +69,11 @@ class NextWordInput(TaskInput):
     )
 
     text: str = Field(
-        description="What has been typed: all of it, or with `state` only what is new since. Empty only with `state`.",
+        description=(
+            "What has been typed: all of it, or with `state` only what is new since. Empty only with `state`. "
+            "It is read in normal form: without characters that nobody sees, accents composed, ligatures, full-width "
+            "letters and typographic quotes and hyphens as those of a keyboard."
+        ),
         examples=["The capital of"],
     )
     top_k: Annotated[int, Field(ge=1, le=1000)] = Field(
@@ -131,7 +139,7 @@ class Prediction:
 class TokenSurprisal:
     """A piece of the text and the information it carried."""
 
-    token: Annotated[str, Field(description="A word or a punctuation mark, as typed.", examples=["The"])]
+    token: Annotated[str, Field(description="A word or a punctuation mark, in normal form.", examples=["The"])]
     surprisal: Annotated[
         float,
         Field(
@@ -164,7 +172,10 @@ class NextWordOutput(TaskOutput):
 
     predictions: list[Prediction] = Field(description="Best first, no duplicates.")
     completing: str | None = Field(
-        description="The letters of the unfinished last word; null when the predictions follow after it.",
+        description=(
+            "The letters of the unfinished last word, in normal form; null when the predictions follow after it. What "
+            "each prediction has beyond so many letters completes the text as typed."
+        ),
         examples=[None],
     )
     state: str = Field(
@@ -220,7 +231,7 @@ class Fragment(NamedTuple):
     """Letters that may be an unfinished word.
 
     Attributes:
-        letters: as typed.
+        letters: as typed, in normal form.
         place: how many tokens of its chunk stand before it.
         exact: the word that it would be by itself, in the alphabetical order; may be none.
         longer: the words that start with it; at least one.
@@ -306,13 +317,13 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             The memory with `pending` and `place` as they are after the text (its array is still the old one); the
             tokens that are complete; the tokens of the pending chunk.
         """
-        text = memory.pending + text
+        text = visible(memory.pending + text)
         complete: list[Token] = []
         pending: Sequence[Token] = ()
         chunk, place = "", memory.place
         for piece in PIECE.finditer(text):
             found = piece.group()
-            if found == "\n":
+            if found[0] == "\n":
                 if place < 2:
                     complete.append(Token(END, 0, self._end))
                     place = place_after(END, place)

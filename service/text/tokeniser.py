@@ -7,15 +7,15 @@ that is what lets a stream of text be cut at any character.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
+
+from service.text.normal_form import EMOJI, normalise, visible
 
 END = "<eos>"
 """Ends a paragraph; also the token that opens every fresh stream."""
 MAX_CHUNK_CHARS = 256
 """A longer run of characters without a space is cut there, so that what is pending stays small (characters)."""
 
-_STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "…": "..."})
 JOINERS = {"-": "@-@", ",": "@,@", ".": "@.@"}
 _TOKEN = re.compile(
     r"""
@@ -30,17 +30,14 @@ _TOKEN = re.compile(
     | (?P<suffix> (?<=[^\W_])'[^\W_]+ )                                # 's
     | (?P<hyphen> (?<=[^\W_])-(?=[^\W_]) )
     | (?P<dots> \.{2,} )
+    | (?P<emoji> EMOJI )
     | (?P<mark> . )
-    """,
+    """.replace("EMOJI", EMOJI),
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
-PIECE = re.compile(rf"\n|\S{{1,{MAX_CHUNK_CHARS}}}")
+PIECE = re.compile(rf"\n\s*|\S{{1,{MAX_CHUNK_CHARS}}}")
+"""A chunk, or line breaks."""
 FRAGMENT = re.compile(r"[^\W_]+(?:'[^\W_]*)?$")
-
-
-def normalise(chunk: str) -> str:
-    """Compose accents and straighten typographic quotes, which is how the vocabulary is spelt."""
-    return unicodedata.normalize("NFC", chunk).translate(_STRAIGHT)
 
 
 def split_chunk(chunk: str) -> Iterator[tuple[int, str]]:
@@ -69,8 +66,8 @@ def tokenise_chunk(chunk: str) -> list[str]:
 def tokenise(text: str) -> list[str]:
     """Split typed English into tokens; line breaks between two lines become one `<eos>`."""
     tokens: list[str] = []
-    for piece in PIECE.findall(text):
-        if piece != "\n":
+    for piece in PIECE.findall(visible(text)):
+        if piece[0] != "\n":
             tokens += tokenise_chunk(piece)
         elif tokens and tokens[-1] != END:
             tokens.append(END)

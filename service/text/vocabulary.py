@@ -154,9 +154,9 @@ class Vocabulary:
             largest = weights[: len(weights) // parts * parts].reshape(-1, parts).max(axis=0)
             reached = float(np.partition(largest, -enough)[-enough])
             tokens = np.flatnonzero(weights >= reached / self._most_members * ROUNDING)
-        groups = np.unique(self.group[tokens]) if self._most_members > 1 else self.group[tokens]
-        members = self._table[groups]
-        sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
+            groups = np.unique(self.group[tokens]) if self._most_members > 1 else self.group[tokens]
+            members = self._table[groups]
+            sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
         order = np.lexsort((groups, -sums))[:k]
         return groups[order], sums[order]
 
@@ -187,6 +187,8 @@ class Vocabulary:
         letters = [c for c in typed if c.isalpha()]
         if len(letters) > 1 and all(c.isupper() for c in letters):
             text = text.upper()
+        elif any(c.isupper() for c in letters[1:]) and text[: len(typed)].casefold() == typed.casefold():
+            text = typed + text[len(typed) :]  # capitals inside a word are meant: iPhone
         elif (letters[0].isupper() if letters else starts) and text.islower():
             text = text[:1].upper() + text[1:]
         return likely, text

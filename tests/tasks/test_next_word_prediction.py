@@ -22,10 +22,16 @@ from pydantic import ValidationError
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.graph import Run, Signature, TensorSpec
 from service.tasks.base import Limits, ModelFolder
-from service.tasks.next_word_prediction import NextWordInput, NextWordOutput, NextWordPrediction
+from service.tasks.next_word_prediction import (
+    NextWordInput,
+    NextWordOutput,
+    NextWordPrediction,
+)
+from service.text.normal_form import normalise
 from service.text.tokeniser import MAX_CHUNK_CHARS, join, tokenise
 from service.text.vocabulary import Vocabulary, proportional
 from tests import graphs
+from tests.text.test_normal_form import EMOJI
 
 # What follows each word, with its probability; the rest of a row's mass goes to <unk>.
 BIGRAMS: dict[str, dict[str, float]] = {
@@ -213,7 +219,7 @@ def test_joined_tokens_split_into_the_same_tokens_again(text: str) -> None:
     assert tokenise(join(tokenise(text))) == tokenise(text)
 
 
-line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=30)
+line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\x0b\x0c\x85\u2028\u2029"), max_size=30)
 
 
 @given(line, line)
@@ -364,6 +370,29 @@ def test_the_capitals_typed_are_kept(bigram: Model, typed: str, best: str) -> No
     assert bigram.ask(typed).predictions[0].text == best
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("iPhon", "iPhone"), ("Iphon", "Iphone"), ("iphon", "iphone"), ("IPHON", "IPHONE"), ("iPHon", "iPHone")],
+)
+def test_capitals_inside_a_word_are_kept_too(typed: str, completed: str) -> None:
+    vocabulary = Vocabulary(["<unk>", "iphone", "iphones"])
+    assert vocabulary.spelling(1, np.ones(3, np.float32), starts=False, typed=typed) == (1, completed)
+
+
+@given(st.data())
+def test_a_completion_goes_on_from_what_was_typed(bigram: Model, data: st.DataObject) -> None:
+    """Its beginning is what was typed; only a small letter may become the capital of a name."""
+    word = data.draw(st.sampled_from(["like", "likely", "France", "capital", "didn't", "stated"]))
+    cut = data.draw(st.integers(1, len(word)))
+    typed = "".join(data.draw(st.sampled_from([c.lower(), c.upper()])) for c in word[:cut])
+    answer = bigram.ask(f"the {typed}", top_k=1000)
+    assert answer.completing in (typed, None)
+    if answer.completing:
+        for prediction in answer.predictions:
+            begun = prediction.text[: len(typed)]
+            assert all(shown == c or shown.lower() == c for shown, c in zip(begun, typed, strict=True))
+
+
 def test_shouting_is_read_as_the_common_words() -> None:
     """WikiText-2 knows "WHAT" from a title; "US" and "us" are both usual."""
     ranked = Vocabulary(["<unk>", "what", "us", *map(str, range(1000)), "US", *map(str, range(1000, 5000)), "WHAT"])
@@ -466,14 +495,20 @@ def test_a_model_without_surprisal_refuses_to_explain(bigram: Model, tmp_path: P
 
 # ----------------------------------------------------------------------------------------------------------- the state
 
-typed_text = st.text(
-    st.sampled_from([*"abiklnotTIhe", " ", " ", " ", "\n", ".", ",", "'", "-", "1", '"', "é", "\u0301", "’", "\u2003"]),
-    min_size=1,
-    max_size=60,
-) | st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
+VISIBLE = [*"abiklnotTIhe", " ", " ", " ", "\n", ".", ",", "'", "-", "1", '"', "é", "\u0301", "’", "\u2003"]
+HIDDEN = [
+    *"\u200b\u00ad\u200e\ufeff\u2060\u200d\u200d\ufe0f\u0323´`‑…½™ﬁｔＩ\u2028\r\u2800\u2764\U0001f469\U0001f3fd\U0001f1e9"
+]
+typed_text = (
+    st.text(st.sampled_from(VISIBLE), min_size=1, max_size=60)
+    | st.text(st.sampled_from(VISIBLE + HIDDEN), min_size=1, max_size=60)
+    | st.text(min_size=1, max_size=20)
+    | st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
+    | st.lists(st.sampled_from([*WORDS, *EMOJI.values()]), min_size=1, max_size=8).map("".join)
+)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(typed_text, st.lists(st.integers(0, 60), max_size=3), st.booleans(), st.booleans())
 def test_a_text_may_be_cut_anywhere(recurrent: Model, text: str, cuts: list[int], never: bool, busy: bool) -> None:
     """Part by part with the state, on a server that may be busy, or all at once: the same predictions and state."""
@@ -490,6 +525,45 @@ def test_a_text_may_be_cut_anywhere(recurrent: Model, text: str, cuts: list[int]
     )
     again = recurrent.ask("", top_k=1000, complete=mode, state=parts.state)
     assert [p.text for p in again.predictions] == [p.text for p in parts.predictions]
+
+
+@settings(max_examples=100, deadline=None)
+@given(typed_text, st.booleans())
+def test_a_text_is_read_as_its_normal_form(recurrent: Model, text: str, never: bool) -> None:
+    options: dict[str, Any] = {"top_k": 1000, "complete": "never" if never else "auto", "explain": True}
+    typed = recurrent.ask(text, **options)
+    plain = recurrent.ask(normalise(text) or " ", **options)
+    assert typed.completing == plain.completing
+    assert typed.predictions == plain.predictions
+    assert typed.tokens == plain.tokens
+
+
+@pytest.mark.parametrize(
+    ("typed", "same"),
+    [
+        ("I would like \u200b", "I would like "),
+        ("I would like \u200e ", "I would like "),
+        ("\ufeffI would like ", "I would like "),
+        ("I would\u200b like\u200b ", "I would like "),
+        ("I would\u00a0like\u2003", "I would like "),
+        ("I would l\u00adi", "I would li"),
+        ("I would li\u2060", "I would li"),
+        ("I would ｌｉ", "I would li"),
+        ("I didn’", "I didn'"),
+        ("I didn\u02bct like", "I didn't like"),
+        ("would‑li", "would-li"),
+        ("I\u2028I would li", "I\nI would li"),
+    ],
+)
+def test_characters_that_nobody_sees_change_nothing(recurrent: Model, typed: str, same: str) -> None:
+    answer, plain = recurrent.ask(typed), recurrent.ask(same)
+    assert (answer.completing, answer.predictions) == (plain.completing, plain.predictions)
+
+
+def test_hidden_characters_do_not_shorten_a_word(recurrent: Model) -> None:
+    """However many they are: a word is cut where it is too long, not where it holds too many of them."""
+    typed, plain = recurrent.ask("I would li" + "\u200b" * 1000 + "ke "), recurrent.ask("I would like ")
+    assert typed.predictions == plain.predictions
 
 
 @settings(max_examples=50, deadline=None)
