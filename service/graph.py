@@ -89,11 +89,14 @@ class Run:
         outputs: names of the outputs wanted; empty means all.
         when_busy: what to run instead while many callers wait: less work in all, but another run will follow it. The
             outputs must tell the task which of the two was run.
+        most_rows: most rows of a batch that this run is part of, where rows are so long that many of them would hold up
+            everybody else; left out, as many as any batch may have.
     """
 
     tensors: Mapping[str, Array]
     outputs: tuple[str, ...] = ()
     when_busy: Run | None = None
+    most_rows: int | None = None
 
     @property
     def rows(self) -> int:

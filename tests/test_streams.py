@@ -153,6 +153,14 @@ async def test_a_word_is_completed_in_the_capitals_that_were_typed(real_client: 
     assert (answer.json()["completing"], answer.json()["predictions"][0]["text"]) == ("iPhon", "iPhone")
 
 
+async def test_a_text_that_takes_longer_than_its_deadline_is_refused(real_client: httpx.AsyncClient) -> None:
+    """100,000 marks are as many tokens, hundreds of runs: no machine does them in a tenth of a second."""
+    path, headers = "/v1/next-word-prediction", {"X-Request-Timeout": "0.1"}
+    refused = await real_client.post(path, json={"text": "!" * 100_000}, headers=headers)
+    assert refused.status_code == 504
+    assert (await real_client.post(path, json={"text": "I would "})).status_code == 200
+
+
 async def test_a_state_goes_to_its_own_model_only(real_client: httpx.AsyncClient) -> None:
     answer = await real_client.post("/v1/anomaly-detection", json={"values": [1.0, 2.0]})
     body = {"text": "hello", "state": answer.json()["state"]}

@@ -18,7 +18,7 @@ word: part by part with the state, or all at once, the predictions are the same.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -32,7 +32,7 @@ from service.decoding.beam import BEAMS, search
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 from service.text.normal_form import normalise, visible
-from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, split_chunk
+from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, split_chunk, unfinished_from
 from service.text.vocabulary import Vocabulary, proportional
 
 __all__ = [
@@ -43,12 +43,24 @@ __all__ = [
     "TokenSurprisal",
 ]
 
-MAX_RUN_TOKENS = 256
-"""A longer text is read in several runs, so that one caller cannot hold up a batch (tokens)."""
+MAX_RUN_TOKENS = 160
+"""A longer text is read in several runs, about 10 ms each, and cut into tokens for one run at a time, so that the runs
+of others come between (tokens)."""
+MAX_RUN_CHARS = 8192
+"""Tokens of so many characters are enough for a run, so that cutting them doesn't take long either (characters)."""
+MAX_EXPLAINED_TOKENS = 32
+"""The same where surprisals are wanted, which take several times as long (tokens)."""
+MAX_BATCH_TOKENS = 1024
+"""Long texts that are read together have no more tokens than this in one run: from four of them on, more are not read
+faster together than one after another (tokens)."""
+EXPLAINED_COST = 12
+"""How many times as long a token takes when its surprisal is wanted (factor)."""
 MAX_TOKENS_AGAIN = 48
 """A longer text is never read twice in one run, as it takes longer than a second run (tokens)."""
 REMEMBERED_CHUNKS = 16_384
 """Chunks whose tokens are remembered: few words make up most of every text (count)."""
+REMEMBERED_CHARS = 64
+"""Longer chunks are seldom words, and are not remembered (characters)."""
 
 
 # ------------------------------------------------------------------------------------------------------ public types
@@ -208,15 +220,21 @@ class Memory(NamedTuple):
     place: int = 2
     fresh: bool = True
 
-    def after(self, token: str) -> Memory:
-        """The same memory, with `place` moved past a token."""
-        place = place_after(token, self.place)
+    def past(self, tokens: Sequence[Token]) -> Memory:
+        """The same memory, with `place` moved past tokens."""
+        place = place_after(tokens, self.place)
         return self if place == self.place else self._replace(place=place)
 
 
-def place_after(token: str, place: int) -> int:
-    """`Memory.place` after a token, from that before it."""
-    return 1 if token in _OPENERS and place else 2 if token == END else int(token in _ENDERS)
+def place_after(tokens: Sequence[Token], place: int) -> int:
+    """`Memory.place` after tokens, from that before them: the last one decides that does more than open a quotation."""
+    last = len(tokens)
+    while last and tokens[last - 1].text in _OPENERS:
+        last -= 1
+    if last:
+        text = tokens[last - 1].text
+        place = 2 if text == END else int(text in _ENDERS)
+    return place if last == len(tokens) else min(place, 1)
 
 
 class Token(NamedTuple):
@@ -225,6 +243,33 @@ class Token(NamedTuple):
     text: str
     start: int
     ids: tuple[int, ...]
+
+
+def next_run(coming: Iterator[Token], most: int) -> list[Token]:
+    """The next tokens, as many as a run takes; none at the end.
+
+    Args:
+        coming: what comes.
+        most: numbers that they may have together, give or take those of one token.
+    """
+    tokens: list[Token] = []
+    numbers = characters = 0
+    for token in coming:
+        tokens.append(token)
+        numbers += len(token.ids)
+        characters += len(token.text)
+        if numbers >= most or characters >= MAX_RUN_CHARS:
+            break
+    return tokens
+
+
+def surprisals(tokens: Sequence[Token], bits: NDArray[np.float32]) -> list[TokenSurprisal]:
+    """What `explain` tells of tokens; the ends of paragraphs are left out."""
+    return [
+        TokenSurprisal(join([token.text]), max(0.0, carried))
+        for token, carried in zip(tokens, bits.tolist(), strict=False)
+        if token.text != END
+    ]
 
 
 class Fragment(NamedTuple):
@@ -280,9 +325,10 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if isinstance(width, int) and width != len(self.vocabulary):
             raise ManifestInvalid(where, f"has {len(self.vocabulary)} lines, but the model's logits {width} columns.")
         self._state_size = size
-        self._read_chunk = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._tokens)
+        self._remembered = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._tokens)
         self._find_fragment = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._fragment)
         self._end = tuple(number for token, number in self.vocabulary.number.items() if token == END)
+        self._paragraph_end: tuple[Token, ...] = (Token(END, 0, self._end),)
         self._explains = "explain" in folder.signature.inputs and "surprisal" in folder.signature.outputs
 
     # ---- decode
@@ -310,32 +356,25 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             raise InvalidState("does not fit this model")
         return Memory(array, pending, place, fresh=False)
 
-    def decode(self, memory: Memory, text: str) -> tuple[Memory, list[Token], Sequence[Token]]:
-        """Read typed text.
+    def _complete(self, text: str, place: int) -> Iterator[Token]:
+        """The tokens of complete chunks, each chunk cut when its turn comes; several line breaks end one paragraph."""
+        end, remembered = self._paragraph_end, self._remembered
+        has_ended = place == 2
+        tokens: tuple[Token, ...]
+        for piece in PIECE.findall(text):
+            if piece[0] == "\n":
+                tokens = () if has_ended else end
+            elif len(piece) <= REMEMBERED_CHARS:
+                tokens = remembered(piece)
+            else:
+                tokens = self._tokens(piece)
+            if tokens:
+                has_ended = tokens is end
+                yield from tokens
 
-        Returns:
-            The memory with `pending` and `place` as they are after the text (its array is still the old one); the
-            tokens that are complete; the tokens of the pending chunk.
-        """
-        text = visible(memory.pending + text)
-        complete: list[Token] = []
-        pending: Sequence[Token] = ()
-        chunk, place = "", memory.place
-        for piece in PIECE.finditer(text):
-            found = piece.group()
-            if found[0] == "\n":
-                if place < 2:
-                    complete.append(Token(END, 0, self._end))
-                    place = place_after(END, place)
-                continue
-            tokens = self._read_chunk(found)
-            if piece.end() == len(text) and len(found) < MAX_CHUNK_CHARS:
-                chunk, pending = found, tokens
-                break
-            complete += tokens
-            for token in tokens:
-                place = place_after(token.text, place)
-        return memory._replace(pending=chunk, place=place), complete, pending
+    def _read_chunk(self, chunk: str) -> tuple[Token, ...]:
+        """The tokens of a chunk, remembered."""
+        return self._remembered(chunk) if len(chunk) <= REMEMBERED_CHARS else self._tokens(chunk)
 
     def _tokens(self, chunk: str) -> tuple[Token, ...]:
         """The tokens of a chunk."""
@@ -345,10 +384,34 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
 
     # ---- the runs
 
+    def _read_ahead(
+        self, memory: Memory, coming: Iterator[Token], explain: bool, told: list[TokenSurprisal]
+    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[Memory, list[Token]]]:
+        """Read the tokens of a long text but for the last run's worth, and take no more of them at a time.
+
+        Args:
+            memory: where the stream stands.
+            coming: its next tokens.
+            explain: whether surprisals are wanted.
+            told: where those of the tokens read are put.
+
+        Returns:
+            The memory after the tokens read; the tokens left.
+        """
+        most = MAX_EXPLAINED_TOKENS if explain else MAX_RUN_TOKENS
+        held = next_run(coming, most - len(self._end) * memory.fresh)
+        while following := next_run(coming, most):
+            (reading,), bits = yield from self.read(memory, held, [len(held)], explain)
+            memory = reading.memory.past(held)
+            if explain:
+                told += surprisals(held, bits)
+            held = following
+        return memory, held
+
     def read(
         self, memory: Memory, tokens: Sequence[Token], stops: Sequence[int], explain: bool
     ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[list[Reading], NDArray[np.float32]]]:
-        """Feed tokens to the network.
+        """Feed a run's worth of tokens, or somewhat more, to the network.
 
         The stops of a short text are rows of one run, which alone costs hardly more than one row: nearly all its time
         is spent on reading the weights. In a large batch every row counts, so while many callers wait, or in a long
@@ -372,11 +435,12 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         readings: list[Reading] = []
         bits: list[NDArray[np.float32]] = []
         states, begin = memory.array[None], 0
+        most = MAX_EXPLAINED_TOKENS if explain else MAX_RUN_TOKENS
         while len(readings) < len(places):
             ahead = places[len(readings) :]
-            end = min(ahead[0], begin + MAX_RUN_TOKENS)
+            end = min(ahead[0], begin + most)
             run = self._run(np.array([ids[begin:end]], np.int64), [end - begin], states, explain)
-            if len(ahead) > 1 and ahead[-1] - begin <= MAX_TOKENS_AGAIN:
+            if len(ahead) > 1 and ahead[-1] - begin <= min(MAX_TOKENS_AGAIN, most):
                 rows = np.array([ids[begin : ahead[-1]]] * len(ahead), np.int64)
                 lengths = [place - begin for place in ahead]
                 run = self._run(rows, lengths, np.repeat(states, len(ahead), axis=0), explain, when_busy=run)
@@ -414,7 +478,8 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if "explain" in self.folder.signature.inputs:
             tensors["explain"] = np.full(len(ids), explain)
         outputs = ("logits", "next_state", "surprisal") if explain else ("logits", "next_state")
-        return Run(tensors, outputs, when_busy)
+        cost = tensors["tokens"].shape[1] * (EXPLAINED_COST if explain else 1)
+        return Run(tensors, outputs, when_busy, max(1, MAX_BATCH_TOKENS // cost))
 
     def _read_words(self, words: NDArray[np.int64], states: NDArray[np.float32]) -> Run:
         """A run that reads one word (rows,) in each row, after a state (rows, S)."""
@@ -428,8 +493,18 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             )
         if request.explain and not self._explains:
             raise InvalidInput(f"Model {self.folder.name} cannot explain: its graph has no `surprisal` output.")
-        memory, complete, pending = self.decode(self.memory(request), request.text)
-        fragment = self._find_fragment(memory.pending) if request.complete == "auto" else None
+        memory = self.memory(request)
+        text = visible(memory.pending + request.text)
+        cut = unfinished_from(text)
+        chunk, coming = text[cut:], self._complete(text[:cut], memory.place)
+        told: list[TokenSurprisal] = []
+        if cut < (MAX_EXPLAINED_TOKENS if request.explain else MAX_RUN_TOKENS):
+            complete = list(coming)
+        else:
+            memory, complete = yield from self._read_ahead(memory, coming, request.explain, told)
+        memory = memory._replace(pending=chunk, place=place_after(complete, memory.place))
+        pending = self._read_chunk(chunk)
+        fragment = self._find_fragment(chunk) if request.complete == "auto" else None
         tokens, start = [*complete, *pending], len(complete) + (fragment.place if fragment else 0)
         stops = {len(complete), start}
         if not fragment or fragment.looks_finished:
@@ -448,8 +523,8 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                     before.memory, tokens[start:], [len(tokens) - start], request.explain
                 )
                 bits = np.concatenate([bits, more])
-        for token in tokens[len(complete) : finished]:
-            here = here._replace(memory=here.memory.after(token.text))
+        if finished > len(complete):
+            here = here._replace(memory=here.memory.past(tokens[len(complete) : finished]))
         if request.words == 1:
             predictions = self.encode(here, request.top_k, completing or "", choice)
         else:
@@ -465,11 +540,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         )
         if not request.explain:
             return answer
-        told = [
-            TokenSurprisal(join([token.text]), max(0.0, float(carried)))
-            for token, carried in zip(tokens[:finished], bits, strict=False)
-            if token.text != END
-        ]
+        told += surprisals(tokens[:finished], bits)
         return answer.model_copy(update={"tokens": told})
 
     def _fragment(self, chunk: str) -> Fragment | None:

@@ -61,7 +61,7 @@ def visible(text: str) -> str:
 
     Joiners that may be in the middle of an emoji stay; `normalise` sees to them. Line breaks become `\n`.
     """
-    return text.translate(_VISIBLE)
+    return text if text.isascii() and text.isprintable() else text.translate(_VISIBLE)
 
 
 # -------------------------------------------------------------------------------------------- what merely looks like it

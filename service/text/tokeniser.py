@@ -40,6 +40,13 @@ PIECE = re.compile(rf"\n\s*|\S{{1,{MAX_CHUNK_CHARS}}}")
 FRAGMENT = re.compile(r"[^\W_]+(?:'[^\W_]*)?$")
 
 
+def unfinished_from(text: str) -> int:
+    """Where the last chunk of a text begins, to which more may be added; the end, where a space or a cut ends it."""
+    if not text or text[-1].isspace():
+        return len(text)
+    return len(text) - len(text.rsplit(maxsplit=1)[-1]) % MAX_CHUNK_CHARS
+
+
 def split_chunk(chunk: str) -> Iterator[tuple[int, str]]:
     """Tokens of a normalised chunk, each with the place where it starts."""
     for match in _TOKEN.finditer(chunk):

@@ -187,7 +187,7 @@ class Vocabulary:
         letters = [c for c in typed if c.isalpha()]
         if len(letters) > 1 and all(c.isupper() for c in letters):
             text = text.upper()
-        elif any(c.isupper() for c in letters[1:]) and text[: len(typed)].casefold() == typed.casefold():
+        elif typed[1:] != typed[1:].lower() and text[: len(typed)].casefold() == typed.casefold():
             text = typed + text[len(typed) :]  # capitals inside a word are meant: iPhone
         elif (letters[0].isupper() if letters else starts) and text.islower():
             text = text[:1].upper() + text[1:]

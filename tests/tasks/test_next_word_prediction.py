@@ -23,6 +23,8 @@ from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.graph import Run, Signature, TensorSpec
 from service.tasks.base import Limits, ModelFolder
 from service.tasks.next_word_prediction import (
+    MAX_EXPLAINED_TOKENS,
+    MAX_RUN_TOKENS,
     NextWordInput,
     NextWordOutput,
     NextWordPrediction,
@@ -606,13 +608,46 @@ def test_no_token_is_read_twice_while_many_wait_or_in_a_long_text(
     assert answers[0] == answers[1]
 
 
-def test_a_long_text_is_read_in_runs_of_256_tokens(recurrent: Model) -> None:
+@pytest.mark.parametrize(
+    ("options", "longest", "rows"), [({}, MAX_RUN_TOKENS, 6), ({"explain": True}, MAX_EXPLAINED_TOKENS, 2)]
+)
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("I would like the capital of France . " * 100, 800),
+        ("!" * 3000, 3000),
+        ("\u0301" * 3000, 3000),
+        ("\U0001f600" * 3000, 3000),
+        ("\U0001f469\u200d" * 1500 + " ", 12),  # one in each chunk of 256 characters
+        ("a\n" * 1500, 3000),
+        (
+            "x'" * 1500 + "\n",
+            11 * (1 + 127 + 1) + (1 + 91 + 1) + 1,
+        ),  # x, many 'x, and ' in each chunk; a paragraph's end
+        ("x" * 3000 + " ", 12),
+        (" " * 3000, 0),
+        ("\n" * 3000, 0),
+        ("\u200b" * 3000, 0),
+    ],
+    ids=["prose", "marks", "accents", "emoji", "joined emoji", "lines", "suffixes", "word", "spaces", "breaks", "none"],
+)
+def test_a_long_text_is_read_in_runs_that_end_soon(
+    recurrent: Model, text: str, tokens: int, options: dict[str, Any], longest: int, rows: int
+) -> None:
     recurrent.runs.clear()
+    recurrent.ask(text, complete="never", **options)
+    lengths = [int(run.tensors["sequence_lens"][-1]) for run in recurrent.runs]
+    assert max(lengths) <= longest
+    for run, length in zip(recurrent.runs, lengths, strict=True):
+        assert run.most_rows is not None
+        assert run.most_rows == rows or length < longest
+    assert sum(lengths) == tokens + 1  # the <eos> before them
+    assert len(lengths) <= tokens // longest + 2
+
+
+def test_a_long_text_in_pieces_is_read_as_the_whole(recurrent: Model) -> None:
     text = "I would like the capital of France . " * 100
     whole = recurrent.ask(text)
-    lengths = [int(run.tensors["sequence_lens"][0]) for run in recurrent.runs]
-    assert sum(lengths) == 801  # 800 words and the <eos> before them
-    assert max(lengths) <= 256
     state = None
     for word in text.split():
         by_word = recurrent.ask(word + " ", state=state)
@@ -710,3 +745,29 @@ def test_a_model_without_a_word_for_the_unknown_refuses_what_it_does_not_know(bi
     with pytest.raises(InvalidInput, match="'zebra' is none of the model's words"):
         closed.ask("the zebra ")
     assert closed.ask("the ").predictions
+
+
+def test_a_long_text_is_cut_into_tokens_while_it_is_read(bigram: Model, tmp_path: Path) -> None:
+    """Its first run doesn't wait for its last words: nobody notices yet that one of them is unknown."""
+    words = [w if w != "<unk>" else "unknown" for w in WORDS]
+    (tmp_path / "vocabulary.txt").write_text("\n".join(words) + "\n")
+    closed = Model(NextWordPrediction(_folder(tmp_path, bigram.session)), bigram.session)
+    with pytest.raises(InvalidInput, match="'zebra' is none of the model's words"):
+        closed.ask("the " * 10 * MAX_RUN_TOKENS + "zebra ")
+    assert len(closed.runs) == 9
+
+
+def test_long_words_are_cut_into_tokens_a_few_at_a_time(recurrent: Model) -> None:
+    """Each is one token: not so many characters are looked at before a run as make a run's worth of tokens."""
+    recurrent.runs.clear()
+    recurrent.ask(f"{'x' * 99} " * 1000)
+    assert [run.tensors["sequence_lens"].tolist() for run in recurrent.runs] == [[84], *[[83]] * 11, [4]]
+
+
+def test_a_search_of_many_words_has_as_few_runs_and_rows_as_one_of_few(recurrent: Model) -> None:
+    """However many continuations are wanted, sixteen are carried on, each with one word in a run."""
+    recurrent.runs.clear()
+    recurrent.ask("I would ", words=8, top_k=1000)
+    lengths = [run.tensors["sequence_lens"].tolist() for run in recurrent.runs]
+    assert len(lengths) <= 1 + 2 * 8 + 6
+    assert all(set(rows) == {1} and len(rows) <= 16 for rows in lengths[1:])
