@@ -54,15 +54,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that `service
 from service.graph import Signature, TensorSpec
 from service.runtime.eight_bits import keep_sums_exact
 from service.tasks.base import ModelFolder
-from service.tasks.next_word_prediction import (
-    END,
-    NextWordInput,
-    NextWordPrediction,
-    join,
-    normalise,
-    proportional,
-    tokenise,
-)
+from service.tasks.next_word_prediction import NextWordInput, NextWordPrediction
+from service.text.normal_form import normalise
+from service.text.tokeniser import END, join, tokenise
+from service.text.vocabulary import proportional
 
 RUN_TOKENS = 256
 ROWS = 32

@@ -123,11 +123,14 @@ class Run:
         when_busy: what to run instead while many callers wait: less work in all, but another run will follow it. The
             outputs must tell the task which of the two was run.
         whole: axis 0 of the tensors is no batch: it is run by itself, neither stacked with others nor cut.
+        most_rows: most rows of a batch that this run is part of, where rows are so long that many of them would hold up
+            everybody else; left out, as many as any batch may have.
     """
 
     tensors: Mapping[str, Array]
     outputs: tuple[str, ...] = ()
     when_busy: Run | None = None
+    most_rows: int | None = None
     whole: bool = False
 
     @property

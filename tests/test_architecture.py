@@ -12,7 +12,8 @@ SERVICE = Path(__file__).parent.parent / "service"
 # From the bottom up; a module may import from its own layer and from lower ones.
 LAYERS = [
     {"errors", "files", "cpu", "graph", "calibration", "state", "telemetry", "settings", "schemas", "__init__"},
-    {"media"},
+    {"media", "text"},
+    {"decoding"},
     {"tasks", "runtime"},
     {"registry"},
     {"api"},

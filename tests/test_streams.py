@@ -93,6 +93,74 @@ async def test_a_text_in_pieces_has_the_predictions_of_the_whole(
     )
 
 
+@pytest.mark.parametrize(
+    "typed", ["I would\u200b like a ﬁ\u00adsh and cafe\u0301 \U0001f469\U0001f3fd\u200d\U0001f4bb\u2764\ufe0f sta"]
+)
+async def test_a_text_may_be_cut_inside_what_is_seen_as_one_character(
+    real_client: httpx.AsyncClient, typed: str
+) -> None:
+    path = "/v1/next-word-prediction"
+    whole = (await real_client.post(path, json={"text": typed})).raise_for_status().json()
+    state, answer = None, {}
+    for character in typed:
+        sent = await real_client.post(path, json={"text": character, "state": state})
+        answer = sent.raise_for_status().json()
+        state = answer["state"]
+    assert answer["completing"] == whole["completing"] == "sta"
+    assert {p["text"]: p["score"] for p in answer["predictions"]} == pytest.approx(
+        {p["text"]: p["score"] for p in whole["predictions"]}, abs=1e-4
+    )
+
+
+GO_TO_THE = "I would like to go to the "
+
+
+@pytest.mark.parametrize(
+    ("typed", "plain", "best"),
+    [
+        (GO_TO_THE + "\u200b", GO_TO_THE, "restaurant"),
+        (GO_TO_THE + "\u200e ", GO_TO_THE, "restaurant"),
+        ("\ufeff" + GO_TO_THE, GO_TO_THE, "restaurant"),
+        ("I would\u200b like to go to\u200b the ", GO_TO_THE, "restaurant"),
+        ("I\u00a0would like to go to\u202fthe\u3000", GO_TO_THE, "restaurant"),
+        ("\u2067I would\u2069 like to go to the\u2060 ", GO_TO_THE, "restaurant"),
+        (GO_TO_THE + "res\u00adtau", GO_TO_THE + "restau", "restaurant"),
+        (GO_TO_THE + "ｒｅｓｔａｕ", GO_TO_THE + "restau", "restaurant"),
+        ("Where is the o\ufb03", "Where is the offi", "office"),
+        ("I don’t know whe", "I don't know whe", "when"),
+        ("I donʼt know whe", "I don't know whe", "when"),
+        ("a well‑kno", "a well-kno", "known"),
+        ("at the cafe\u0301 we ha", "at the caf\u00e9 we ha", "have"),
+    ],
+)
+async def test_characters_that_nobody_sees_or_that_look_alike_change_no_answer(
+    real_client: httpx.AsyncClient, typed: str, plain: str, best: str
+) -> None:
+    answer, expected = [
+        (await real_client.post("/v1/next-word-prediction", json={"text": text, "top_k": 20})).raise_for_status().json()
+        for text in (typed, plain)
+    ]
+    assert answer["completing"] == expected["completing"]
+    assert [p["text"] for p in answer["predictions"]] == [p["text"] for p in expected["predictions"]]
+    assert [p["score"] for p in answer["predictions"]] == pytest.approx(
+        [p["score"] for p in expected["predictions"]], abs=1e-6
+    )
+    assert best in [p["text"] for p in answer["predictions"][:3]]
+
+
+async def test_a_word_is_completed_in_the_capitals_that_were_typed(real_client: httpx.AsyncClient) -> None:
+    answer = await real_client.post("/v1/next-word-prediction", json={"text": "I bought a new iPhon"})
+    assert (answer.json()["completing"], answer.json()["predictions"][0]["text"]) == ("iPhon", "iPhone")
+
+
+async def test_a_text_that_takes_longer_than_its_deadline_is_refused(real_client: httpx.AsyncClient) -> None:
+    """100,000 marks are as many tokens, hundreds of runs: no machine does them in a tenth of a second."""
+    path, headers = "/v1/next-word-prediction", {"X-Request-Timeout": "0.1"}
+    refused = await real_client.post(path, json={"text": "!" * 100_000}, headers=headers)
+    assert refused.status_code == 504
+    assert (await real_client.post(path, json={"text": "I would "})).status_code == 200
+
+
 async def test_a_state_goes_to_its_own_model_only(real_client: httpx.AsyncClient) -> None:
     answer = await real_client.post("/v1/anomaly-detection", json={"values": [1.0, 2.0]})
     body = {"text": "hello", "state": answer.json()["state"]}

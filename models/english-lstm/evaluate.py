@@ -34,7 +34,8 @@ from service.evaluation.next_word_prediction import (
     surprisals,
 )
 from service.evaluation.statistics import bootstrap_sums, perplexity
-from service.tasks.next_word_prediction import END, UNKNOWN, join
+from service.text.tokeniser import END, join
+from service.text.vocabulary import UNKNOWN
 
 scorer = load_script(Path(__file__).resolve().parents[2] / "benchmarks" / "perplexity.py")
 

@@ -51,13 +51,9 @@ sys.path.insert(0, str(FOLDER.parents[1]))  # so that `service` is found without
 from service.graph import Signature, TensorSpec  # noqa: E402
 from service.runtime.eight_bits import keep_sums_exact  # noqa: E402
 from service.tasks.base import ModelFolder  # noqa: E402
-from service.tasks.next_word_prediction import (  # noqa: E402
-    END,
-    UNKNOWN,
-    NextWordInput,
-    NextWordPrediction,
-    tokenise,
-)
+from service.tasks.next_word_prediction import NextWordInput, NextWordPrediction  # noqa: E402
+from service.text.tokeniser import END, tokenise  # noqa: E402
+from service.text.vocabulary import UNKNOWN  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from service.evaluation.base import (
 )
 from service.evaluation.statistics import Floats, bootstrap_sums, perplexity, ratio, reliability
 from service.graph import Array, Signature
-from service.tasks.next_word_prediction import MAX_CHUNK_CHARS, normalise, tokenise_chunk
+from service.text.normal_form import normalise
+from service.text.tokeniser import MAX_CHUNK_CHARS, tokenise_chunk
 
 TOP_K = 10
 """Suggestions asked for: the accuracy plot has so many places (count)."""

@@ -423,9 +423,14 @@ class Batcher:
         del self._ready[key]
         now = time.perf_counter()
         batch: list[Job] = []
-        rows = 0
-        while group.jobs and (not batch or rows + group.jobs[0].run_rows <= self._turn_rows):
-            job = group.jobs.popleft()
+        rows, most = 0, self._turn_rows
+        while group.jobs:
+            job = group.jobs[0]
+            if job.run and job.run.most_rows:
+                most = min(most, job.run.most_rows)
+            if batch and rows + job.run_rows > most:
+                break
+            group.jobs.popleft()
             group.rows -= job.run_rows
             self._ready_rows -= job.run_rows
             if not self._is_dead(job, now):

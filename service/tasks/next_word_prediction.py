@@ -7,18 +7,18 @@ token or, where `sequence_lens` is 0, after the state alone, and `next_state`. F
 the spelling they have inside a sentence, the most frequent first; where it has `<eos>`, this opens every stream and
 ends each paragraph; where it has `<unk>`, this stands for words that it does not have, which are refused otherwise.
 
+**The normal form.** Text is read as what it looks like (`service/text/normal_form.py`): the answer to a text is that to
+its normal form, and a completion goes on from the letters that were typed.
+
 **The law of streams.** Text is read in *chunks*, the runs of characters between spaces, and the tokens of a chunk
-depend on that chunk alone. The state holds the network's memory after the last chunk that a space follows, and the
-characters since. So a text may be cut anywhere, even inside a word: part by part with the state, or all at once, the
-predictions are the same.
+depend on that chunk alone; what nobody sees is left out before, character by character. The state holds the network's
+memory after the last chunk that a space follows, and the characters since. So a text may be cut anywhere, even inside a
+word: part by part with the state, or all at once, the predictions are the same.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -28,9 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
-from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge, quoted
+from service.decoding.beam import BEAMS, search
+from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 from service.tasks.comparison import difference, ranking_difference
+from service.text.normal_form import normalise, visible
+from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, split_chunk, unfinished_from
+from service.text.vocabulary import Vocabulary, proportional
 
 __all__ = [
     "NextWordInput",
@@ -38,30 +42,28 @@ __all__ = [
     "NextWordPrediction",
     "Prediction",
     "TokenSurprisal",
-    "join",
-    "tokenise",
-    "tokenise_chunk",
 ]
 
-END = "<eos>"
-"""Ends a paragraph; also the token that opens every fresh stream."""
-UNKNOWN = "<unk>"
-"""Stands for every word outside the vocabulary."""
-
-MAX_CHUNK_CHARS = 256
-"""A longer run of characters without a space is cut there, so that the state stays small (characters)."""
-MAX_RUN_TOKENS = 256
-"""A longer text is read in several runs, so that one caller cannot hold up a batch (tokens)."""
+MAX_RUN_TOKENS = 160
+"""A longer text is read in several runs, about 10 ms each, and cut into tokens for one run at a time, so that the runs
+of others come between (tokens)."""
+MAX_RUN_CHARS = 8192
+"""Tokens of so many characters are enough for a run, so that cutting them doesn't take long either (characters)."""
+MAX_EXPLAINED_TOKENS = 32
+"""The same where surprisals are wanted, which take several times as long (tokens)."""
+MAX_BATCH_TOKENS = 1024
+"""Long texts that are read together have no more tokens than this in one run: from four of them on, more are not read
+faster together than one after another (tokens)."""
+EXPLAINED_COST = 12
+"""How many times as long a token takes when its surprisal is wanted (factor)."""
 MAX_TOKENS_AGAIN = 48
 """A longer text is never read twice in one run, as it takes longer than a second run (tokens)."""
 REMEMBERED_CHUNKS = 16_384
 """Chunks whose tokens are remembered: few words make up most of every text (count)."""
-RARER = 20
-"""A title in capitals gives way to a word that stands so many times higher in the vocabulary (factor)."""
 MORE_WORDS = 16
 """Words that are looked at beyond those asked for, where an answer is compared with an expected one (count)."""
-BEAMS = 16
-"""Unfinished continuations kept by the search when several words are asked for (count)."""
+REMEMBERED_CHARS = 64
+"""Longer chunks are seldom words, and are not remembered (characters)."""
 
 
 # ------------------------------------------------------------------------------------------------------ public types
@@ -82,7 +84,11 @@ class NextWordInput(TaskInput):
     )
 
     text: str = Field(
-        description="What has been typed: all of it, or with `state` only what is new since. Empty only with `state`.",
+        description=(
+            "What has been typed: all of it, or with `state` only what is new since. Empty only with `state`. "
+            "It is read in normal form: without characters that nobody sees, accents composed, ligatures, full-width "
+            "letters and typographic quotes and hyphens as those of a keyboard."
+        ),
         examples=["The capital of"],
     )
     top_k: Annotated[int, Field(ge=1, le=1000)] = Field(
@@ -148,7 +154,7 @@ class Prediction:
 class TokenSurprisal:
     """A piece of the text and the information it carried."""
 
-    token: Annotated[str, Field(description="A word or a punctuation mark, as typed.", examples=["The"])]
+    token: Annotated[str, Field(description="A word or a punctuation mark, in normal form.", examples=["The"])]
     surprisal: Annotated[
         float,
         Field(
@@ -181,7 +187,10 @@ class NextWordOutput(TaskOutput):
 
     predictions: list[Prediction] = Field(description="Best first, no duplicates.")
     completing: str | None = Field(
-        description="The letters of the unfinished last word; null when the predictions follow after it.",
+        description=(
+            "The letters of the unfinished last word, in normal form; null when the predictions follow after it. What "
+            "each prediction has beyond so many letters completes the text as typed."
+        ),
         examples=[None],
     )
     state: str = Field(
@@ -193,276 +202,10 @@ class NextWordOutput(TaskOutput):
     )
 
 
-# --------------------------------------------------------------------------------------------------------- tokeniser
-
-_STRAIGHT = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "…": "..."})
-_JOINERS = {"-": "@-@", ",": "@,@", ".": "@.@"}
-_TOKEN = re.compile(
-    r"""
-      (?P<contraction>\b (?: [a-z]+n't | ma'am | y'all | o'clock
-          | (?:i|you|he|she|it|we|they|that|this|there|here|what|who|where|when|how|why|let)'(?:s|re|ll|d|ve|m) )
-          (?![^\W_]|'[^\W_]) )
-    | (?P<dotted> (?:[^\W\d_]\.){2,} )                                 # U.S.  e.g.  p.m.
-    | (?P<abbreviation>\b (?:mr|mrs|ms|dr|st|jr|sr|prof|gen|col|lt|sgt|capt|sen|gov|rev|inc|ltd|co|bros|vs)\. )
-    | (?P<initial>\b (?-i:[A-HJ-Z])\.(?=$|(?-i:[A-Z])) )               # J. Smith
-    | (?P<number> \d+(?:[.,]\d+)+ )                                    # 1,000  3.5
-    | (?P<word> [^\W_]+ )
-    | (?P<suffix> (?<=[^\W_])'[^\W_]+ )                                # 's
-    | (?P<hyphen> (?<=[^\W_])-(?=[^\W_]) )
-    | (?P<dots> \.{2,} )
-    | (?P<mark> . )
-    """,
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
-)
-_PIECE = re.compile(rf"\n|\S{{1,{MAX_CHUNK_CHARS}}}")
-_FRAGMENT = re.compile(r"[^\W_]+(?:'[^\W_]*)?$")
-
-
-def normalise(chunk: str) -> str:
-    """Compose accents and straighten typographic quotes, which is how the vocabulary is spelt."""
-    return unicodedata.normalize("NFC", chunk).translate(_STRAIGHT)
-
-
-def _split(chunk: str) -> Iterator[tuple[int, str]]:
-    """Tokens of a normalised chunk, each with the place where it starts."""
-    for match in _TOKEN.finditer(chunk):
-        kind, token, start = match.lastgroup, match.group(), match.start()
-        if kind == "number":
-            for part in re.finditer(r"[.,]|\d+", token):
-                yield start + part.start(), _JOINERS.get(part.group(), part.group())
-        elif kind == "hyphen":
-            yield start, "@-@"
-        elif kind == "dots":
-            yield start, "..."
-        else:
-            yield start, token
-
-
-def tokenise_chunk(chunk: str) -> list[str]:
-    """Split what stands between two spaces into the tokens of WikiText-2, except that contractions stay whole.
-
-    The tokens of a chunk depend on nothing but the chunk: that is what lets a stream be cut at any character.
-    """
-    return [token for _, token in _split(normalise(chunk))]
-
-
-def tokenise(text: str) -> list[str]:
-    """Split typed English into tokens; line breaks between two lines become one `<eos>`."""
-    tokens: list[str] = []
-    for piece in _PIECE.findall(text):
-        if piece != "\n":
-            tokens += tokenise_chunk(piece)
-        elif tokens and tokens[-1] != END:
-            tokens.append(END)
-    return tokens
-
-
-def join(tokens: Iterable[str]) -> str:
-    """Put tokens together as a person would type them: the way back from `tokenise`."""
-    text = ""
-    before = ""
-    open_quote = False
-    glue = True  # no space before the next token
-    for token in tokens:
-        shown = {"@-@": "-", "@,@": ",", "@.@": "."}.get(token, token)
-        if token == END:
-            text, glue, open_quote, before = text + "\n", True, False, ""
-            continue
-        digits = before[-1:].isdigit()
-        sticks = (
-            token in _JOINERS.values()
-            or (token[0] == "'" and len(token) > 1 and before[-1:].isalnum())
-            or (token == "'" and before[-1:] in ("s", "S"))
-            or (token[0] in ",.;:!?%)]}" and bool(before))
-            or (token in ("/", "°") and bool(before))
-            or (token == '"' and open_quote)
-        )
-        text += shown if glue or sticks else " " + shown
-        glue = (
-            token in _JOINERS.values()
-            or token in ("(", "[", "{", "$", "£", "€", "#", "/")
-            or (token == ":" and digits)
-            or (token == '"' and not open_quote)
-        )
-        if token == '"':
-            open_quote = not open_quote
-        before = token
-    return text
-
-
-# -------------------------------------------------------------------------------------------------------- vocabulary
+# ------------------------------------------------------------------------------------------------------------ memory
 
 _ENDERS = frozenset({END, ".", "!", "?"})
-_LINKS = frozenset({",", ";", ":"})
 _OPENERS = frozenset({'"', "'", "(", "[", "“", "‘"})
-_SUFFIXES = frozenset({"'s", "'m", "'re", "'ve", "'ll", "'d"})
-# WikiText-2 splits "didn't" into "didn" and "'t". A stem that is no word by itself is shown with its ending.
-_STEM = re.compile(r"(?:do|did|does|is|was|were|are|could|would|should|has|have|had|must|need|might|ai)n", re.I)
-_ALWAYS_CAPITAL = frozenset({"i", "i'm", "i'd", "i'll", "i've"})
-
-
-PARTS = 256
-"""The vocabulary is divided into so many parts, or more, to see how heavy its heaviest tokens are (count)."""
-ROUNDING = 1 - 1e-6
-"""A bar is lowered by this factor, so that none is missed by a rounding error of float32."""
-
-
-class Vocabulary:
-    """The words of a model, and every table that predictions need, built once.
-
-    Attributes:
-        words: spelling of each token, index by index.
-        group: int64 (words,): tokens which a reader takes for the same word ("The", "the") share a number.
-        is_word: bool (words,): can be a prediction; punctuation, suffixes and control tokens cannot.
-        no_words: int64: tokens that cannot.
-        count: how many groups can be a prediction.
-        follows: bool (words,): may come inside a continuation: words, `, ; :`, suffixes and joiners; no sentence end.
-    """
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = list(words)
-        self.number = {word: index for index, word in enumerate(words)}
-        shown = [f"{w}'t" if _STEM.fullmatch(w) and w != "Don" else w for w in words]  # Don is a name
-        self.shown = shown
-        self.is_word = np.array([_can_be_predicted(w) for w in words], bool)
-        glue = _LINKS | _SUFFIXES | {"@-@"}
-        self.follows = self.is_word | np.array([w in glue for w in words], bool)
-        groups: dict[str, int] = {}
-        members: list[list[int]] = []
-        self.group = np.empty(len(words), np.int64)
-        for index, text in enumerate(shown):
-            # Tokens that are never words keep a group of their own, which no word can reach.
-            key = text.casefold() if self.is_word[index] else f" {index}"
-            number = groups.setdefault(key, len(members))
-            if number == len(members):
-                members.append([])
-            members[number].append(index)
-            self.group[index] = number
-        self.members = members
-        self.no_words = np.flatnonzero(~self.is_word)
-        self.count = sum(bool(self.is_word[m[0]]) for m in members)
-        self._most_members = max(map(len, members))
-        self._table = np.array([m + [-1] * (self._most_members - len(m)) for m in members], np.int32)
-        folded = sorted((key, number) for key, number in groups.items() if key[:1] != " ")
-        self._folded = [key for key, _ in folded]
-        self._folded_groups = np.array([number for _, number in folded], np.int64)
-        # The tokens of these groups one after another, and where each group's begin.
-        self._folded_tokens = np.array([index for _, number in folded for index in members[number]], np.int64)
-        self._folded_begins = np.cumsum([0, *(len(members[number]) for _, number in folded)])
-
-    def __len__(self) -> int:
-        return len(self.words)
-
-    def encode(self, token: str) -> list[int]:
-        """Numbers of a typed token: as typed, else in other capitals, else split as WikiText-2 does, else unknown.
-
-        A word in capitals is read as the common word, not as the rare title that happens to be spelt like it: "WHAT"
-        is "what", though "US" stays what it is.
-        """
-        spellings = [token, token.lower(), token.capitalize(), token.upper()]
-        if len(token) > 1 and token.isupper():
-            title, common = (self.number.get(spelling) for spelling in spellings[:2])
-            if title is not None and common is not None and title > RARER * (common + 50):
-                return [common]
-        for spelling in spellings:
-            if (found := self.number.get(spelling)) is not None and spelling not in (END, UNKNOWN):
-                return [found]
-        head, mark, tail = token.partition("'")
-        if head and tail:
-            return self.encode(head) + self.encode(mark + tail)
-        if UNKNOWN not in self.number:
-            raise InvalidInput(
-                f"{quoted(token)} is none of the model's words. Send a text without it, or use another model."
-            )
-        return [self.number[UNKNOWN]]
-
-    def starting_with(self, fragment: str) -> tuple[slice, slice]:
-        """Words in alphabetical order: the one that *is* the fragment (or none), and all longer ones that start so."""
-        key = fragment.casefold()
-        begin = bisect_left(self._folded, key)
-        end = bisect_left(self._folded, key + "\U0010ffff", begin)
-        longer = begin + (begin < len(self._folded) and self._folded[begin] == key)
-        return slice(begin, longer), slice(longer, end)
-
-    def weights(self, alphabetical: slice, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Summed weight of each group in a range of the alphabetical order, from that of each token."""
-        begins = self._folded_begins[alphabetical.start : alphabetical.stop]
-        if not len(begins):
-            return np.empty(0, np.float32)
-        return np.asarray(np.add.reduceat(weights[self.tokens(alphabetical)], begins - begins[0]), np.float32)
-
-    def tokens(self, alphabetical: slice) -> NDArray[np.int64]:
-        """The tokens of a range of the alphabetical order."""
-        return self._folded_tokens[self._folded_begins[alphabetical.start] : self._folded_begins[alphabetical.stop]]
-
-    def heaviest(
-        self, weights: NDArray[np.float32], k: int, among: slice | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The groups with the largest summed weights.
-
-        Nearly all words are nearly impossible, so only tokens that reach a bar are added up and sorted. As many tokens
-        as k groups can have are of k groups at least. So none of the k heaviest groups is lighter than the last of that
-        many heaviest tokens, and a group is lighter which has no token of its weight divided by the most tokens in a
-        group. A weight that so many tokens reach is found among the largest ones of many parts of the vocabulary.
-
-        Args:
-            weights: float32 (words,), at least 0, the largest of them at most 1.
-            k: at least 1; of fewer groups, all are returned.
-            among: only groups in this range of the alphabetical order.
-
-        Returns:
-            Groups int64 (k,), heaviest first, equal ones in their order; their weights float64 (k,).
-        """
-        if among is not None:
-            groups, sums = self._folded_groups[among], self.weights(among, weights).astype(np.float64)
-            order = np.lexsort((groups, -sums))[:k]
-            return groups[order], sums[order]
-        enough = k * self._most_members
-        parts = max(PARTS, 4 * enough)
-        if parts > len(weights):
-            tokens = np.arange(len(weights))
-        else:
-            largest = weights[: len(weights) // parts * parts].reshape(-1, parts).max(axis=0)
-            reached = float(np.partition(largest, -enough)[-enough])
-            tokens = np.flatnonzero(weights >= reached / self._most_members * ROUNDING)
-        groups = np.unique(self.group[tokens]) if self._most_members > 1 else self.group[tokens]
-        members = self._table[groups]
-        sums = np.where(members >= 0, weights[members], 0.0).sum(axis=1, dtype=np.float64)
-        order = np.lexsort((groups, -sums))[:k]
-        return groups[order], sums[order]
-
-    def spelling(self, group: int, p: NDArray[np.float32], *, starts: bool, typed: str) -> tuple[int, str]:
-        """The token of a group that the context calls for, and how a person would write it here.
-
-        Args:
-            group: a group of words.
-            p: probability of each token, or what is proportional to it.
-            starts: whether a sentence starts here.
-            typed: letters the person typed already; their capitals are kept.
-        """
-        members = self.members[group]
-        likely = max(members, key=lambda index: p[index])
-        inside = members[0]  # the vocabulary's order: the usual spelling inside a sentence comes first
-        settled = starts or self.shown[inside].casefold() in _ALWAYS_CAPITAL
-        text = self.shown[inside if settled else likely]
-        letters = [c for c in typed if c.isalpha()]
-        if len(letters) > 1 and all(c.isupper() for c in letters):
-            text = text.upper()
-        elif (letters[0].isupper() if letters else starts) and text.islower():
-            text = text[:1].upper() + text[1:]
-        return likely, text
-
-
-def _can_be_predicted(word: str) -> bool:
-    return (
-        any(c.isalnum() for c in word)
-        and word[0] != "'"
-        and "@" not in word
-        and not (word[0] == "<" and word[-1] == ">")
-    )
-
-
-# ------------------------------------------------------------------------------------------------------------ memory
 
 
 class Memory(NamedTuple):
@@ -480,15 +223,21 @@ class Memory(NamedTuple):
     place: int = 2
     fresh: bool = True
 
-    def after(self, token: str) -> Memory:
-        """The same memory, with `place` moved past a token."""
-        place = place_after(token, self.place)
+    def past(self, tokens: Sequence[Token]) -> Memory:
+        """The same memory, with `place` moved past tokens."""
+        place = place_after(tokens, self.place)
         return self if place == self.place else self._replace(place=place)
 
 
-def place_after(token: str, place: int) -> int:
-    """`Memory.place` after a token, from that before it."""
-    return 1 if token in _OPENERS and place else 2 if token == END else int(token in _ENDERS)
+def place_after(tokens: Sequence[Token], place: int) -> int:
+    """`Memory.place` after tokens, from that before them: the last one decides that does more than open a quotation."""
+    last = len(tokens)
+    while last and tokens[last - 1].text in _OPENERS:
+        last -= 1
+    if last:
+        text = tokens[last - 1].text
+        place = 2 if text == END else int(text in _ENDERS)
+    return place if last == len(tokens) else min(place, 1)
 
 
 class Token(NamedTuple):
@@ -499,11 +248,38 @@ class Token(NamedTuple):
     ids: tuple[int, ...]
 
 
+def next_run(coming: Iterator[Token], most: int) -> list[Token]:
+    """The next tokens, as many as a run takes; none at the end.
+
+    Args:
+        coming: what comes.
+        most: numbers that they may have together, give or take those of one token.
+    """
+    tokens: list[Token] = []
+    numbers = characters = 0
+    for token in coming:
+        tokens.append(token)
+        numbers += len(token.ids)
+        characters += len(token.text)
+        if numbers >= most or characters >= MAX_RUN_CHARS:
+            break
+    return tokens
+
+
+def surprisals(tokens: Sequence[Token], bits: NDArray[np.float32]) -> list[TokenSurprisal]:
+    """What `explain` tells of tokens; the ends of paragraphs are left out."""
+    return [
+        TokenSurprisal(join([token.text]), max(0.0, carried))
+        for token, carried in zip(tokens, bits.tolist(), strict=False)
+        if token.text != END
+    ]
+
+
 class Fragment(NamedTuple):
     """Letters that may be an unfinished word.
 
     Attributes:
-        letters: as typed.
+        letters: as typed, in normal form.
         place: how many tokens of its chunk stand before it.
         exact: the word that it would be by itself, in the alphabetical order; may be none.
         longer: the words that start with it; at least one.
@@ -522,29 +298,6 @@ class Reading(NamedTuple):
 
     logits: NDArray[np.float32]
     memory: Memory
-
-
-@dataclass(frozen=True)
-class Beam:
-    """An unfinished continuation.
-
-    Attributes:
-        score: its probability.
-        tokens: spellings so far.
-        words: how many words these are.
-        last: number of the last token, not read yet.
-        state: float32 (S,) before the last token.
-        glued: whether the next token must be a word: after a comma, a colon or a hyphen.
-        counts: whether that word is one more: not after a hyphen.
-    """
-
-    score: float
-    tokens: tuple[str, ...]
-    words: int
-    last: int
-    state: NDArray[np.float32]
-    glued: bool = False
-    counts: bool = True
 
 
 # -------------------------------------------------------------------------------------------------------------- task
@@ -575,9 +328,10 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if isinstance(width, int) and width != len(self.vocabulary):
             raise ManifestInvalid(where, f"has {len(self.vocabulary)} lines, but the model's logits {width} columns.")
         self._state_size = size
-        self._read_chunk = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._tokens)
+        self._remembered = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._tokens)
         self._find_fragment = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._fragment)
         self._end = tuple(number for token, number in self.vocabulary.number.items() if token == END)
+        self._paragraph_end: tuple[Token, ...] = (Token(END, 0, self._end),)
         self._explains = "explain" in folder.signature.inputs and "surprisal" in folder.signature.outputs
 
     # ---- decode
@@ -605,45 +359,62 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             raise InvalidState("does not fit this model")
         return Memory(array, pending, place, fresh=False)
 
-    def decode(self, memory: Memory, text: str) -> tuple[Memory, list[Token], Sequence[Token]]:
-        """Read typed text.
+    def _complete(self, text: str, place: int) -> Iterator[Token]:
+        """The tokens of complete chunks, each chunk cut when its turn comes; several line breaks end one paragraph."""
+        end, remembered = self._paragraph_end, self._remembered
+        has_ended = place == 2
+        tokens: tuple[Token, ...]
+        for piece in PIECE.findall(text):
+            if piece[0] == "\n":
+                tokens = () if has_ended else end
+            elif len(piece) <= REMEMBERED_CHARS:
+                tokens = remembered(piece)
+            else:
+                tokens = self._tokens(piece)
+            if tokens:
+                has_ended = tokens is end
+                yield from tokens
 
-        Returns:
-            The memory with `pending` and `place` as they are after the text (its array is still the old one); the
-            tokens that are complete; the tokens of the pending chunk.
-        """
-        text = memory.pending + text
-        complete: list[Token] = []
-        pending: Sequence[Token] = ()
-        chunk, place = "", memory.place
-        for piece in _PIECE.finditer(text):
-            found = piece.group()
-            if found == "\n":
-                if place < 2:
-                    complete.append(Token(END, 0, self._end))
-                    place = place_after(END, place)
-                continue
-            tokens = self._read_chunk(found)
-            if piece.end() == len(text) and len(found) < MAX_CHUNK_CHARS:
-                chunk, pending = found, tokens
-                break
-            complete += tokens
-            for token in tokens:
-                place = place_after(token.text, place)
-        return memory._replace(pending=chunk, place=place), complete, pending
+    def _read_chunk(self, chunk: str) -> tuple[Token, ...]:
+        """The tokens of a chunk, remembered."""
+        return self._remembered(chunk) if len(chunk) <= REMEMBERED_CHARS else self._tokens(chunk)
 
     def _tokens(self, chunk: str) -> tuple[Token, ...]:
         """The tokens of a chunk."""
         return tuple(
-            Token(token, start, tuple(self.vocabulary.encode(token))) for start, token in _split(normalise(chunk))
+            Token(token, start, tuple(self.vocabulary.encode(token))) for start, token in split_chunk(normalise(chunk))
         )
 
     # ---- the runs
 
+    def _read_ahead(
+        self, memory: Memory, coming: Iterator[Token], explain: bool, told: list[TokenSurprisal]
+    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[Memory, list[Token]]]:
+        """Read the tokens of a long text but for the last run's worth, and take no more of them at a time.
+
+        Args:
+            memory: where the stream stands.
+            coming: its next tokens.
+            explain: whether surprisals are wanted.
+            told: where those of the tokens read are put.
+
+        Returns:
+            The memory after the tokens read; the tokens left.
+        """
+        most = MAX_EXPLAINED_TOKENS if explain else MAX_RUN_TOKENS
+        held = next_run(coming, most - len(self._end) * memory.fresh)
+        while following := next_run(coming, most):
+            (reading,), bits = yield from self.read(memory, held, [len(held)], explain)
+            memory = reading.memory.past(held)
+            if explain:
+                told += surprisals(held, bits)
+            held = following
+        return memory, held
+
     def read(
         self, memory: Memory, tokens: Sequence[Token], stops: Sequence[int], explain: bool
     ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[list[Reading], NDArray[np.float32]]]:
-        """Feed tokens to the network.
+        """Feed a run's worth of tokens, or somewhat more, to the network.
 
         The stops of a short text are rows of one run, which alone costs hardly more than one row: nearly all its time
         is spent on reading the weights. In a large batch every row counts, so while many callers wait, or in a long
@@ -667,11 +438,12 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         readings: list[Reading] = []
         bits: list[NDArray[np.float32]] = []
         states, begin = memory.array[None], 0
+        most = MAX_EXPLAINED_TOKENS if explain else MAX_RUN_TOKENS
         while len(readings) < len(places):
             ahead = places[len(readings) :]
-            end = min(ahead[0], begin + MAX_RUN_TOKENS)
+            end = min(ahead[0], begin + most)
             run = self._run(np.array([ids[begin:end]], np.int64), [end - begin], states, explain)
-            if len(ahead) > 1 and ahead[-1] - begin <= MAX_TOKENS_AGAIN:
+            if len(ahead) > 1 and ahead[-1] - begin <= min(MAX_TOKENS_AGAIN, most):
                 rows = np.array([ids[begin : ahead[-1]]] * len(ahead), np.int64)
                 lengths = [place - begin for place in ahead]
                 run = self._run(rows, lengths, np.repeat(states, len(ahead), axis=0), explain, when_busy=run)
@@ -709,7 +481,12 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if "explain" in self.folder.signature.inputs:
             tensors["explain"] = np.full(len(ids), explain)
         outputs = ("logits", "next_state", "surprisal") if explain else ("logits", "next_state")
-        return Run(tensors, outputs, when_busy)
+        cost = tensors["tokens"].shape[1] * (EXPLAINED_COST if explain else 1)
+        return Run(tensors, outputs, when_busy, max(1, MAX_BATCH_TOKENS // cost))
+
+    def _read_words(self, words: NDArray[np.int64], states: NDArray[np.float32]) -> Run:
+        """A run that reads one word (rows,) in each row, after a state (rows, S)."""
+        return self._run(words[:, None], [1] * len(words), states)
 
     def steps(self, request: NextWordInput) -> Steps[NextWordOutput]:
         limit = self.folder.limits.max_text_chars
@@ -719,8 +496,18 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             )
         if request.explain and not self._explains:
             raise InvalidInput(f"Model {self.folder.name} cannot explain: its graph has no `surprisal` output.")
-        memory, complete, pending = self.decode(self.memory(request), request.text)
-        fragment = self._find_fragment(memory.pending) if request.complete == "auto" else None
+        memory = self.memory(request)
+        text = visible(memory.pending + request.text)
+        cut = unfinished_from(text)
+        chunk, coming = text[cut:], self._complete(text[:cut], memory.place)
+        told: list[TokenSurprisal] = []
+        if cut < (MAX_EXPLAINED_TOKENS if request.explain else MAX_RUN_TOKENS):
+            complete = list(coming)
+        else:
+            memory, complete = yield from self._read_ahead(memory, coming, request.explain, told)
+        memory = memory._replace(pending=chunk, place=place_after(complete, memory.place))
+        pending = self._read_chunk(chunk)
+        fragment = self._find_fragment(chunk) if request.complete == "auto" else None
         tokens, start = [*complete, *pending], len(complete) + (fragment.place if fragment else 0)
         stops = {len(complete), start}
         if not fragment or fragment.looks_finished:
@@ -739,12 +526,16 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                     before.memory, tokens[start:], [len(tokens) - start], request.explain
                 )
                 bits = np.concatenate([bits, more])
-        for token in tokens[len(complete) : finished]:
-            here = here._replace(memory=here.memory.after(token.text))
+        if finished > len(complete):
+            here = here._replace(memory=here.memory.past(tokens[len(complete) : finished]))
         if request.words == 1:
             predictions = self.encode(here, request.top_k, completing or "", choice)
         else:
-            predictions = yield from self.search(here, request.top_k, request.words, completing or "", choice)
+            first = self._best(here.logits, BEAMS, here.memory.place > 0, completing or "", choice)
+            found = yield from search(
+                first, here.memory.array, request.words, self.vocabulary, self._read_words, request.top_k
+            )
+            predictions = [Prediction(text, score) for text, score in found]
         extra = {"pending": kept.pending, "place": kept.place}
         state = self.folder.pack_state({"state": kept.array}, extra)
         answer = NextWordOutput.model_construct(
@@ -752,11 +543,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         )
         if not request.explain:
             return answer
-        told = [
-            TokenSurprisal(join([token.text]), max(0.0, float(carried)))
-            for token, carried in zip(tokens[:finished], bits, strict=False)
-            if token.text != END
-        ]
+        told += surprisals(tokens[:finished], bits)
         return answer.model_copy(update={"tokens": told})
 
     def widened(self, request: NextWordInput) -> NextWordInput:
@@ -783,7 +570,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
 
         None, when the chunk ends in a mark or when nothing in the vocabulary is longer.
         """
-        match = _FRAGMENT.search(normalise(chunk))
+        match = FRAGMENT.search(normalise(chunk))
         if match is None:
             return None
         exact, longer = self.vocabulary.starting_with(match.group())
@@ -842,67 +629,3 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             (*self.vocabulary.spelling(group, weights, starts=starts, typed=typed), min(1.0, weight / total))
             for group, weight in zip(groups.tolist(), sums.tolist(), strict=True)
         ]
-
-    def search(
-        self, here: Reading, top_k: int, words: int, typed: str, choice: slice | None
-    ) -> Generator[Run, Mapping[str, NDArray[Any]], list[Prediction]]:
-        """Beam search for continuations of several words.
-
-        A continuation is done with its last word, and stays within its sentence. Marks, suffixes and hyphenated parts
-        belong to the word before them. Probabilities are among the tokens that may follow (`Vocabulary.follows`).
-        """
-        vocabulary = self.vocabulary
-        found = self._best(here.logits, BEAMS, here.memory.place > 0, typed, choice)
-        beams = [Beam(score, (text,), 1, token, here.memory.array) for token, text, score in found]
-        done: dict[str, float] = {}
-        for _ in range(2 * words + 6):  # room for a few marks and hyphens between the words
-            floor = sorted(done.values(), reverse=True)[:top_k]
-            least = floor[-1] if len(floor) == top_k else 0.0
-            beams = [beam for beam in beams if beam.score > least]
-            if not beams:
-                break
-            ids = np.array([[beam.last] for beam in beams], np.int64)
-            states = np.stack([beam.state for beam in beams])
-            outputs = yield self._run(ids, [1] * len(ids), states)
-            ahead: list[Beam] = []
-            for row, beam in enumerate(beams):
-                weights = proportional(outputs["logits"][row])
-                weights *= vocabulary.is_word if beam.glued else vocabulary.follows
-                scale = beam.score / float(weights.sum(dtype=np.float64))
-                groups, sums = vocabulary.heaviest(weights, max(top_k, BEAMS), None)
-                for group, weight in zip(groups.tolist(), sums.tolist(), strict=True):
-                    score = weight * scale
-                    if score <= least:
-                        break
-                    token, text = vocabulary.spelling(group, weights, starts=False, typed="")
-                    spelling = vocabulary.words[token]
-                    state = outputs["next_state"][row]
-                    if not vocabulary.is_word[token]:
-                        counts = spelling != "@-@"
-                        glued = spelling not in _SUFFIXES
-                        ahead.append(Beam(score, (*beam.tokens, spelling), beam.words, token, state, glued, counts))
-                    elif beam.words + beam.counts == words:
-                        text = join((*beam.tokens, text))
-                        done[text] = done.get(text, 0.0) + score
-                    else:
-                        ahead.append(Beam(score, (*beam.tokens, text), beam.words + beam.counts, token, state))
-            beams = sorted(ahead, key=lambda beam: -beam.score)[:BEAMS]
-        ranked = sorted(done.items(), key=lambda item: (-item[1], item[0]))[:top_k]
-        return [Prediction(text, min(score, 1.0)) for text, score in ranked]
-
-
-# ----------------------------------------------------------------------------------------------------------- numbers
-
-
-def proportional(logits: NDArray[np.float32], among: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-    """Weights (words,) proportional to the probabilities, from logits (words,): the likeliest has weight 1.
-
-    Args:
-        logits: of one place in the text.
-        among: tokens of which the likeliest is to have weight 1; left out, all of them.
-    """
-    highest = logits.max() if among is None else logits[among].max()
-    weights = logits - highest
-    if among is not None:
-        np.minimum(weights, 0.0, out=weights)
-    return np.asarray(np.exp(weights, out=weights))

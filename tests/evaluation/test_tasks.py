@@ -18,7 +18,8 @@ from service.evaluation.loading import load_evaluation
 from service.evaluation.next_word_prediction import placed_tokens, suggestions, surprisals
 from service.evaluation.report import Report, Run
 from service.graph import Signature
-from service.tasks.next_word_prediction import normalise, tokenise
+from service.text.normal_form import normalise
+from service.text.tokeniser import tokenise
 
 SUBJECT = Subject("m", "1", "image-classification", Signature({}, {}))
 

@@ -153,6 +153,22 @@ async def test_a_turn_may_take_more_rows_than_a_run(double: Gated, make: Any) ->
     assert double.rows == [4, 2, 3]  # a turn of six rows, and one of three
 
 
+async def test_a_run_that_asks_for_few_rows_is_in_a_batch_of_few(double: Gated, make: Any) -> None:
+    """The others of its kind come in the next one; of two wishes the smaller counts, and a request of more rows is whole."""
+
+    def ask_for_few(rows: int, most_rows: int | None) -> Steps[None]:
+        yield Run({"x": np.zeros((rows, 1), np.float32)}, most_rows=most_rows)
+
+    batcher = make(double, max_batch_size=8)
+    first = await double.busy(batcher)
+    wishes = [(1, 3), (1, None), (1, 3), (1, None), (1, 2), (1, None), (4, 2)]
+    others = [asyncio.create_task(batcher.submit(ask_for_few(*wish))) for wish in wishes]
+    await settled(batcher, len(wishes))
+    double.gate.set()
+    await asyncio.gather(first, *others)
+    assert double.rows == [3, 2, 1, 4]
+
+
 @pytest.mark.parametrize("rows", [[2, 2], [1, 1, 1, 1]])
 async def test_while_half_a_batch_waits_the_run_with_less_work_is_taken(
     double: Gated, make: Any, rows: list[int]
@@ -265,6 +281,25 @@ async def test_work_whose_deadline_passed_in_the_queue_is_not_run(double: Gated,
     double.gate.set()
     await first
     assert double.rows == []
+
+
+async def test_a_long_request_whose_deadline_passes_is_worked_on_no_further(double: Gated, make: Any) -> None:
+    ended: list[bool] = []
+
+    def endless() -> Steps[None]:
+        try:
+            while True:
+                yield Run({"x": np.zeros((1, 1), np.float32)})
+        finally:
+            ended.append(True)
+
+    batcher = make(double)
+    with pytest.raises(DeadlineExceeded):
+        await batcher.submit(endless(), timeout_s=0.05)
+    await until(lambda: bool(ended))
+    runs = len(double.rows)
+    await batcher.submit(ask([[1]]))
+    assert len(double.rows) == runs + 1
 
 
 async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(double: Gated, make: Any) -> None:

@@ -24,16 +24,17 @@ from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.graph import Run, Signature, TensorSpec
 from service.tasks.base import Limits, ModelFolder
 from service.tasks.next_word_prediction import (
-    MAX_CHUNK_CHARS,
+    MAX_EXPLAINED_TOKENS,
+    MAX_RUN_TOKENS,
     NextWordInput,
     NextWordOutput,
     NextWordPrediction,
-    Vocabulary,
-    join,
-    proportional,
-    tokenise,
 )
+from service.text.normal_form import normalise
+from service.text.tokeniser import MAX_CHUNK_CHARS, join, tokenise
+from service.text.vocabulary import Vocabulary, proportional
 from tests import graphs
+from tests.text.test_normal_form import EMOJI
 
 # What follows each word, with its probability; the rest of a row's mass goes to <unk>.
 BIGRAMS: dict[str, dict[str, float]] = {
@@ -221,7 +222,7 @@ def test_joined_tokens_split_into_the_same_tokens_again(text: str) -> None:
     assert tokenise(join(tokenise(text))) == tokenise(text)
 
 
-line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"), max_size=30)
+line = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\x0b\x0c\x85\u2028\u2029"), max_size=30)
 
 
 @given(line, line)
@@ -250,18 +251,38 @@ def test_a_mark_at_the_end_finishes_the_word_too(bigram: Model) -> None:
     assert answer.completing is None
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 3.0, 30.0]), st.integers(1, 12))
-def test_the_heaviest_words_are_found_among_many_and_among_few(seed: int, spread: float, k: int) -> None:
+def many_words(count: int) -> Vocabulary:
+    """Every other one has two spellings."""
+    return Vocabulary([spelling for n in range(count) for spelling in (f"w{n}", f"W{n}")[: 1 + n % 2]])
+
+
+@pytest.mark.parametrize("vocabulary", [many_words(300), many_words(3000)], ids=["few", "many"])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.0, 0.3, 3.0, 30.0]),
+    k=st.integers(1, 12) | st.integers(100, 300),
+)
+def test_the_heaviest_words_are_found_among_many_and_among_few(
+    vocabulary: Vocabulary, seed: int, spread: float, k: int
+) -> None:
     """Whether all words are about as likely or a few stand out: the sums over spellings are those of every word added up."""
-    words = [spelling for n in range(300) for spelling in (f"w{n}", f"W{n}", f"W{n}".upper())[: 1 + n % 2]]
-    vocabulary = Vocabulary(words)
-    weights = proportional((np.random.default_rng(seed).normal(size=len(words)) * spread).astype(np.float32))
+    weights = proportional((np.random.default_rng(seed).normal(size=len(vocabulary)) * spread).astype(np.float32))
     sums = np.zeros(vocabulary.count)
     np.add.at(sums, vocabulary.group, weights.astype(np.float64))
     groups, found = vocabulary.heaviest(weights, k, None)
     np.testing.assert_allclose(found, np.sort(sums)[::-1][:k])
     np.testing.assert_allclose(found, sums[groups])
     assert len(set(groups.tolist())) == k
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_many_words_are_spelt_as_each_alone_would_be(seed: int) -> None:
+    vocabulary = Vocabulary(WORDS)
+    weights = np.random.default_rng(seed).choice(np.float32([0, 0.25, 1]), len(WORDS))
+    groups = np.arange(len(vocabulary.members))
+    tokens = vocabulary.likeliest(groups, weights)
+    together = list(zip(tokens.tolist(), vocabulary.inside(tokens), strict=True))
+    assert together == [vocabulary.spelling(group, weights, starts=False, typed="") for group in groups.tolist()]
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 10])
@@ -350,6 +371,29 @@ def test_an_unknown_word_that_nothing_extends_is_finished(bigram: Model) -> None
 )
 def test_the_capitals_typed_are_kept(bigram: Model, typed: str, best: str) -> None:
     assert bigram.ask(typed).predictions[0].text == best
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("iPhon", "iPhone"), ("Iphon", "Iphone"), ("iphon", "iphone"), ("IPHON", "IPHONE"), ("iPHon", "iPHone")],
+)
+def test_capitals_inside_a_word_are_kept_too(typed: str, completed: str) -> None:
+    vocabulary = Vocabulary(["<unk>", "iphone", "iphones"])
+    assert vocabulary.spelling(1, np.ones(3, np.float32), starts=False, typed=typed) == (1, completed)
+
+
+@given(st.data())
+def test_a_completion_goes_on_from_what_was_typed(bigram: Model, data: st.DataObject) -> None:
+    """Its beginning is what was typed; only a small letter may become the capital of a name."""
+    word = data.draw(st.sampled_from(["like", "likely", "France", "capital", "didn't", "stated"]))
+    cut = data.draw(st.integers(1, len(word)))
+    typed = "".join(data.draw(st.sampled_from([c.lower(), c.upper()])) for c in word[:cut])
+    answer = bigram.ask(f"the {typed}", top_k=1000)
+    assert answer.completing in (typed, None)
+    if answer.completing:
+        for prediction in answer.predictions:
+            begun = prediction.text[: len(typed)]
+            assert all(shown == c or shown.lower() == c for shown, c in zip(begun, typed, strict=True))
 
 
 def test_shouting_is_read_as_the_common_words() -> None:
@@ -454,14 +498,20 @@ def test_a_model_without_surprisal_refuses_to_explain(bigram: Model, tmp_path: P
 
 # ----------------------------------------------------------------------------------------------------------- the state
 
-typed_text = st.text(
-    st.sampled_from([*"abiklnotTIhe", " ", " ", " ", "\n", ".", ",", "'", "-", "1", '"', "é", "\u0301", "’", "\u2003"]),
-    min_size=1,
-    max_size=60,
-) | st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
+VISIBLE = [*"abiklnotTIhe", " ", " ", " ", "\n", ".", ",", "'", "-", "1", '"', "é", "\u0301", "’", "\u2003"]
+HIDDEN = [
+    *"\u200b\u00ad\u200e\ufeff\u2060\u200d\u200d\ufe0f\u0323´`‑…½™ﬁｔＩ\u2028\r\u2800\u2764\U0001f469\U0001f3fd\U0001f1e9"
+]
+typed_text = (
+    st.text(st.sampled_from(VISIBLE), min_size=1, max_size=60)
+    | st.text(st.sampled_from(VISIBLE + HIDDEN), min_size=1, max_size=60)
+    | st.text(min_size=1, max_size=20)
+    | st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join)
+    | st.lists(st.sampled_from([*WORDS, *EMOJI.values()]), min_size=1, max_size=8).map("".join)
+)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(typed_text, st.lists(st.integers(0, 60), max_size=3), st.booleans(), st.booleans())
 def test_a_text_may_be_cut_anywhere(recurrent: Model, text: str, cuts: list[int], never: bool, busy: bool) -> None:
     """Part by part with the state, on a server that may be busy, or all at once: the same predictions and state."""
@@ -478,6 +528,45 @@ def test_a_text_may_be_cut_anywhere(recurrent: Model, text: str, cuts: list[int]
     )
     again = recurrent.ask("", top_k=1000, complete=mode, state=parts.state)
     assert [p.text for p in again.predictions] == [p.text for p in parts.predictions]
+
+
+@settings(max_examples=100, deadline=None)
+@given(typed_text, st.booleans())
+def test_a_text_is_read_as_its_normal_form(recurrent: Model, text: str, never: bool) -> None:
+    options: dict[str, Any] = {"top_k": 1000, "complete": "never" if never else "auto", "explain": True}
+    typed = recurrent.ask(text, **options)
+    plain = recurrent.ask(normalise(text) or " ", **options)
+    assert typed.completing == plain.completing
+    assert typed.predictions == plain.predictions
+    assert typed.tokens == plain.tokens
+
+
+@pytest.mark.parametrize(
+    ("typed", "same"),
+    [
+        ("I would like \u200b", "I would like "),
+        ("I would like \u200e ", "I would like "),
+        ("\ufeffI would like ", "I would like "),
+        ("I would\u200b like\u200b ", "I would like "),
+        ("I would\u00a0like\u2003", "I would like "),
+        ("I would l\u00adi", "I would li"),
+        ("I would li\u2060", "I would li"),
+        ("I would ｌｉ", "I would li"),
+        ("I didn’", "I didn'"),
+        ("I didn\u02bct like", "I didn't like"),
+        ("would‑li", "would-li"),
+        ("I\u2028I would li", "I\nI would li"),
+    ],
+)
+def test_characters_that_nobody_sees_change_nothing(recurrent: Model, typed: str, same: str) -> None:
+    answer, plain = recurrent.ask(typed), recurrent.ask(same)
+    assert (answer.completing, answer.predictions) == (plain.completing, plain.predictions)
+
+
+def test_hidden_characters_do_not_shorten_a_word(recurrent: Model) -> None:
+    """However many they are: a word is cut where it is too long, not where it holds too many of them."""
+    typed, plain = recurrent.ask("I would li" + "\u200b" * 1000 + "ke "), recurrent.ask("I would like ")
+    assert typed.predictions == plain.predictions
 
 
 @settings(max_examples=50, deadline=None)
@@ -520,13 +609,46 @@ def test_no_token_is_read_twice_while_many_wait_or_in_a_long_text(
     assert answers[0] == answers[1]
 
 
-def test_a_long_text_is_read_in_runs_of_256_tokens(recurrent: Model) -> None:
+@pytest.mark.parametrize(
+    ("options", "longest", "rows"), [({}, MAX_RUN_TOKENS, 6), ({"explain": True}, MAX_EXPLAINED_TOKENS, 2)]
+)
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("I would like the capital of France . " * 100, 800),
+        ("!" * 3000, 3000),
+        ("\u0301" * 3000, 3000),
+        ("\U0001f600" * 3000, 3000),
+        ("\U0001f469\u200d" * 1500 + " ", 12),  # one in each chunk of 256 characters
+        ("a\n" * 1500, 3000),
+        (
+            "x'" * 1500 + "\n",
+            11 * (1 + 127 + 1) + (1 + 91 + 1) + 1,
+        ),  # x, many 'x, and ' in each chunk; a paragraph's end
+        ("x" * 3000 + " ", 12),
+        (" " * 3000, 0),
+        ("\n" * 3000, 0),
+        ("\u200b" * 3000, 0),
+    ],
+    ids=["prose", "marks", "accents", "emoji", "joined emoji", "lines", "suffixes", "word", "spaces", "breaks", "none"],
+)
+def test_a_long_text_is_read_in_runs_that_end_soon(
+    recurrent: Model, text: str, tokens: int, options: dict[str, Any], longest: int, rows: int
+) -> None:
     recurrent.runs.clear()
+    recurrent.ask(text, complete="never", **options)
+    lengths = [int(run.tensors["sequence_lens"][-1]) for run in recurrent.runs]
+    assert max(lengths) <= longest
+    for run, length in zip(recurrent.runs, lengths, strict=True):
+        assert run.most_rows is not None
+        assert run.most_rows == rows or length < longest
+    assert sum(lengths) == tokens + 1  # the <eos> before them
+    assert len(lengths) <= tokens // longest + 2
+
+
+def test_a_long_text_in_pieces_is_read_as_the_whole(recurrent: Model) -> None:
     text = "I would like the capital of France . " * 100
     whole = recurrent.ask(text)
-    lengths = [int(run.tensors["sequence_lens"][0]) for run in recurrent.runs]
-    assert sum(lengths) == 801  # 800 words and the <eos> before them
-    assert max(lengths) <= 256
     state = None
     for word in text.split():
         by_word = recurrent.ask(word + " ", state=state)
@@ -624,6 +746,32 @@ def test_a_model_without_a_word_for_the_unknown_refuses_what_it_does_not_know(bi
     with pytest.raises(InvalidInput, match="'zebra' is none of the model's words"):
         closed.ask("the zebra ")
     assert closed.ask("the ").predictions
+
+
+def test_a_long_text_is_cut_into_tokens_while_it_is_read(bigram: Model, tmp_path: Path) -> None:
+    """Its first run doesn't wait for its last words: nobody notices yet that one of them is unknown."""
+    words = [w if w != "<unk>" else "unknown" for w in WORDS]
+    (tmp_path / "vocabulary.txt").write_text("\n".join(words) + "\n")
+    closed = Model(NextWordPrediction(_folder(tmp_path, bigram.session)), bigram.session)
+    with pytest.raises(InvalidInput, match="'zebra' is none of the model's words"):
+        closed.ask("the " * 10 * MAX_RUN_TOKENS + "zebra ")
+    assert len(closed.runs) == 9
+
+
+def test_long_words_are_cut_into_tokens_a_few_at_a_time(recurrent: Model) -> None:
+    """Each is one token: not so many characters are looked at before a run as make a run's worth of tokens."""
+    recurrent.runs.clear()
+    recurrent.ask(f"{'x' * 99} " * 1000)
+    assert [run.tensors["sequence_lens"].tolist() for run in recurrent.runs] == [[84], *[[83]] * 11, [4]]
+
+
+def test_a_search_of_many_words_has_as_few_runs_and_rows_as_one_of_few(recurrent: Model) -> None:
+    """However many continuations are wanted, sixteen are carried on, each with one word in a run."""
+    recurrent.runs.clear()
+    recurrent.ask("I would ", words=8, top_k=1000)
+    lengths = [run.tensors["sequence_lens"].tolist() for run in recurrent.runs]
+    assert len(lengths) <= 1 + 2 * 8 + 6
+    assert all(set(rows) == {1} and len(rows) <= 16 for rows in lengths[1:])
 
 
 # ------------------------------------------------------------------------------------- when two answers mean the same

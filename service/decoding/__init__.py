@@ -1,0 +1,1 @@
+"""Searches for the most probable sequence: generators of runs that know no task."""
