@@ -93,10 +93,18 @@ class TooLarge(ServiceError):
 
 
 class UnsupportedMedia(ServiceError):
-    """A content type or content encoding that this endpoint does not take."""
+    """A content type or content encoding that this endpoint does not take.
 
-    def __init__(self, what: str, got: str, accepted: Iterable[str]) -> None:
-        super().__init__(f"{what} {got!r} is not supported here. Send one of: {', '.join(accepted)}.")
+    Args:
+        what: the header, such as "Content-Type".
+        got: what it says.
+        accepted: what it may say.
+        hint: another sentence that helps.
+    """
+
+    def __init__(self, what: str, got: str, accepted: Iterable[str], hint: str = "") -> None:
+        sentences = f"{what} {got!r} is not supported here. Send one of: {', '.join(accepted)}. {hint}"
+        super().__init__(sentences.rstrip())
 
 
 class BodyTimeout(ServiceError):

@@ -45,6 +45,9 @@ _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the d
     "jBCcL0NAf80nU8sIg11a6j7Tts4+FReUYP2SZSR82smed41WkDZbtDWtJRrvzjkbw0/5et4yiBiGO0K3MYb3im/jPlZfpngAAAA="
 )
 
+_BITMAP_HEADER_BYTES = (12, 40, 52, 56, 64, 108, 124)
+"""Lengths of the header of a BMP, which tell one from a text that begins with "BM"."""
+
 SLICE = 32
 """Images decoded and run at a time (count): a request may hold thousands, whose tensors should not all be in memory."""
 
@@ -231,6 +234,10 @@ class ImageClassification(Task[ImageClassificationInput, ImageClassificationOutp
     )
     sample_file = "photo.jpg"
     sample_data_url = _HORSE
+
+    @classmethod
+    def recognises(cls, data: bytes) -> bool:
+        return is_picture(data)
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
@@ -443,6 +450,16 @@ SMALL_PIXELS = 128 * 128
 _PNG = b"\x89PNG\r\n\x1a\n"
 _RGB = b"\x08\x02\x00\x00\x00"  # 8 bits, three colours, and not interlaced
 _WITHOUT_EFFECT = frozenset({b"IDAT", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tIME", b"sBIT", b"bKGD"})
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether data begins as a picture of one of `FORMATS` does."""
+    if not Image.OPEN.keys() >= set(FORMATS):
+        Image.init()
+    beginning = data[:32]
+    return any(accept(beginning) for name in FORMATS if (accept := Image.OPEN[name][1])) and (
+        not data.startswith(b"BM") or int.from_bytes(data[14:18], "little") in _BITMAP_HEADER_BYTES
+    )
 
 
 def small_png(data: bytes, most_pixels: int) -> Array | None:
