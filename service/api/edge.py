@@ -208,9 +208,14 @@ class Edge:
             call.begin(len(arrived))
 
     async def _through_framework(self, context: RequestContext, scope: Any, receive: Any, send: Any) -> int:
-        """Let FastAPI answer, and add our headers to what it sends."""
+        """Let FastAPI answer, and add our headers to what it sends.
+
+        It is shown HEAD as GET, whose body is then left out.
+        """
         status, complete = 0, False
-        set_context(scope, context)
+        headless = scope["method"] == "HEAD"
+        shown = scope | {"method": "GET" if headless else scope["method"]}
+        set_context(shown, context)
 
         async def send_with_headers(message: Any) -> None:
             nonlocal status, complete
@@ -219,15 +224,19 @@ class Edge:
                 message["headers"] = [*message["headers"], *_headers(context)]
             else:
                 complete = not message.get("more_body", False)
+                if headless:
+                    message = message | {"body": b""}
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_headers)
+            await self.app(shown, receive, send_with_headers)
         except Exception as error:
             if not status:
                 raise
             _log_crash(error, scope["path"], context)
             raise _AlreadyAnswered(error, status, is_complete=complete) from None
+        finally:
+            scope["route"] = shown.get("route")
         return status or CLIENT_LEFT
 
     def flush_metrics(self) -> None:
@@ -349,14 +358,14 @@ def _fields(answer: Answer, context: RequestContext) -> list[tuple[bytes, bytes]
 
 
 async def _send(answer: Answer, context: RequestContext, scope: Any, send: Any) -> None:
-    headers = _fields(answer, context)
+    headers, body = _fields(answer, context), b"" if scope["method"] == "HEAD" else answer.body
     exchange: Exchange | None = scope.get(EXCHANGE)
     if exchange is not None:
         await exchange.drain()
-        exchange.write(answer.status, headers, answer.body)
+        exchange.write(answer.status, headers, body)
         return
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:

@@ -117,7 +117,10 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
         slug, headers = title.lower().replace(" ", "-"), dict(error.headers or {})
         detail = _PLAIN.get(status) or (str(error.detail) if error.detail != title else f"{title}.")
         if status == 405:
-            detail = f"This route does not take that method; it takes: {headers.get('Allow', 'another')}."
+            allowed = {method for part in headers.get("Allow", "").split(",") if (method := part.strip())}
+            allowed = allowed or {"GET"}  # files
+            headers["Allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+            detail = f"This route does not take that method; it takes: {headers['Allow']}."
     else:
         status, slug, title, detail = 500, "internal-error", "Internal error", _INTERNAL
     body = {

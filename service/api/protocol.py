@@ -214,8 +214,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             "connection": "close",
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in (headers | fields).items() if name != "Connection")
+        body = b"" if self._is_head() else body
         self.transport.write(b"".join([STATUS_LINE[status], head.encode("latin-1"), b"\r\n", body]))
         self.transport.close()
+
+    def _is_head(self) -> bool:
+        """Whether an answer to what is being parsed must have no body."""
+        return self._in_message and self.parser.get_method() == b"HEAD"
 
     def _refuse(self, error: Exception) -> None:
         """Stop the parser, which reports any exception of a callback to `send_400_response`."""
