@@ -15,13 +15,22 @@ from service.cpu import CpuBudget, cpu_budget
 MAX_WORKERS = 64
 """Most server processes that are started without being asked for."""
 
+UNIX = "unix:"
+"""What a host begins with that is the path of a Unix socket."""
+FD = "fd:"
+"""What a host begins with that is the number of a listening socket's file descriptor."""
+
+
 
 class Settings(BaseSettings):
     """How one server behaves. Frozen; built once by the command line and passed down."""
 
     model_config = SettingsConfigDict(env_prefix="GRIDLOOP_", frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on; 0.0.0.0 for all, `unix:/path` for a Unix socket, `fd:3` for one inherited.",
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(
         default=0, ge=0, le=128, description="Server processes; 0 chooses by the CPU budget (affinity and cgroup)."
@@ -64,8 +73,17 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
-        return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
+    def _split(cls, value: object) -> object:
+        return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
+
+    @field_validator("host")
+    @classmethod
+    def _can_be_listened_on(cls, value: str) -> str:
+        if value == UNIX:
+            raise ValueError("needs the path of the socket, as in unix:/run/gridloop/http.sock")
+        if value.startswith(FD) and not value.removeprefix(FD).isdecimal():
+            raise ValueError("needs the number of a file descriptor, as in fd:3")
+        return value
 
     @field_validator("port", mode="before")
     @classmethod

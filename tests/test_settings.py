@@ -25,7 +25,16 @@ def test_keys_are_never_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"port": 70000}, {"max_queue": 0}, {"request_timeout_s": 0}, {"log_format": "xml"}, {"nope": 1}]
+    "field",
+    [
+        {"port": 70000},
+        {"max_queue": 0},
+        {"request_timeout_s": 0},
+        {"log_format": "xml"},
+        {"nope": 1},
+        {"host": "unix:"},
+        {"host": "fd:three"},
+    ],
 )
 def test_a_value_without_sense_is_refused(field: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
