@@ -21,6 +21,7 @@ from service import __version__, telemetry
 from service.api import health, home, open_inference, problems
 from service.api import models as model_routes
 from service.api.context import Workers
+from service.api.cors import Cors
 from service.api.edge import Edge, Endpoint
 from service.api.gate import Gate
 from service.api.tasks import TaskEndpoint, path_item
@@ -114,6 +115,7 @@ def create_app(
         app,
         endpoint_of=endpoint_of,
         gate=gate,
+        cors=Cors(settings.cors_origins),
         workers=workers,
         default_timeout_s=settings.request_timeout_s,
         max_body_bytes=settings.max_body_bytes,

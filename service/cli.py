@@ -57,7 +57,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     for name, field in reversed(Settings.model_fields.items()):
         choices = getattr(field.annotation, "__args__", ())
         kind = click.Choice(choices) if choices and all(isinstance(c, str) for c in choices) else None
-        default = "" if field.default == () else field.default
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         command = click.option(
             f"--{name.replace('_', '-')}",
             name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ UNIX = "unix:"
 FD = "fd:"
 """What a host begins with that is the number of a listening socket's file descriptor."""
 
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 class Settings(BaseSettings):
@@ -70,8 +73,13 @@ class Settings(BaseSettings):
     rate_limit: float = Field(
         default=0.0, ge=0, description="Requests per second and client before 429, over all workers; 0: no limit."
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated origins whose pages may call from a browser, such as https://app.example.com; "
+        "* for all; empty: none.",
+    )
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
@@ -84,6 +92,11 @@ class Settings(BaseSettings):
         if value.startswith(FD) and not value.removeprefix(FD).isdecimal():
             raise ValueError("needs the number of a file descriptor, as in fd:3")
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(origin) for origin in value)
 
     @field_validator("port", mode="before")
     @classmethod
@@ -104,6 +117,17 @@ class Settings(BaseSettings):
         """How many processes to start: one for each core that may be used."""
         budget = budget or cpu_budget()
         return Plan(self.workers or min(budget.cores, MAX_WORKERS), budget)
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it: in lower case, without a slash at its end or the scheme's own port."""
+    if text in ("*", "null"):
+        return text
+    match = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
+    if not match:
+        raise ValueError(f"{text!r} is no origin: write * or scheme, host and port, as in https://app.example.com:8443")
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" + (f":{port}" if port and port != _DEFAULT_PORTS.get(scheme) else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,21 @@ def test_keys_are_never_printed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("", ()),
+        ("*", ("*",)),
+        ("http://localhost:3000, https://App.Example.com/", ("http://localhost:3000", "https://app.example.com")),
+        ("https://a:443,http://b:80,https://c:80", ("https://a", "http://b", "https://c:80")),
+        ("http://[::1]:5173", ("http://[::1]:5173",)),
+        ("null,chrome-extension://abcdef", ("null", "chrome-extension://abcdef")),
+    ],
+)
+def test_origins_are_read_as_browsers_send_them(text: str, origins: tuple[str, ...]) -> None:
+    assert Settings(cors_origins=text).cors_origins == origins  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     "field",
     [
         {"port": 70000},
@@ -32,6 +47,9 @@ def test_keys_are_never_printed() -> None:
         {"request_timeout_s": 0},
         {"log_format": "xml"},
         {"nope": 1},
+        {"cors_origins": "localhost:3000"},
+        {"cors_origins": "https://example.com/page"},
+        {"cors_origins": "https://*.example.com"},
         {"host": "unix:"},
         {"host": "fd:three"},
     ],

@@ -92,6 +92,7 @@ class RequestContext:
         model: `name@version` that answered.
         trace: `traceparent` to hand on: the caller's trace with a span of ours.
         alone: no other request is being answered in this process, nor was a moment ago.
+        cors: headers of the answer for pages of other origins.
     """
 
     headers: Mapping[bytes, bytes]
@@ -102,6 +103,7 @@ class RequestContext:
     model: str | None = None
     trace: str | None = None
     alone: bool = False
+    cors: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def remaining_s(self) -> float:

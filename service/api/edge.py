@@ -39,6 +39,7 @@ from service.api.context import (
     new_request_id,
     set_context,
 )
+from service.api.cors import Cors
 from service.api.gate import OPEN_PATHS, Gate
 from service.api.problems import answer_of
 from service.errors import BadRequest, InferenceFailed, ServiceError
@@ -95,11 +96,13 @@ class Edge:
 
     Attributes:
         heads: of requests on the short way, by their bytes; the protocol keeps them here.
+        cors: as given; the protocol refuses some requests by itself.
 
     Args:
         app: what answers.
         endpoint_of: what answers POST requests of a path instead; None where nothing does.
         gate: who is let in.
+        cors: what browsers are told about pages of other origins.
         workers: what the workers know of each other.
         default_timeout_s: the deadline of requests that set none.
         max_body_bytes: largest body taken.
@@ -112,6 +115,7 @@ class Edge:
         app: FastAPI,
         endpoint_of: Callable[[str], Endpoint | None],
         gate: Gate,
+        cors: Cors,
         workers: Workers,
         default_timeout_s: float,
         max_body_bytes: int,
@@ -121,6 +125,7 @@ class Edge:
     ) -> None:
         self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
+        self.cors = cors
         self.heads: dict[bytes, Head] = {}
         self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
@@ -136,6 +141,11 @@ class Edge:
         endpoint = self._endpoint_of(scope["path"]) if scope["method"] == "POST" else None
         status = CLIENT_LEFT
         try:
+            preflight = self.cors.preflight(scope["method"], context.headers)
+            if preflight is not None:  # before the gate: a browser asks without the page's key
+                await _send(preflight, context, scope, send)
+                status = preflight.status
+                return
             self._admit(context, scope)
             if endpoint is None:
                 status = await self._through_framework(context, scope, receive, send)
@@ -160,6 +170,7 @@ class Edge:
         """Begin to count a request as in flight; `arrived` requests are begun together."""
         headers = scope.get(HEADERS) or dict(scope["headers"])
         context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
+        context.cors = self.cors.fields(headers)
         self._workers.in_flight[self._workers.own] += 1
         context.alone = self._is_alone(scope, context.started, arrived)
         return context
@@ -349,6 +360,8 @@ def _problem(error: Exception, path: str, context: RequestContext) -> Answer:
 
 
 def _fields(answer: Answer, context: RequestContext) -> list[tuple[bytes, bytes]]:
+    if answer.status == 204:  # it has no body to tell of
+        return [*answer.headers, *_headers(context)]
     return [
         (b"content-type", answer.media_type),
         (b"content-length", b"%d" % len(answer.body)),
@@ -403,7 +416,7 @@ def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
         t.infer * 1e3,
         t.encode * 1e3,
     )
-    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing)]
+    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), *context.cors]
     if context.trace:
         headers.append((b"traceparent", context.trace.encode()))
     return headers

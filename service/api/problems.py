@@ -84,6 +84,8 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
 _INTERNAL = "Something went wrong in the server. Quote the request_id to its operator: the log has the cause."
 
 _PLAIN = {
+    403: "Pages of this origin may not call from a browser. The server's operator lists those that may in "
+    "GRIDLOOP_CORS_ORIGINS.",
     404: "There is no such route. GET /docs lists the endpoints, GET /v1/models the models.",
     414: "The URL is longer than 16 KiB. Send parameters in the body, or fewer of them.",
     417: "Only `Expect: 100-continue` is known. Leave the Expect header out.",
