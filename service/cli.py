@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for
     from service.evaluation.report import Report
     from service.evaluation.runner import Progress
     from service.registry.registry import Model, Registry
+    from service.settings import Settings
 
 out = Console()
 err = Console(stderr=True)
@@ -79,18 +80,23 @@ def serve_command(**options: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     from service.server import serve
-    from service.settings import Settings
 
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        problems = "; ".join(f"GRIDLOOP_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise click.UsageError(problems) from None
+    settings = _settings({name: value for name, value in options.items() if value is not None})
     try:
         sys.exit(serve(settings))
     except ServiceError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """The settings, from what is given and the environment; one that makes no sense is wrong usage."""
+    from service.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"GRIDLOOP_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise click.UsageError(problems) from None
 
 
 @main.command()
@@ -100,9 +106,11 @@ def models(models: Path, as_json: bool) -> None:
     """List the models of a repository, loading each. Exit code 1 when one cannot be served."""
     registry = _load(models)
     if as_json:
+        from service.api.address import Address
         from service.api.models import describe
 
-        click.echo(orjson.dumps([describe(model, registry).model_dump() for model in registry]))
+        address = Address.configured(_settings({}))
+        click.echo(orjson.dumps([describe(model, registry, address).model_dump() for model in registry]))
     else:
         table = Table("model", "version", "task", "state", "size", "claims", box=None)
         for model in registry:

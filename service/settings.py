@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ UNIX = "unix:"
 """What a host begins with that is the path of a Unix socket."""
 FD = "fd:"
 """What a host begins with that is the number of a listening socket's file descriptor."""
+PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+"""A path prefix: what needs no escape in a URL, a page or a shell."""
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -78,8 +81,16 @@ class Settings(BaseSettings):
         description="Comma-separated origins whose pages may call from a browser, such as https://app.example.com; "
         "* for all; empty: none.",
     )
+    root_path: str = Field(
+        default="", description="Path prefix under which a proxy offers the server, such as /ml; empty: none."
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("127.0.0.0/8", "::1", "unix"),
+        description="Comma-separated addresses and networks whose `X-Forwarded-Proto`, `-Host` and `-Prefix` are "
+        "believed; unix for all on a Unix socket, * for everybody.",
+    )
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
@@ -97,6 +108,29 @@ class Settings(BaseSettings):
     @classmethod
     def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_origin(origin) for origin in value)
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_prefix(cls, value: str) -> str:
+        prefix = "/" + value.strip().strip("/")
+        if prefix == "/":
+            return ""
+        if not PREFIX.fullmatch(prefix):
+            raise ValueError("must be a path such as /ml or /apis/ml, of letters, digits and . _ ~ -")
+        return prefix
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            if item not in ("*", "unix"):
+                try:
+                    ipaddress.ip_network(item, strict=False)
+                except ValueError:
+                    raise ValueError(
+                        f"{item!r} is no IP address or network such as 10.0.0.0/8, nor unix, nor *"
+                    ) from None
+        return value
 
     @field_validator("port", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import stat
@@ -71,6 +72,29 @@ def test_a_unix_socket_is_served_and_removed_in_the_end(models: Path, folder: Pa
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert not path.exists()
+
+
+def test_the_curl_lines_name_the_socket_unless_a_proxy_names_a_host(models: Path, folder: Path) -> None:
+    path = folder / "http.sock"
+    with serving(models, path, f"--host=unix:{path}", "--workers=1"), client_of(path) as client:
+
+        def line(**headers: str) -> str:
+            fields = {name.replace("_", "-"): value for name, value in headers.items()}
+            return str(client.get("/v1/models/steps", headers=fields).json()["curl"])
+
+        assert line().startswith(f"curl --unix-socket {path} http://localhost/v1/")
+        assert line(Host="api.example.com").startswith("curl http://api.example.com/v1/")
+        told = line(X_Forwarded_Host="api.example.com", X_Forwarded_Proto="https", X_Forwarded_Prefix="/ml")
+        assert told.startswith("curl https://api.example.com/ml/v1/")
+        printed = subprocess.run(
+            [*GRIDLOOP, "models", f"--models={models}", "--json"],
+            env={**os.environ, "GRIDLOOP_HOST": f"unix:{path}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert f"curl --unix-socket {path} " in printed.stdout
 
 
 def test_a_socket_left_by_a_server_that_was_killed_is_replaced(models: Path, folder: Path) -> None:
@@ -148,6 +172,8 @@ def test_a_listening_socket_that_is_handed_over_is_served_and_kept(models: Path,
         options = [f"--host=fd:{descriptor}", f"--workers={workers}"]
         with serving(models, path, *options, pass_fds=(descriptor,)), client_of(path) as client:
             assert client.post("/v1/anomaly-detection", json=SERIES).json()["anomalies"] == [2]
+            line = client.get("/v1/models/steps").json()["curl"]
+            assert line.startswith(f"curl --unix-socket {path} ")
     assert path.exists()
 
 

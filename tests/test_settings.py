@@ -40,6 +40,14 @@ def test_origins_are_read_as_browsers_send_them(text: str, origins: tuple[str, .
 
 
 @pytest.mark.parametrize(
+    ("text", "prefix"),
+    [("", ""), ("/", ""), ("ml", "/ml"), ("/ml/", "/ml"), ("/apis/ml-1.0_x~", "/apis/ml-1.0_x~")],
+)
+def test_a_root_path_begins_with_a_slash_and_ends_without(text: str, prefix: str) -> None:
+    assert Settings(root_path=text).root_path == prefix
+
+
+@pytest.mark.parametrize(
     "field",
     [
         {"port": 70000},
@@ -50,6 +58,12 @@ def test_origins_are_read_as_browsers_send_them(text: str, origins: tuple[str, .
         {"cors_origins": "localhost:3000"},
         {"cors_origins": "https://example.com/page"},
         {"cors_origins": "https://*.example.com"},
+        {"root_path": "/a b"},
+        {"root_path": "/a/../b"},
+        {"root_path": "/a//b"},
+        {"root_path": '/"'},
+        {"trusted_proxies": "localhost"},
+        {"trusted_proxies": "10.0.0.0/99"},
         {"host": "unix:"},
         {"host": "fd:three"},
     ],

@@ -93,6 +93,7 @@ class RequestContext:
         trace: `traceparent` to hand on: the caller's trace with a span of ours.
         alone: no other request is being answered in this process, nor was a moment ago.
         cors: headers of the answer for pages of other origins.
+        prefix: what stands before the path as the client knows it, where a proxy takes it off.
     """
 
     headers: Mapping[bytes, bytes]
@@ -104,6 +105,7 @@ class RequestContext:
     trace: str | None = None
     alone: bool = False
     cors: tuple[tuple[bytes, bytes], ...] = ()
+    prefix: str = ""
 
     @property
     def remaining_s(self) -> float:

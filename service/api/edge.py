@@ -19,12 +19,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from service import telemetry
+from service.api.address import Addresses, without_prefix
 from service.api.body import INLINE_BYTES
 from service.api.context import (
     EXCHANGE,
@@ -103,6 +105,7 @@ class Edge:
         endpoint_of: what answers POST requests of a path instead; None where nothing does.
         gate: who is let in.
         cors: what browsers are told about pages of other origins.
+        addresses: finds the prefix that a proxy puts before our paths.
         workers: what the workers know of each other.
         default_timeout_s: the deadline of requests that set none.
         max_body_bytes: largest body taken.
@@ -116,6 +119,7 @@ class Edge:
         endpoint_of: Callable[[str], Endpoint | None],
         gate: Gate,
         cors: Cors,
+        addresses: Addresses,
         workers: Workers,
         default_timeout_s: float,
         max_body_bytes: int,
@@ -125,7 +129,7 @@ class Edge:
     ) -> None:
         self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
-        self.cors = cors
+        self.cors, self._addresses = cors, addresses
         self.heads: dict[bytes, Head] = {}
         self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
@@ -138,6 +142,8 @@ class Edge:
             await self.app(scope, receive, send)
             return
         context = self._open(scope)
+        context.prefix = prefix = self._addresses.prefix(scope)
+        scope["path"] = without_prefix(scope["path"], prefix)
         endpoint = self._endpoint_of(scope["path"]) if scope["method"] == "POST" else None
         status = CLIENT_LEFT
         try:
@@ -199,8 +205,12 @@ class Edge:
         Nearly all inferences may. Not those with large bodies, which may take long to read, with compressed ones, and
         with bodies that come in pieces or without a length.
         """
-        if scope["method"] != "POST" or (endpoint := self._endpoint_of(scope["path"])) is None:
+        if scope["method"] != "POST":
             return None
+        path = without_prefix(scope["path"], self._addresses.root_path)  # a proxy's word goes the long way
+        if (endpoint := self._endpoint_of(path)) is None:
+            return None
+        scope["path"] = path
         scope[HEADERS] = headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         if not length.isdigit() or int(length) > self._small_bytes:
@@ -221,11 +231,20 @@ class Edge:
     async def _through_framework(self, context: RequestContext, scope: Any, receive: Any, send: Any) -> int:
         """Let FastAPI answer, and add our headers to what it sends.
 
-        It is shown HEAD as GET, whose body is then left out.
+        It is shown the request a little changed. HEAD is GET, whose body is then left out. The path has its prefix, for
+        links and redirects. And the host is withheld, so that whatever a client writes there, no redirect leads away.
         """
         status, complete = 0, False
         headless = scope["method"] == "HEAD"
-        shown = scope | {"method": "GET" if headless else scope["method"]}
+        path = context.prefix + scope["path"]
+        shown = scope | {
+            "method": "GET" if headless else scope["method"],
+            "root_path": context.prefix,
+            "path": path,
+            "raw_path": quote(path).encode(),
+            "headers": [(name, value) for name, value in scope["headers"] if name != b"host"],
+            "server": None,
+        }
         set_context(shown, context)
 
         async def send_with_headers(message: Any) -> None:

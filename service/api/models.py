@@ -7,7 +7,8 @@ import json
 from fastapi import APIRouter
 
 from service import errors
-from service.api.deps import RegistryDep
+from service.api.address import Address
+from service.api.deps import AddressDep, RegistryDep
 from service.api.problems import openapi_responses
 from service.registry.manifest import Claims
 from service.registry.registry import Model, Registry, Version
@@ -18,9 +19,9 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", summary="All models, those that cannot be served included")
-def list_models(registry: RegistryDep) -> ModelList:
+def list_models(registry: RegistryDep, address: AddressDep) -> ModelList:
     """Every folder of the model repository, with the state of each version."""
-    return ModelList(models=[describe(model, registry) for model in registry])
+    return ModelList(models=[describe(model, registry, address) for model in registry])
 
 
 @router.get(
@@ -28,18 +29,18 @@ def list_models(registry: RegistryDep) -> ModelList:
     summary="One model, with its card",
     responses=openapi_responses((errors.NotAuthorised, errors.ModelNotFound), "/v1/models/cifar"),
 )
-def get_model(name: str, registry: RegistryDep) -> ModelCard:
+def get_model(name: str, registry: RegistryDep, address: AddressDep) -> ModelCard:
     """The model card tells what a model is for, what it was trained on, how good it is and where it fails."""
     model = registry.get(name)
     try:
         card = (model.path / "card.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         card = f"# {name}\n\nThis model has no card."
-    return ModelCard(**describe(model, registry).model_dump(), card=card)
+    return ModelCard(**describe(model, registry, address).model_dump(), card=card)
 
 
-def describe(model: Model, registry: Registry) -> ModelInfo:
-    """A model as the API shows it."""
+def describe(model: Model, registry: Registry, address: Address) -> ModelInfo:
+    """A model as the API shows it to clients that find the server at this address."""
     manifest = model.manifest
     versions = {name: _version(version) for name, version in model.versions.items()}
     default = versions.get(model.default_version or "")
@@ -61,7 +62,7 @@ def describe(model: Model, registry: Registry) -> ModelInfo:
         size_bytes=default.size_bytes if default else None,
         metrics=claims.metrics,
         reason=None if model.is_ready else model.reason,
-        curl=curl_line(model, registry),
+        curl=curl_line(model, registry, address),
     )
 
 
@@ -87,15 +88,15 @@ def _version(version: Version) -> VersionInfo:
     )
 
 
-def curl_line(model: Model, registry: Registry) -> str:
-    """A line to paste into a terminal; the address is that of the default settings."""
-    url = "http://127.0.0.1:8000/v1"
+def curl_line(model: Model, registry: Registry, address: Address) -> str:
+    """A line to paste into a terminal."""
+    curl, url = address.curl, f"{address.url}/v1"
     task = registry.tasks.get(model.manifest.task) if model.manifest else None
     if task is None:
-        return f"curl {url}/models"
+        return f"{curl} {url}/models"
     if issubclass(task.Input, MediaInput):
-        return f"curl '{url}/{task.name}?model={model.name}' -F file=@{task.sample_file}"
+        return f"{curl} '{url}/{task.name}?model={model.name}' -F file=@{task.sample_file}"
     body = json.dumps({"model": model.name, **next(iter(task.examples()), {})}, ensure_ascii=False).replace(
         "'", "'\\''"
     )
-    return f"curl {url}/{task.name} --json '{body}'"
+    return f"{curl} {url}/{task.name} --json '{body}'"

@@ -148,7 +148,8 @@ def answer_of(error: Exception, *, path: str, request_id: str) -> tuple[int, str
 def respond(request: Request, error: Exception) -> Response:
     """The answer to a request that failed."""
     context = context_of(request.scope)
-    status, kind, body, headers = answer_of(error, path=request.url.path, request_id=context.request_id)
+    path = request.url.path.removeprefix(context.prefix)
+    status, kind, body, headers = answer_of(error, path=path, request_id=context.request_id)
     return Response(body, status, headers, kind)
 
 
