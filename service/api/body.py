@@ -37,6 +37,7 @@ _UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
 _LATIN = ("iso-8859-1", "latin1", "latin-1", "windows-1252", "cp1252")
 """Charsets in which ASCII is what it is in UTF-8."""
 
+_BOM = codecs.BOM_UTF8
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP = 16 + zlib.MAX_WBITS
 _PIECE_BYTES = 64 * 1024
@@ -250,15 +251,18 @@ def json_text(content_type: bytes | None, body: bytes) -> bytes:
     Raises:
         UnsupportedMedia: it is not in UTF-8, by what its content type or its first bytes say.
     """
-    if content_type and b"charset" in content_type.lower():
-        charset = _media_type(content_type)[1].get(b"charset", b"utf-8").decode("latin-1").lower()
-        if charset not in _UTF_8 and not (charset in _LATIN and body.isascii()):
-            raise _not_utf_8(charset)
-    if body.startswith(codecs.BOM_UTF8):
-        return body[len(codecs.BOM_UTF8) :]
-    if 0 in body[:4]:
+    charset = _charset(content_type)
+    if charset not in _UTF_8 and not (charset in _LATIN and body.isascii()):
+        raise _not_utf_8(charset)
+    beginning = body[:4]
+    if b"\0" in beginning:
         raise _not_utf_8("utf-16 or utf-32")
-    return body
+    return body[3:] if beginning[:3] == _BOM else body
+
+
+@lru_cache(maxsize=256)
+def _charset(content_type: bytes | None) -> str:
+    return _media_type(content_type or b"")[1].get(b"charset", b"utf-8").decode("latin-1").lower()
 
 
 def _not_utf_8(charset: str) -> UnsupportedMedia:

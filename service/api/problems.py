@@ -120,7 +120,7 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
         detail = _PLAIN.get(status) or (str(error.detail) if error.detail != title else f"{title}.")
         if status == 405:
             allowed = {method for part in headers.get("Allow", "").split(",") if (method := part.strip())}
-            allowed = allowed or {"GET"}  # files
+            allowed = allowed or {"GET"}  # the static files do not say
             headers["Allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
             detail = f"This route does not take that method; it takes: {headers['Allow']}."
     else:
