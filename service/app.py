@@ -20,7 +20,9 @@ from starlette.routing import Route
 from service import __version__, telemetry
 from service.api import health, home, open_inference, problems
 from service.api import models as model_routes
+from service.api.address import Addresses
 from service.api.context import Workers
+from service.api.cors import Cors
 from service.api.edge import Edge, Endpoint
 from service.api.gate import Gate
 from service.api.tasks import TaskEndpoint, path_item
@@ -96,7 +98,8 @@ def create_app(
         lifespan=lifespan,
         swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
     )
-    app.state.registry, app.state.gate, app.state.workers = models, gate, workers
+    addresses = Addresses(settings)
+    app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     routed = {name: task for name, task in models.tasks.items() if task.has_route}
     endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models) for task in routed.values())}
     infer = open_inference.InferEndpoint(settings, models)
@@ -115,6 +118,8 @@ def create_app(
         app,
         endpoint_of=endpoint_of,
         gate=gate,
+        cors=Cors(settings.cors_origins),
+        addresses=addresses,
         workers=workers,
         default_timeout_s=settings.request_timeout_s,
         max_body_bytes=settings.max_body_bytes,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for
     from service.evaluation.report import Report
     from service.evaluation.runner import Progress
     from service.registry.registry import Model, Registry
+    from service.settings import Settings
 
 # What is printed is the models' and the callers' text, in which brackets and colons are just that.
 out = Console(markup=False, emoji=False, highlight=False)
@@ -59,7 +60,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     for name, field in reversed(Settings.model_fields.items()):
         choices = getattr(field.annotation, "__args__", ())
         kind = click.Choice(choices) if choices and all(isinstance(c, str) for c in choices) else None
-        default = "" if field.default == () else field.default
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         command = click.option(
             f"--{name.replace('_', '-')}",
             name,
@@ -81,20 +82,25 @@ def serve_command(**options: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     from service.server import serve
-    from service.settings import Settings
 
-    given = {name: value for name, value in options.items() if value is not None}
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        problems = "; ".join(f"GRIDLOOP_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise click.UsageError(problems) from None
+    settings = _settings({name: value for name, value in options.items() if value is not None})
     try:
         sys.exit(serve(settings))
     except ManifestInvalid as error:  # of the repository itself: what is wrong with one model stops nothing
         raise click.UsageError(str(error)) from None
     except ServiceError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """The settings, from what is given and the environment; one that makes no sense is wrong usage."""
+    from service.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"GRIDLOOP_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise click.UsageError(problems) from None
 
 
 @main.command()
@@ -105,9 +111,11 @@ def models(models: Path, as_json: bool) -> None:
     registry = _load(models)
     failures = _failures(registry)
     if as_json:
+        from service.api.address import Address
         from service.api.models import describe
 
-        click.echo(orjson.dumps([describe(model, registry).model_dump() for model in registry]))
+        address = Address.configured(_settings({}))
+        click.echo(orjson.dumps([describe(model, registry, address).model_dump() for model in registry]))
     else:
         table = Table(box=None)
         for column in ("model", "version", "task", "state", "size", "claims"):

@@ -221,12 +221,20 @@ class TooLarge(ServiceError):
 
 
 class UnsupportedMedia(ServiceError):
-    """A content type or content encoding that this endpoint does not take."""
+    """A content type or content encoding that this endpoint does not take.
+
+    Args:
+        what: the header, such as "Content-Type".
+        got: what it says.
+        accepted: what it may say.
+        hint: another sentence that helps.
+    """
 
     slug = "unsupported-media-type"
 
-    def __init__(self, what: str, got: str, accepted: Iterable[str]) -> None:
-        super().__init__(f"{what} {quoted(got)} is not supported here. Send one of: {', '.join(accepted)}.")
+    def __init__(self, what: str, got: str, accepted: Iterable[str], hint: str = "") -> None:
+        sentences = f"{what} {quoted(got)} is not supported here. Send one of: {', '.join(accepted)}. {hint}"
+        super().__init__(sentences.rstrip())
 
 
 class BodyTimeout(ServiceError):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 
 import structlog
 
 from service.errors import ServiceError
+from service.listening import listening
 from service.runtime.memory import keep_freed_memory
-from service.settings import Settings
+from service.settings import UNIX, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -22,14 +22,16 @@ def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Returns:
-        The exit code: 0 after a signal, 1 when the port could not be had.
+        The exit code: 0 after a signal, 1 when the port or path could not be had.
 
     Raises:
         ServiceError: the workers have no place for their metrics.
     """
     keep_freed_memory()
     plan = settings.plan()
-    with _metrics_folder() if plan.workers > 1 else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if plan.workers > 1:
+            stack.enter_context(_metrics_folder())
         # Not at the top: the metrics look for their folder when they are imported.
         from service.supervisor import Supervisor
         from service.telemetry import configure_logging
@@ -37,14 +39,14 @@ def serve(settings: Settings) -> int:
 
         configure_logging(settings.log_format, settings.log_level)
         try:
-            listening = _bind(settings.host, settings.port)
+            listener, settings = stack.enter_context(listening(settings))
         except OSError as error:
-            log.error("cannot listen", host=settings.host, port=settings.port, reason=error.strerror)
+            reason = error.strerror or str(error)
+            log.error("cannot listen", host=settings.host, port=settings.port, reason=reason)
             return 1
-        settings = settings.model_copy(update={"port": listening.getsockname()[1]})
         log.info(
             "starting",
-            url=f"http://{settings.host}:{settings.port}",
+            url=settings.host if settings.host.startswith(UNIX) else f"http://{settings.host}:{settings.port}",
             workers=plan.workers,
             cpu_budget=plan.budget.reason,
             models=str(settings.models),
@@ -52,22 +54,9 @@ def serve(settings: Settings) -> int:
         if unknown := settings.unknown_variables(os.environ):
             log.warning("variables that are no settings are ignored", variables=unknown)
         if plan.workers == 1:
-            work(make_server(settings), listening)
+            work(make_server(settings), listener)
             return 0
-        return Supervisor(settings, listening, plan.workers).run()
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket. A port that somebody else has is an error."""
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(2048)
-    except OSError:
-        bound.close()
-        raise
-    return bound
+        return Supervisor(settings, listener, plan.workers).run()
 
 
 @contextlib.contextmanager

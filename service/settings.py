@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +17,26 @@ from service.cpu import CpuBudget, cpu_budget
 MAX_WORKERS = 64
 """Most server processes that are started without being asked for."""
 
+UNIX = "unix:"
+"""What a host begins with that is the path of a Unix socket."""
+FD = "fd:"
+"""What a host begins with that is the number of a listening socket's file descriptor."""
+PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+"""A path prefix: what needs no escape in a URL, a page or a shell."""
+
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
 
 class Settings(BaseSettings):
     """How one server behaves. Frozen; built once by the command line and passed down."""
 
     model_config = SettingsConfigDict(env_prefix="GRIDLOOP_", frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on; 0.0.0.0 for all, `unix:/path` for a Unix socket, `fd:3` for one inherited.",
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(
         default=0, ge=0, le=128, description="Server processes; 0 chooses by the CPU budget (affinity and cgroup)."
@@ -61,11 +76,61 @@ class Settings(BaseSettings):
     rate_limit: float = Field(
         default=0.0, ge=0, description="Requests per second and client before 429, over all workers; 0: no limit."
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Comma-separated origins whose pages may call from a browser, such as https://app.example.com; "
+        "* for all; empty: none.",
+    )
+    root_path: str = Field(
+        default="", description="Path prefix under which a proxy offers the server, such as /ml; empty: none."
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("127.0.0.0/8", "::1", "unix"),
+        description="Comma-separated addresses and networks whose `X-Forwarded-Proto`, `-Host` and `-Prefix` are "
+        "believed; unix for all on a Unix socket, * for everybody.",
+    )
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
-        return tuple(key for part in value.split(",") if (key := part.strip())) if isinstance(value, str) else value
+    def _split(cls, value: object) -> object:
+        return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
+
+    @field_validator("host")
+    @classmethod
+    def _can_be_listened_on(cls, value: str) -> str:
+        if value == UNIX:
+            raise ValueError("needs the path of the socket, as in unix:/run/gridloop/http.sock")
+        if value.startswith(FD) and not value.removeprefix(FD).isdecimal():
+            raise ValueError("needs the number of a file descriptor, as in fd:3")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(origin) for origin in value)
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_a_prefix(cls, value: str) -> str:
+        prefix = "/" + value.strip().strip("/")
+        if prefix == "/":
+            return ""
+        if not PREFIX.fullmatch(prefix):
+            raise ValueError("must be a path such as /ml or /apis/ml, of letters, digits and . _ ~ -")
+        return prefix
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            if item not in ("*", "unix"):
+                try:
+                    ipaddress.ip_network(item, strict=False)
+                except ValueError:
+                    raise ValueError(
+                        f"{item!r} is no IP address or network such as 10.0.0.0/8, nor unix, nor *"
+                    ) from None
+        return value
 
     @field_validator("port", mode="before")
     @classmethod
@@ -86,6 +151,17 @@ class Settings(BaseSettings):
         """How many processes to start: one for each core that may be used."""
         budget = budget or cpu_budget()
         return Plan(self.workers or min(budget.cores, MAX_WORKERS), budget)
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it: in lower case, without a slash at its end or the scheme's own port."""
+    if text in ("*", "null"):
+        return text
+    match = _ORIGIN.fullmatch(text.lower().removesuffix("/"))
+    if not match:
+        raise ValueError(f"{text!r} is no origin: write * or scheme, host and port, as in https://app.example.com:8443")
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" + (f":{port}" if port and port != _DEFAULT_PORTS.get(scheme) else "")
 
 
 @dataclass(frozen=True, slots=True)

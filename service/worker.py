@@ -71,7 +71,8 @@ class Server(uvicorn.Server):
 
     async def _adopt(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):  # the client has left already
             await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
 
@@ -116,10 +117,10 @@ def work(server: Server, source: socket.socket) -> None:
 
     Args:
         server: from `make_server`.
-        source: a listening TCP socket, or the Unix socket on which connections are handed over.
+        source: a listening socket, or the connected one on which connections are handed over.
     """
     gc.set_threshold(ALLOCATIONS, 20, 50)
-    if source.family in (socket.AF_INET, socket.AF_INET6):
+    if source.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         server.run(sockets=[source])
     else:
         server.channel = source

@@ -19,7 +19,7 @@ LAYERS = [
     {"api"},
     {"app"},
     {"worker"},
-    {"supervisor", "bench", "evaluation"},
+    {"supervisor", "listening", "bench", "evaluation"},
     {"server"},
     {"cli"},
     {"__main__"},

@@ -25,12 +25,14 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented_with_its_default(name: str) -> None:
     default = Settings.model_fields[name].default
-    shown = "empty" if default == () else f"{default:g}" if isinstance(default, float) else str(default)
+    shown = (
+        ",".join(default) if isinstance(default, tuple) else f"{default:g}" if isinstance(default, float) else default
+    )
     row = next(
         line for line in (ROOT / "docs/settings.md").read_text().splitlines() if f"`GRIDLOOP_{name.upper()}`" in line
     )
     assert row.split("|")[2].strip() == f"`--{name.replace('_', '-')}`"
-    assert row.split("|")[3].strip() == shown
+    assert row.split("|")[3].strip() == (str(shown) or "empty")
 
 
 def test_every_kind_of_problem_is_documented_with_its_status() -> None:

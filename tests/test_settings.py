@@ -25,7 +25,48 @@ def test_keys_are_never_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", [{"port": 70000}, {"max_queue": 0}, {"request_timeout_s": 0}, {"log_format": "xml"}, {"nope": 1}]
+    ("text", "origins"),
+    [
+        ("", ()),
+        ("*", ("*",)),
+        ("http://localhost:3000, https://App.Example.com/", ("http://localhost:3000", "https://app.example.com")),
+        ("https://a:443,http://b:80,https://c:80", ("https://a", "http://b", "https://c:80")),
+        ("http://[::1]:5173", ("http://[::1]:5173",)),
+        ("null,chrome-extension://abcdef", ("null", "chrome-extension://abcdef")),
+    ],
+)
+def test_origins_are_read_as_browsers_send_them(text: str, origins: tuple[str, ...]) -> None:
+    assert Settings(cors_origins=text).cors_origins == origins  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [("", ""), ("/", ""), ("ml", "/ml"), ("/ml/", "/ml"), ("/apis/ml-1.0_x~", "/apis/ml-1.0_x~")],
+)
+def test_a_root_path_begins_with_a_slash_and_ends_without(text: str, prefix: str) -> None:
+    assert Settings(root_path=text).root_path == prefix
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"port": 70000},
+        {"max_queue": 0},
+        {"request_timeout_s": 0},
+        {"log_format": "xml"},
+        {"nope": 1},
+        {"cors_origins": "localhost:3000"},
+        {"cors_origins": "https://example.com/page"},
+        {"cors_origins": "https://*.example.com"},
+        {"root_path": "/a b"},
+        {"root_path": "/a/../b"},
+        {"root_path": "/a//b"},
+        {"root_path": '/"'},
+        {"trusted_proxies": "localhost"},
+        {"trusted_proxies": "10.0.0.0/99"},
+        {"host": "unix:"},
+        {"host": "fd:three"},
+    ],
 )
 def test_a_value_without_sense_is_refused(field: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

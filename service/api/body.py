@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import codecs
 import zlib
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
 import pybase64
 from pydantic import ValidationError
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import Field as FormField
-from python_multipart.multipart import File, FormParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 
+from service.api import multipart
 from service.api.context import EXCHANGE, ClientDisconnected, Exchange
 from service.errors import BadRequest, BodyTimeout, TooLarge, UnsupportedMedia, ValidationFailed, schema_problems
 from service.tasks import AnyTask
@@ -24,8 +24,23 @@ from service.tasks.base import MediaInput, TaskInput, Upload
 INLINE_BYTES = 64 * 1024
 """Larger bodies are parsed, and always worked on, outside the event loop: it answers probes meanwhile (bytes)."""
 
-_ENCODINGS = ("gzip", "deflate", "identity")
+MAX_ENCODINGS = 2
+"""Encodings on top of each other that are undone (count)."""
+MAX_GZIP_MEMBERS = 10_000
+"""Members that a gzip body may have (count): each costs the same, however short it is."""
 
+_ENCODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+_DEFAULT_FORM = "application/x-www-form-urlencoded"
+"""What many clients send where nobody has said what the body is."""
+_ANY_FILE = ("application/octet-stream", "binary/octet-stream", "application/binary", "*/*")
+_UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
+_LATIN = ("iso-8859-1", "latin1", "latin-1", "windows-1252", "cp1252")
+"""Charsets in which ASCII is what it is in UTF-8."""
+
+_BOM = codecs.BOM_UTF8
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP = 16 + zlib.MAX_WBITS
+_PIECE_BYTES = 64 * 1024
 
 Headers = Mapping[bytes, bytes]
 
@@ -43,13 +58,11 @@ async def receive_body(headers: Headers, scope: Any, receive: Any, *, max_bytes:
     Raises:
         TooLarge: more than `max_bytes`; when `Content-Length` says so, nothing is read.
         BodyTimeout: it did not arrive in time.
-        UnsupportedMedia: its `Content-Encoding` is not gzip or deflate.
+        UnsupportedMedia: its `Content-Encoding` is not gzip, deflate, or one on the other.
         BadRequest: it cannot be decompressed.
         ClientDisconnected: the client closed the connection first.
     """
-    encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip().lower() or "identity"
-    if encoding not in _ENCODINGS:
-        raise UnsupportedMedia("Content-Encoding", encoding, ("gzip", "deflate"))
+    encodings = _encodings(headers, scope)
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > max_bytes:
         raise _too_large(max_bytes, int(declared))
@@ -63,9 +76,7 @@ async def receive_body(headers: Headers, scope: Any, receive: Any, *, max_bytes:
             raise BodyTimeout(timeout_s) from None
     elif len(body) > max_bytes:
         raise _too_large(max_bytes, None)
-    if encoding == "identity":
-        return body
-    return await asyncio.to_thread(_inflate, body, max_bytes)
+    return await asyncio.to_thread(_decode, body, encodings, max_bytes) if encodings else body
 
 
 async def _receive(receive: Any, max_bytes: int) -> bytes:
@@ -87,18 +98,59 @@ def _too_large(limit: int, actual: int | None) -> TooLarge:
     return TooLarge("The request body", limit=limit, unit="bytes", setting="GRIDLOOP_MAX_BODY_BYTES", actual=actual)
 
 
-def _inflate(body: bytes, max_bytes: int) -> bytes:
-    """Decompress gzip or zlib data, never producing more than `max_bytes`."""
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either kind of header
-    try:
-        data = inflater.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise BadRequest(f"The body is not what its Content-Encoding says: {error}.") from None
-    if len(data) > max_bytes:
-        raise _too_large(max_bytes, None)
-    if not inflater.eof:
-        raise BadRequest("The compressed body is cut short. Send it whole.")
-    return data
+def _encodings(headers: Headers, scope: Any) -> tuple[str, ...]:
+    """What was done to the body, in the order in which it was done; RFC 9110, 8.4."""
+    if b"content-encoding" not in headers:
+        return ()
+    sent = b",".join(value for name, value in scope["headers"] if name == b"content-encoding").decode("latin-1")
+    named = [name for part in sent.split(",") if (name := part.strip().lower()) not in ("", "identity")]
+    encodings = tuple(_ENCODINGS.get(name, "") for name in named)
+    if "" in encodings:
+        raise UnsupportedMedia("Content-Encoding", named[encodings.index("")], ("gzip", "deflate"))
+    if len(encodings) > MAX_ENCODINGS:
+        raise UnsupportedMedia("Content-Encoding", ", ".join(named), ("gzip", "deflate"))
+    return encodings
+
+
+def _decode(body: bytes, encodings: Sequence[str], max_bytes: int) -> bytes:
+    """Undo encodings, the last one first, never producing more than `max_bytes`."""
+    for encoding in reversed(encodings):
+        body = _inflate(body, encoding, max_bytes)
+    return body
+
+
+def _inflate(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Decompress gzip (RFC 1952), zlib (RFC 1950) or raw deflate data (RFC 1951), whichever it is.
+
+    All of it: of gzip every member; anything that comes after is an error.
+    """
+    if body[:2] == _GZIP_MAGIC:
+        window_bits = _GZIP
+    elif encoding == "gzip" or (len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2]) % 31 == 0):
+        window_bits = zlib.MAX_WBITS
+    else:  # what some clients take deflate for
+        window_bits = -zlib.MAX_WBITS
+    rest, pieces, size, members = memoryview(body), [], 0, 0
+    while not members or (window_bits == _GZIP and rest[:2] == _GZIP_MAGIC):
+        members += 1
+        if members > MAX_GZIP_MEMBERS:
+            raise BadRequest(f"The compressed body has more than {MAX_GZIP_MEMBERS:,} gzip members. Compress it whole.")
+        inflater = zlib.decompressobj(window_bits)
+        while not inflater.eof:
+            if not rest:
+                raise BadRequest("The compressed body is cut short. Send it whole.")
+            piece = rest[:_PIECE_BYTES]  # what is left over at the end of a member is copied: not the whole rest
+            try:
+                pieces.append(inflater.decompress(piece, max_bytes - size + 1))
+            except zlib.error as error:
+                raise BadRequest(f"The body is not what its Content-Encoding says: {error}.") from None
+            size += len(pieces[-1])
+            if size > max_bytes:
+                raise _too_large(max_bytes, None)
+            rest = rest[len(piece) - len(inflater.unused_data) :]
+    if rest:
+        raise BadRequest(f"The compressed body ends before the body does ({len(rest):,} bytes). Send nothing after it.")
+    return b"".join(pieces)
 
 
 async def parse_input(task: type[AnyTask], content_type: bytes | None, query_string: bytes, body: bytes) -> TaskInput:
@@ -122,12 +174,11 @@ async def parse_input(task: type[AnyTask], content_type: bytes | None, query_str
 
 def parse_small_input(task: type[AnyTask], content_type: bytes | None, query_string: bytes, body: bytes) -> TaskInput:
     """The same at once, in this thread: for bodies of at most `INLINE_BYTES`."""
-    kind = content_type.decode("latin-1") if content_type else None
     query = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True) if query_string else []
-    return _parse(task, kind, query, body)
+    return _parse(task, content_type, query, body)
 
 
-def _parse(task: type[AnyTask], content_type: str | None, query: list[tuple[str, str]], body: bytes) -> TaskInput:
+def _parse(task: type[AnyTask], content_type: bytes | None, query: list[tuple[str, str]], body: bytes) -> TaskInput:
     try:
         if issubclass(task.Input, MediaInput):
             return _parse_media(task, content_type, query, body)
@@ -138,11 +189,14 @@ def _parse(task: type[AnyTask], content_type: str | None, query: list[tuple[str,
                     for name, _ in query
                 ]
             )
-        kind = (content_type or "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json" and not kind.endswith("+json"):
-            raise UnsupportedMedia("Content-Type", kind, ("application/json",))
-        return task.Input.model_validate_json(body)
+        kind, _ = _media_type(content_type or b"application/json")
+        is_json = kind == "application/json" or kind.endswith("+json")
+        if not is_json and not (kind == _DEFAULT_FORM and body.lstrip().startswith(b"{")):
+            raise _unsupported(kind, ("application/json",))
+        return task.Input.model_validate_json(json_text(content_type, body))
     except ValidationError as error:
+        if not issubclass(task.Input, MediaInput):
+            _refuse_other_charset(body)
         place = "query" if issubclass(task.Input, MediaInput) else "body"
         problems = [{"loc": [place, *e["loc"]], "msg": _message(task, e)} for e in schema_problems(error)]
         raise ValidationFailed(problems, error.error_count()) from None
@@ -156,19 +210,21 @@ def _message(task: type[AnyTask], problem: dict[str, Any]) -> str:
 
 
 def _parse_media(
-    task: type[AnyTask], content_type: str | None, query: list[tuple[str, str]], body: bytes
+    task: type[AnyTask], content_type: bytes | None, query: list[tuple[str, str]], body: bytes
 ) -> MediaInput:
-    media, options = _media_type(content_type or "application/octet-stream")
+    media, options = _media_type(content_type or b"application/octet-stream")
     fields = _unique(query)
     if media == "multipart/form-data":
-        form, files = _multipart(body, options, task)
+        form, files = _multipart(body, options)
         fields |= form
-    elif media in task.media:
-        files = [Upload(body, content_type=media)] if body else []
     elif media == "text/plain" and body.startswith(b"data:"):
         files = [_data_url(task, body)]
+    elif _is_file(task, media) or task.recognises(body):  # what it is, its bytes say
+        files = [Upload(body, content_type=media)] if body else []
+    elif media == _DEFAULT_FORM and not body:
+        files = []
     else:
-        raise UnsupportedMedia("Content-Type", media, ("multipart/form-data", *task.media))
+        raise _unsupported(media, ("multipart/form-data", *task.media))
     if "files" in fields:
         raise ValidationFailed([{"loc": ["query", "files"], "msg": "Extra inputs are not permitted"}])
     parsed = task.Input.model_validate({**fields, "files": tuple(files)})
@@ -176,8 +232,60 @@ def _parse_media(
     return parsed
 
 
+def _is_file(task: type[AnyTask], media: str) -> bool:
+    """Whether a content type is one of those that a task takes, or an alias or a relative of one."""
+    return media in task.media or media in _ANY_FILE or media.partition("/")[0] in _families(task)
+
+
+@cache
+def _families(task: type[AnyTask]) -> frozenset[str]:
+    """The first halves of the content types that a task takes, such as "image"."""
+    return frozenset(family for kind in task.media if (family := kind.partition("/")[0]) != "application")
+
+
+def _unsupported(media: str, accepted: tuple[str, ...]) -> UnsupportedMedia:
+    hint = ""
+    if media in (_DEFAULT_FORM, "text/plain"):
+        kind = next(kind for kind in accepted if kind != "multipart/form-data")
+        hint = f'Many clients send this type where none is named: add -H "Content-Type: {kind}", or what else it is.'
+    return UnsupportedMedia("Content-Type", media, accepted, hint)
+
+
+def json_text(content_type: bytes | None, body: bytes) -> bytes:
+    """A JSON body without its byte order mark, which RFC 8259 lets a reader ignore.
+
+    Raises:
+        UnsupportedMedia: it is not in UTF-8, by what its content type or its first bytes say.
+    """
+    charset = _charset(content_type)
+    if charset not in _UTF_8 and not (charset in _LATIN and body.isascii()):
+        raise _not_utf_8(charset)
+    beginning = body[:4]
+    if b"\0" in beginning:
+        raise _not_utf_8("utf-16 or utf-32")
+    return body[3:] if beginning[:3] == _BOM else body
+
+
 @lru_cache(maxsize=256)
-def _media_type(header: str) -> tuple[str, Mapping[bytes, bytes]]:
+def _charset(content_type: bytes | None) -> str:
+    return _media_type(content_type or b"")[1].get(b"charset", b"utf-8").decode("latin-1").lower()
+
+
+def _not_utf_8(charset: str) -> UnsupportedMedia:
+    return UnsupportedMedia("JSON in the charset", charset, ("UTF-8",), "RFC 8259 knows no other.")
+
+
+def _refuse_other_charset(body: bytes) -> None:
+    """Say so where bytes that are not UTF-8 are why JSON could not be read."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start + 1:,} of the body is not UTF-8, which JSON must be"
+        raise ValidationFailed([{"loc": ["body"], "msg": f"Invalid JSON: {place}"}]) from None
+
+
+@lru_cache(maxsize=256)
+def _media_type(header: bytes) -> tuple[str, Mapping[bytes, bytes]]:
     kind, options = parse_options_header(header)
     return kind.decode("latin-1").lower(), options
 
@@ -185,8 +293,8 @@ def _media_type(header: str) -> tuple[str, Mapping[bytes, bytes]]:
 def _data_url(task: type[AnyTask], body: bytes) -> Upload:
     """A file as a data URL (RFC 2397), which is how pages in a browser hold images."""
     head, comma, data = body.partition(b",")
-    kind, *options = head.removeprefix(b"data:").decode("latin-1").split(";")
-    if kind not in task.media:
+    kind, *options = head.removeprefix(b"data:").decode("latin-1").lower().split(";")
+    if not _is_file(task, kind):
         raise UnsupportedMedia("Data URL of type", kind, task.media)
     if not comma or options[-1:] != ["base64"]:
         raise BadRequest("A data URL is sent as `data:<type>;base64,<data>`.")
@@ -205,42 +313,18 @@ def _unique(query: list[tuple[str, str]]) -> dict[str, str]:
     return fields
 
 
-def _multipart(body: bytes, options: Mapping[bytes, bytes], task: type[AnyTask]) -> tuple[dict[str, str], list[Upload]]:
+def _multipart(body: bytes, options: Mapping[bytes, bytes]) -> tuple[dict[str, str], list[Upload]]:
     """Parts named `file` become uploads; other parts are fields, as if they stood in the query."""
     boundary = options.get(b"boundary")
     if not boundary:
         raise BadRequest("multipart/form-data needs a boundary parameter in Content-Type (curl -F sets it by itself).")
     fields: list[tuple[str, str]] = []
     files: list[Upload] = []
-
-    def add_field(field: FormField) -> None:
-        name, value = (field.field_name or b"").decode("utf-8", "replace"), field.value or b""
-        if name == "file":
-            files.append(Upload(value))
+    for part in multipart.parts(body, boundary):
+        if part.name == "file":
+            files.append(Upload(part.data, part.filename or None))
+        elif part.filename is not None:
+            raise ValidationFailed([{"loc": ["body", part.name], "msg": "files are sent as parts named 'file'"}])
         else:
-            fields.append((name, value.decode("utf-8", "replace")))
-
-    def add_file(file: File) -> None:
-        name = (file.field_name or b"").decode("utf-8", "replace")
-        if name != "file":
-            raise ValidationFailed([{"loc": ["body", name], "msg": "files are sent as parts named 'file'"}])
-        file.file_object.seek(0)
-        filename = (file.file_name or b"").decode("utf-8", "replace") or None
-        files.append(Upload(file.file_object.read(), filename))
-
-    config: Any = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}  # never to disk: the body is in memory anyway
-    finished = False
-
-    def finish() -> None:
-        nonlocal finished
-        finished = True
-
-    try:
-        parser = FormParser("multipart/form-data", add_field, add_file, finish, boundary=boundary, config=config)
-        parser.write(body)
-        parser.finalize()
-    except FormParserError as error:
-        raise BadRequest(f"The multipart body is malformed: {error}.") from None
-    if not finished:
-        raise BadRequest("The multipart body is cut short: its closing boundary is missing.")
+            fields.append((part.name, part.data.decode("utf-8", "replace")))
     return _unique(fields), files

@@ -92,6 +92,8 @@ class RequestContext:
         model: `name@version` that answered.
         trace: `traceparent` to hand on: the caller's trace with a span of ours.
         alone: no other request is being answered in this process, nor was a moment ago.
+        cors: headers of the answer for pages of other origins.
+        prefix: what stands before the path as the client knows it, where a proxy takes it off.
     """
 
     headers: Mapping[bytes, bytes]
@@ -102,6 +104,8 @@ class RequestContext:
     model: str | None = None
     trace: str | None = None
     alone: bool = False
+    cors: tuple[tuple[bytes, bytes], ...] = ()
+    prefix: str = ""
 
     @property
     def remaining_s(self) -> float:

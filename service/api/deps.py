@@ -6,7 +6,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from service.api.context import Workers
+from service.api.address import Address, Addresses
+from service.api.context import Workers, context_of
 from service.api.gate import Gate
 from service.registry.registry import Registry
 
@@ -29,6 +30,14 @@ def get_workers(request: Request) -> Workers:
     return workers
 
 
+def get_address(request: Request) -> Address:
+    """The address that the client asked."""
+    addresses: Addresses = request.app.state.addresses
+    context = context_of(request.scope)
+    return addresses.of(request.scope, context.headers, context.prefix)
+
+
+AddressDep = Annotated[Address, Depends(get_address)]
 RegistryDep = Annotated[Registry, Depends(get_registry)]
 GateDep = Annotated[Gate, Depends(get_gate)]
 WorkersDep = Annotated[Workers, Depends(get_workers)]

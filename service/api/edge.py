@@ -19,12 +19,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from service import telemetry
+from service.api.address import Addresses, without_prefix
 from service.api.body import INLINE_BYTES
 from service.api.context import (
     EXCHANGE,
@@ -39,6 +41,7 @@ from service.api.context import (
     new_request_id,
     set_context,
 )
+from service.api.cors import Cors
 from service.api.gate import OPEN_PATHS, Gate
 from service.api.problems import answer_of
 from service.errors import BadRequest, InferenceFailed, ServiceError
@@ -95,11 +98,14 @@ class Edge:
 
     Attributes:
         heads: of requests on the short way, by their bytes; the protocol keeps them here.
+        cors: as given; the protocol refuses some requests by itself.
 
     Args:
         app: what answers.
         endpoint_of: what answers POST requests of a path instead; None where nothing does.
         gate: who is let in.
+        cors: what browsers are told about pages of other origins.
+        addresses: finds the prefix that a proxy puts before our paths.
         workers: what the workers know of each other.
         default_timeout_s: the deadline of requests that set none.
         max_body_bytes: largest body taken.
@@ -112,6 +118,8 @@ class Edge:
         app: FastAPI,
         endpoint_of: Callable[[str], Endpoint | None],
         gate: Gate,
+        cors: Cors,
+        addresses: Addresses,
         workers: Workers,
         default_timeout_s: float,
         max_body_bytes: int,
@@ -121,6 +129,7 @@ class Edge:
     ) -> None:
         self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
+        self.cors, self._addresses = cors, addresses
         self.heads: dict[bytes, Head] = {}
         self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
@@ -133,9 +142,16 @@ class Edge:
             await self.app(scope, receive, send)
             return
         context = self._open(scope)
+        context.prefix = prefix = self._addresses.prefix(scope)
+        scope["path"] = without_prefix(scope["path"], prefix)
         endpoint = self._endpoint_of(scope["path"]) if scope["method"] == "POST" else None
         status = CLIENT_LEFT
         try:
+            preflight = self.cors.preflight(scope["method"], context.headers)
+            if preflight is not None:  # before the gate: a browser asks without the page's key
+                await _send(preflight, context, scope, send)
+                status = preflight.status
+                return
             self._admit(context, scope)
             if endpoint is None:
                 status = await self._through_framework(context, scope, receive, send)
@@ -160,6 +176,7 @@ class Edge:
         """Begin to count a request as in flight; `arrived` requests are begun together."""
         headers = scope.get(HEADERS) or dict(scope["headers"])
         context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
+        context.cors = self.cors.fields(headers)
         self._workers.in_flight[self._workers.own] += 1
         context.alone = self._is_alone(scope, context.started, arrived)
         return context
@@ -188,8 +205,12 @@ class Edge:
         Nearly all inferences may. Not those with large bodies, which may take long to read, with compressed ones, and
         with bodies that come in pieces or without a length.
         """
-        if scope["method"] != "POST" or (endpoint := self._endpoint_of(scope["path"])) is None:
+        if scope["method"] != "POST":
             return None
+        path = without_prefix(scope["path"], self._addresses.root_path)  # a proxy's word goes the long way
+        if (endpoint := self._endpoint_of(path)) is None:
+            return None
+        scope["path"] = path
         scope[HEADERS] = headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         if not length.isdigit() or int(length) > self._small_bytes:
@@ -208,9 +229,23 @@ class Edge:
             call.begin(len(arrived))
 
     async def _through_framework(self, context: RequestContext, scope: Any, receive: Any, send: Any) -> int:
-        """Let FastAPI answer, and add our headers to what it sends."""
+        """Let FastAPI answer, and add our headers to what it sends.
+
+        It is shown the request a little changed. HEAD is GET, whose body is then left out. The path has its prefix, for
+        links and redirects. And the host is withheld, so that whatever a client writes there, no redirect leads away.
+        """
         status, complete = 0, False
-        set_context(scope, context)
+        headless = scope["method"] == "HEAD"
+        path = context.prefix + scope["path"]
+        shown = scope | {
+            "method": "GET" if headless else scope["method"],
+            "root_path": context.prefix,
+            "path": path,
+            "raw_path": quote(path).encode(),
+            "headers": [(name, value) for name, value in scope["headers"] if name != b"host"],
+            "server": None,
+        }
+        set_context(shown, context)
 
         async def send_with_headers(message: Any) -> None:
             nonlocal status, complete
@@ -219,15 +254,19 @@ class Edge:
                 message["headers"] = [*message["headers"], *_headers(context)]
             else:
                 complete = not message.get("more_body", False)
+                if headless:
+                    message = message | {"body": b""}
             await send(message)
 
         try:
-            await self.app(scope, receive, send_with_headers)
+            await self.app(shown, receive, send_with_headers)
         except Exception as error:
             if not status:
                 raise
             _log_crash(error, scope["path"], context)
             raise _AlreadyAnswered(error, status, is_complete=complete) from None
+        finally:
+            scope["route"] = shown.get("route")
         return status or CLIENT_LEFT
 
     def flush_metrics(self) -> None:
@@ -340,6 +379,8 @@ def _problem(error: Exception, path: str, context: RequestContext) -> Answer:
 
 
 def _fields(answer: Answer, context: RequestContext) -> list[tuple[bytes, bytes]]:
+    if answer.status == 204:  # it has no body to tell of
+        return [*answer.headers, *_headers(context)]
     return [
         (b"content-type", answer.media_type),
         (b"content-length", b"%d" % len(answer.body)),
@@ -349,14 +390,14 @@ def _fields(answer: Answer, context: RequestContext) -> list[tuple[bytes, bytes]
 
 
 async def _send(answer: Answer, context: RequestContext, scope: Any, send: Any) -> None:
-    headers = _fields(answer, context)
+    headers, body = _fields(answer, context), b"" if scope["method"] == "HEAD" else answer.body
     exchange: Exchange | None = scope.get(EXCHANGE)
     if exchange is not None:
         await exchange.drain()
-        exchange.write(answer.status, headers, answer.body)
+        exchange.write(answer.status, headers, body)
         return
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
@@ -394,7 +435,7 @@ def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
         t.infer * 1e3,
         t.encode * 1e3,
     )
-    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing)]
+    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), *context.cors]
     if context.trace:
         headers.append((b"traceparent", context.trace.encode()))
     return headers

@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import APIRouter
 
 from service import errors
-from service.api.deps import RegistryDep
+from service.api.address import Address
+from service.api.deps import AddressDep, RegistryDep
 from service.api.open_inference import metadata
 from service.api.problems import openapi_responses
 from service.api.tensor_codec import DATATYPES
@@ -27,9 +28,9 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", summary="All models, those that cannot be served included")
-def list_models(registry: RegistryDep) -> ModelList:
+def list_models(registry: RegistryDep, address: AddressDep) -> ModelList:
     """Every folder of the model repository, with the state of each version."""
-    return ModelList(models=[describe(model, registry) for model in registry])
+    return ModelList(models=[describe(model, registry, address) for model in registry])
 
 
 @router.get(
@@ -37,18 +38,18 @@ def list_models(registry: RegistryDep) -> ModelList:
     summary="One model, with its card",
     responses=openapi_responses((errors.NotAuthorised, errors.ModelNotFound), "/v1/models/cifar"),
 )
-def get_model(name: str, registry: RegistryDep) -> ModelCard:
+def get_model(name: str, registry: RegistryDep, address: AddressDep) -> ModelCard:
     """The model card tells what a model is for, what it was trained on, how good it is and where it fails."""
     model = registry.get(name)
     try:
         card = read_text(model.path / "card.md", f"{name}/card.md", missing="is missing.")
     except errors.ManifestInvalid as error:
         card = f"# {name}\n\nThis model has no card: card.md {error.problem}"
-    return ModelCard(**describe(model, registry).model_dump(), card=card)
+    return ModelCard(**describe(model, registry, address).model_dump(), card=card)
 
 
-def describe(model: Model, registry: Registry) -> ModelInfo:
-    """A model as the API shows it."""
+def describe(model: Model, registry: Registry, address: Address) -> ModelInfo:
+    """A model as the API shows it to clients that find the server at this address."""
     manifest = model.manifest
     versions = {name: _version(version) for name, version in model.versions.items()}
     default = versions.get(model.default_version or "")
@@ -71,7 +72,7 @@ def describe(model: Model, registry: Registry) -> ModelInfo:
         size_bytes=default.size_bytes if default else None,
         metrics=claims.metrics,
         reason=None if model.is_ready else model.reason,
-        curl=curl_line(model, registry),
+        curl=curl_line(model, registry, address),
     )
 
 
@@ -97,30 +98,30 @@ def _version(version: Version) -> VersionInfo:
     )
 
 
-def curl_line(model: Model, registry: Registry) -> str:
-    """A line to paste into a terminal; the address is that of the default settings."""
-    url = "http://127.0.0.1:8000/v1"
+def curl_line(model: Model, registry: Registry, address: Address) -> str:
+    """A line to paste into a terminal."""
+    curl, url = address.curl, f"{address.url}/v1"
     task = registry.tasks.get(model.manifest.task) if model.manifest else None
     if task is not None and not task.has_route:
         handle = model.versions[model.default_version].handle if model.default_version else None
-        return infer_line(url.removesuffix("/v1"), handle) if handle else f"curl {url}/models/{model.name}"
+        return infer_line(address, handle) if handle else f"{curl} {url}/models/{model.name}"
     if task is None:
-        return f"curl {url}/models"
+        return f"{curl} {url}/models"
     if issubclass(task.Input, MediaInput):
-        return f"curl '{url}/{task.name}?model={model.name}' -F file=@{task.sample_file}"
+        return f"{curl} '{url}/{task.name}?model={model.name}' -F file=@{task.sample_file}"
     body = json.dumps({"model": model.name, **next(iter(task.examples()), {})}, ensure_ascii=False).replace(
         "'", "'\\''"
     )
-    return f"curl {url}/{task.name} --json '{body}'"
+    return f"{curl} {url}/{task.name} --json '{body}'"
 
 
 _BYTES = {datatype.name: datatype.dtype.itemsize if datatype.code else 0 for datatype in DATATYPES.values()}
 """Of a value of each datatype; 0 for text."""
 
 
-def infer_line(url: str, handle: ModelHandle) -> str:
-    """A line that asks a model for its tensors over `/v2`, all of them zero; `url` is the server's."""
-    url = f"{url}/v2/models/{handle.ref.name}/infer"
+def infer_line(address: Address, handle: ModelHandle) -> str:
+    """A line that asks a model for its tensors over `/v2`, all of them zero."""
+    curl, url = address.curl, f"{address.url}/v2/models/{handle.ref.name}/infer"
     inputs, zeros = [], 0
     for tensor in metadata(handle)[0]:
         if tensor.get("parameters", {}).get("optional"):
@@ -136,6 +137,6 @@ def infer_line(url: str, handle: ModelHandle) -> str:
         inputs.append(entry)
     body = json.dumps({"inputs": inputs}, ensure_ascii=False).replace("'", "'\\''")
     if not zeros:
-        return f"curl {url} --json '{body}'"
+        return f"{curl} {url} --json '{body}'"
     length = f"Inference-Header-Content-Length: {len(json.dumps({'inputs': inputs}, ensure_ascii=False).encode())}"
-    return f"(printf %s '{body}'; head -c {zeros} /dev/zero) | curl {url} -H '{length}' --data-binary @-"
+    return f"(printf %s '{body}'; head -c {zeros} /dev/zero) | {curl} {url} -H '{length}' --data-binary @-"

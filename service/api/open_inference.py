@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 
 from service import __version__, errors
 from service.api import health
-from service.api.body import receive_body
+from service.api.body import json_text, receive_body
 from service.api.context import Answer, Asked, RequestContext
 from service.api.deps import GateDep, RegistryDep, WorkersDep
 from service.api.problems import PROBLEMS
@@ -114,6 +114,8 @@ class InferEndpoint:
         json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
         handle = find(self._registry, *(match(scope["path"]) or ("", None)))
         context.model = handle.name
+        if json_bytes is None:
+            body = json_text(context.headers.get(b"content-type"), body)
         steps, rows = self._codec(handle).steps(body, json_bytes), _rows(body) if json_bytes != 0 else 1
         return Asked(handle.batcher, steps, rows)
 

@@ -83,6 +83,8 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
 _INTERNAL = "Something went wrong in the server. Quote the request_id to its operator: the log has the cause."
 
 _PLAIN = {
+    403: "Pages of this origin may not call from a browser. The server's operator lists those that may in "
+    "GRIDLOOP_CORS_ORIGINS.",
     404: "There is no such route. GET /docs lists the endpoints, GET /v1/models the models.",
     414: "The URL is longer than 16 KiB. Send parameters in the body, or fewer of them.",
     417: "Only `Expect: 100-continue` is known. Leave the Expect header out.",
@@ -116,7 +118,10 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
         slug, headers = title.lower().replace(" ", "-"), dict(error.headers or {})
         detail = _PLAIN.get(status) or (str(error.detail) if error.detail != title else f"{title}.")
         if status == 405:
-            detail = f"This route does not take that method; it takes: {headers.get('Allow', 'another')}."
+            allowed = {method for part in headers.get("Allow", "").split(",") if (method := part.strip())}
+            allowed = allowed or {"GET"}  # the static files do not say
+            headers["Allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+            detail = f"This route does not take that method; it takes: {headers['Allow']}."
     else:
         status, slug, title, detail = 500, "internal-error", "Internal error", _INTERNAL
     body = {
@@ -145,7 +150,8 @@ def answer_of(error: Exception, *, path: str, request_id: str) -> tuple[int, str
 def respond(request: Request, error: Exception) -> Response:
     """The answer to a request that failed."""
     context = context_of(request.scope)
-    status, kind, body, headers = answer_of(error, path=request.url.path, request_id=context.request_id)
+    path = request.url.path.removeprefix(context.prefix)
+    status, kind, body, headers = answer_of(error, path=path, request_id=context.request_id)
     return Response(body, status, headers, kind)
 
 

@@ -238,6 +238,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         )
         request_id = new_request_id()
         path = self.url.partition(b"?")[0][:200].decode("latin-1") if getattr(self, "url", b"") else "/"
+        cors = self.edge.cors.fields(dict(self.headers or ())) if self.edge is not None else ()
         status, kind, body, headers = answer_of(error, path=path, request_id=request_id)
         fields = {
             "content-type": kind,
@@ -245,9 +246,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             "x-request-id": request_id,
             "connection": "close",
         }
+        fields |= {name.decode(): value.decode("latin-1") for name, value in cors}
         head = "".join(f"{name}: {value}\r\n" for name, value in (headers | fields).items() if name != "Connection")
+        body = b"" if self._is_head() else body
         self.transport.write(b"".join([STATUS_LINE[status], head.encode("latin-1"), b"\r\n", body]))
         self.transport.close()
+
+    def _is_head(self) -> bool:
+        """Whether an answer to what is being parsed must have no body."""
+        return self._in_message and self.parser.get_method() == b"HEAD"
 
     def _refuse(self, error: Exception) -> None:
         """Stop the parser, which reports any exception of a callback to `send_400_response`."""

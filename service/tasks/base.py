@@ -346,6 +346,11 @@ class Task(ABC, Generic[InputT, OutputT]):
         return f"{where}{shown}: {message.removeprefix('Value error, ')}"
 
     @classmethod
+    def recognises(cls, data: bytes) -> bool:
+        """Whether a body is plainly a file of the kind this task takes, for clients that do not say what they send."""
+        return False
+
+    @classmethod
     def examples(cls) -> list[dict[str, Any]]:
         """Bodies that can be posted as they are: the `examples` of the input's schema."""
         extra = cls.Input.model_config.get("json_schema_extra")

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.calibration import energy, sigmoid, softmax
 from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
+from service.media.formats import format_of
 from service.media.images import Filter, Frame, Resize, View, open_picture
 from service.tasks.base import (
     Array,
@@ -279,6 +280,10 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
     noun = "Image"
     sample_file = "photo.jpg"
     sample_data_url = _HORSE
+
+    @classmethod
+    def recognises(cls, data: bytes) -> bool:
+        return format_of(data) is not None
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)

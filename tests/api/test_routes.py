@@ -28,8 +28,8 @@ async def test_models_are_listed_with_their_tensors_and_a_line_to_paste(client: 
     assert colours["is_default"]
     assert colours["versions"][0]["state"] == "ready"
     assert colours["inputs"] == [{"name": "image", "dtype": "uint8", "shape": ["batch", 2, 2, 3]}]
-    assert colours["curl"] == ("curl 'http://127.0.0.1:8000/v1/image-classification?model=colours' -F file=@photo.jpg")
-    assert listed["steps"]["curl"].startswith('curl http://127.0.0.1:8000/v1/anomaly-detection --json \'{"model":')
+    assert colours["curl"] == ("curl 'http://test/v1/image-classification?model=colours' -F file=@photo.jpg")
+    assert listed["steps"]["curl"].startswith('curl http://test/v1/anomaly-detection --json \'{"model":')
 
 
 async def test_one_model_comes_with_its_card(client: httpx.AsyncClient) -> None:

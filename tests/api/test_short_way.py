@@ -81,8 +81,8 @@ def post(body: bytes = SERIES, *fields: str, path: str = "/v1/anomaly-detection"
 
 
 @asynccontextmanager
-async def serving(models: Path, keep_alive_s: int = 5) -> AsyncIterator[Served]:
-    async with running(models) as client:
+async def serving(models: Path, keep_alive_s: int = 5, **settings: Any) -> AsyncIterator[Served]:
+    async with running(models, **settings) as client:
         edge: Edge = client.app  # type: ignore[attr-defined]
         config = uvicorn.Config(edge, log_config=None, ws="none", proxy_headers=False, timeout_keep_alive=keep_alive_s)
         config.load()
