@@ -6,6 +6,7 @@ An exception takes facts and composes the sentence: what was wrong, and what to 
     ├── InvalidInput            the request is well-formed but unusable
     │   ├── InvalidState        a state token is damaged or belongs to another model
     │   └── ValidationFailed    fields are missing, unknown or out of bounds
+    │       └── InvalidTimestamp    one cannot be read, or goes back
     ├── BadRequest              the request itself is broken (a header, the multipart framing)
     ├── NotAuthorised           an API key is needed
     ├── TooLarge                over a configured limit
@@ -61,6 +62,19 @@ class ValidationFailed(InvalidInput):
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         super().__init__(f"{place}: {first['msg']}{more}. See /docs for the schema of this endpoint.")
         self.errors = list(errors)
+
+
+class InvalidTimestamp(ValidationFailed):
+    """A time stamp that cannot be read, or is earlier than the one before it.
+
+    Args:
+        index: which one.
+        problem: what is wrong with it, or what to send instead.
+    """
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__([{"loc": ["body", "timestamps", index], "msg": problem}])
+        self.args = (f"timestamps[{index}]: {problem}.",)
 
 
 class BadRequest(ServiceError):
