@@ -1,7 +1,7 @@
 """Train, calibrate and export `series-gru`, the streaming anomaly detector: one recurrent model for every series.
 
     python models/series-gru/train.py --data DIR                # train (resumes), calibrate the threshold, evaluate, export, check
-    python models/series-gru/train.py --data DIR --stage export # the same from an existing checkpoint, without training
+    python models/series-gru/train.py --data DIR --stage export # the same without training, from the checkpoint or the published graph
     python models/series-gru/train.py --data DIR --stage search # look for better constants of the novelty (printed, not kept)
 
 DIR holds four folders of public data:
@@ -12,7 +12,7 @@ DIR holds four folders of public data:
   temperature, into which incidents are put to choose constants;
 - `nab/nab.zip`: https://github.com/numenta/NAB, used for one thing: the benchmark figures of the card. Nothing is trained or
   tuned on it.
-Needs torch, numpy, onnx and onnxruntime. One CPU thread.
+Needs numpy, onnx and onnxruntime, and torch to train. One CPU thread.
 
 How it works. A stream is described by running statistics of its own past (levels and scales at several half-lives). They make
 a GRU's inputs free of unit and offset; the GRU answers with a mix of those levels as the forecast of the next point.
@@ -66,13 +66,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 HERE = Path(__file__).resolve().parent
+PUBLISHED = HERE / "1" / "model.onnx"
 sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 import nab  # noqa: E402  the scorer of the benchmark, also used on the validation series
+from weights import Weights  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -876,31 +876,51 @@ def gru_inputs(s: dict[str, np.ndarray]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------ model
 
 
-class Forecaster(nn.Module):
-    """The GRU and its head: weights of the levels, an offset, the error's scale and its quantiles."""
-
-    OUTPUTS = len(LEVELS) + 1 + 1 + len(QUANTILES)
-
-    def __init__(self, hidden: int) -> None:
-        super().__init__()
-        self.gru = nn.GRU(INPUTS, hidden, batch_first=True)
-        self.head = nn.Linear(hidden + INPUTS, self.OUTPUTS)
-
-    def forward(self, x: torch.Tensor, h: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """x (N, T, INPUTS), h (1, N, H) -> weights (N, T, 5), offset (N, T) in units, log scale (N, T) and log quantiles
-        (N, T, 3) of the error in units, h."""
-        y, h = self.gru(x, h)
-        o = self.head(torch.cat([y, x], -1))
-        k = len(LEVELS)
-        log_scale = 6 * torch.tanh(o[..., k + 1] / 6)
-        # each quantile lies above the one before; the scale itself is learned by the likelihood alone
-        log_quantiles = log_scale[..., None].detach() + torch.cumsum(nn.functional.softplus(o[..., k + 2 :]), -1)
-        return torch.softmax(o[..., :k], -1), 3 * torch.tanh(o[..., k] / 3), log_scale, log_quantiles, h
+OUTPUTS = len(LEVELS) + 1 + 1 + len(QUANTILES)
+"""What the head answers for a point: weights of the levels, an offset, the error's scale and its quantiles."""
 
 
-def train(config: Config, checkpoint: Path) -> Forecaster:
+def forecaster(hidden: int) -> object:
+    """The GRU and its head as a torch module, which only training needs."""
+    import torch
+    from torch import nn
+
+    class Forecaster(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(INPUTS, hidden, batch_first=True)
+            self.head = nn.Linear(hidden + INPUTS, OUTPUTS)
+
+        def forward(self, x: torch.Tensor, h: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+            """x (N, T, INPUTS), h (1, N, H) -> weights (N, T, 5), offset (N, T) in units, log scale (N, T) and log quantiles
+            (N, T, 3) of the error in units, h."""
+            y, h = self.gru(x, h)
+            o = self.head(torch.cat([y, x], -1))
+            k = len(LEVELS)
+            log_scale = 6 * torch.tanh(o[..., k + 1] / 6)
+            # each quantile lies above the one before; the scale itself is learned by the likelihood alone
+            log_quantiles = log_scale[..., None].detach() + torch.cumsum(nn.functional.softplus(o[..., k + 2 :]), -1)
+            return torch.softmax(o[..., :k], -1), 3 * torch.tanh(o[..., k] / 3), log_scale, log_quantiles, h
+
+    return Forecaster()
+
+
+def forecast(x: np.ndarray, weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same without torch: x (N, T, INPUTS) -> weights of the levels (N, T, 5), offset (N, T) and log quantiles (N, T, 3), float64."""
+    o = weights.run(x).astype(np.float64)
+    k = len(LEVELS)
+    mix = np.exp(o[..., :k] - o[..., :k].max(-1, keepdims=True))
+    log_quantiles = 6 * np.tanh(o[..., k + 1, None] / 6) + np.cumsum(np.logaddexp(o[..., k + 2 :], 0), -1)
+    return mix / mix.sum(-1, keepdims=True), 3 * np.tanh(o[..., k] / 3), log_quantiles
+
+
+def train(config: Config, checkpoint: Path) -> Weights:
     """Fit the forecaster: Student-t likelihood (3 degrees of freedom) of the next point, pinball loss of the error quantiles.
     Labelled anomalies and the two points behind them teach nothing."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(1)
     torch.manual_seed(config.seed)
     pool = training_pool(config)
     values = stack(pool)
@@ -920,7 +940,7 @@ def train(config: Config, checkpoint: Path) -> Forecaster:
     quantile, share = torch.tensor(QUANTILES), torch.tensor([1.0, 3.0, 10.0])
     print(f"{len(pool)} training series, {int(weight.sum()):,} points", flush=True)
 
-    model = Forecaster(config.hidden)
+    model = forecaster(config.hidden)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     first = 0
     if checkpoint.exists():
@@ -972,13 +992,13 @@ def train(config: Config, checkpoint: Path) -> Forecaster:
         }
         torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
-    return model
+    return Weights.from_checkpoint(model.state_dict())
 
 
 # --------------------------------------------------------------------------------------------------- adaptation
 
 
-def surprise(values: np.ndarray, model: Forecaster, c: Adaptation) -> dict[str, np.ndarray]:
+def surprise(values: np.ndarray, model: Weights, c: Adaptation) -> dict[str, np.ndarray]:
     """Forecast each point and measure its error by the stream's yardstick.
 
     Returns:
@@ -986,11 +1006,8 @@ def surprise(values: np.ndarray, model: Forecaster, c: Adaptation) -> dict[str, 
         (capped at so many times the usual distance from the usual level), `level` (distance of the last value from that level), and bool (N, T) `judged`: a valid point with enough past.
     """
     s = running_statistics(values)
-    x = torch.from_numpy(gru_inputs(s))
-    with torch.no_grad():
-        parts = [model(x[i : i + 32]) for i in range(0, len(x), 32)]
-    mix, offset, _, log_quantiles = (torch.cat([p[k] for p in parts]).double().numpy() for k in range(4))
-    forecast = (
+    mix, offset, log_quantiles = forecast(gru_inputs(s), model)
+    expected = (
         s["last"] + sum(mix[..., k] * (s[name] - s["last"]) for k, name in enumerate(LEVELS)) + s["step"] * offset
     )
     unit = s["unit"]
@@ -999,9 +1016,9 @@ def surprise(values: np.ndarray, model: Forecaster, c: Adaptation) -> dict[str, 
         unit * (c.q99 * np.exp(log_quantiles[..., 1]) + c.q999 * np.exp(log_quantiles[..., 2]) + 1e-6) + s["rounding"]
     )
     known = (s["seen"] > 1) & ((s["H300"] > 0) | (s["seen"] >= QUIET))
-    error = np.abs(s["d"] - forecast)
+    error = np.abs(s["d"] - expected)
     return {
-        "expected": np.where(s["seen"] > 0, s["anchor"] + forecast, 0.0),
+        "expected": np.where(s["seen"] > 0, s["anchor"] + expected, 0.0),
         "yardstick": yardstick,
         "surprise": np.log(np.clip(error / yardstick, 1e-6, 1e6)),
         "error": np.minimum(np.minimum(error, c.far_cap * (s["S1000"] + unit)), LARGE),
@@ -1174,7 +1191,7 @@ def over_bar(
     return out
 
 
-def detect(values: np.ndarray, model: Forecaster, c: Adaptation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def detect(values: np.ndarray, model: Weights, c: Adaptation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The reference of the exported graph: values (N, T) -> expected, spread and novelty, float64 (N, T)."""
     s = surprise(values, model, c)
     height, least = bar(s, c)
@@ -1541,7 +1558,7 @@ STATISTICS = (
 """The columns of the graph's `statistics` state; a stream that has seen nothing is all zeros."""
 
 
-def build_graph(model: Forecaster, c: Adaptation) -> onnx.ModelProto:
+def build_graph(model: Weights, c: Adaptation) -> onnx.ModelProto:
     """The same computation as `detect`, with state in and out, from operators of opset 18.
 
     Statistics are float64 (a float32 level would lose a small change on a large offset), the GRU is float32. Everything inside
@@ -1686,18 +1703,18 @@ def build_graph(model: Forecaster, c: Adaptation) -> onnx.ModelProto:
     inputs = g("Concat", signed, ratios, g("Cast", missing_before, to=f32), age, axis=2)  # (N, T, INPUTS)
     by_time = g("Transpose", inputs, perm=[1, 0, 2])
 
-    def gates(name: str) -> np.ndarray:
-        """torch keeps the gates as reset, update, new; ONNX wants update, reset, new."""
-        r, z, n = np.split(getattr(model.gru, name).detach().numpy(), 3)
+    def gates(weight: np.ndarray) -> np.ndarray:
+        """The weights have the gates as reset, update, new; ONNX wants update, reset, new."""
+        r, z, n = np.split(weight, 3)
         return np.concatenate([z, r, n])[None]
 
-    bias = np.concatenate([gates("bias_ih_l0"), gates("bias_hh_l0")], 1)
-    parameters = [g.constant(w, np.float32) for w in (gates("weight_ih_l0"), gates("weight_hh_l0"), bias)]
+    bias = np.concatenate([gates(model.bias_ih), gates(model.bias_hh)], 1)
+    parameters = [g.constant(w, np.float32) for w in (gates(model.weight_ih), gates(model.weight_hh), bias)]
     h_in = g("Unsqueeze", "state", g.ints(0))
-    hidden = model.gru.hidden_size
+    hidden = model.hidden
     y, h = g("GRU", by_time, *parameters, "sequence_lens", h_in, outputs=2, hidden_size=hidden, linear_before_reset=1)
     g("Squeeze", h, g.ints(0), name="next_state")
-    weight, bias = (g.constant(p.detach().numpy().T, np.float32) for p in (model.head.weight, model.head.bias))
+    weight, bias = (g.constant(p.T, np.float32) for p in (model.head_weight, model.head_bias))
     head = g("Add", g("MatMul", g("Concat", g("Squeeze", y, g.ints(1)), by_time, axis=2), weight), bias)
     head = g("Cast", g("Transpose", head, perm=[1, 0, 2]), to=double)  # (N, T, OUTPUTS)
     mix, offset, scale, rises = split(head, len(LEVELS), 1, 1, len(QUANTILES))
@@ -1885,7 +1902,7 @@ def nab_like_score(
     return {"mean": float(mean[best]), "threshold": float(at_[best])} | {n: float(v[best]) for n, v in gains.items()}
 
 
-def run_pieces(pieces: list[Labelled], model: Forecaster, c: Adaptation) -> list[np.ndarray]:
+def run_pieces(pieces: list[Labelled], model: Weights, c: Adaptation) -> list[np.ndarray]:
     """Scores of each piece."""
     values = stack(pieces)
     scores = score(values, *detect(values, model, c))
@@ -1945,7 +1962,7 @@ NOVELTY_CONSTANTS = (
 """What `search` tries."""
 
 
-def search(config: Config, model: Forecaster) -> None:
+def search(config: Config, model: Weights) -> None:
     """Look for better constants of the novelty: a random walk from those above, judged by the NAB-like score of the novelty alone on
     the training and validation pieces."""
     c = Adaptation()
@@ -2019,7 +2036,7 @@ class Stream:
         return expected, spread, novelty, dict(zip(state, after, strict=True))
 
 
-def check(file: Path, model: Forecaster, c: Adaptation, pieces: list[Labelled]) -> dict[str, float]:
+def check(file: Path, model: Weights, c: Adaptation, pieces: list[Labelled]) -> dict[str, float]:
     """What a caller may rely on, tried on the exported file. Returns the largest deviations; raises where one is too large."""
     stream = Stream(file)
     rng = np.random.default_rng(0)
@@ -2115,7 +2132,7 @@ def milliseconds(file: Path) -> tuple[float, float, float]:
 # ----------------------------------------------------------------------------------------------------- the folder
 
 
-def golden(model: Forecaster, c: Adaptation) -> list[dict]:
+def golden(model: Weights, c: Adaptation) -> list[dict]:
     """Two short series with an answer each, computed by the framework: a daily rhythm with a spike and a gap, and a request
     counter's rate with a drop."""
     rng = np.random.default_rng(3)
@@ -2149,15 +2166,15 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def publish(config: Config, model: Forecaster, c: Adaptation) -> None:
+def publish(config: Config, model: Weights, c: Adaptation) -> None:
     """Export, check, measure on the test split and on NAB, and write the folder's files."""
-    file = HERE / "1" / "model.onnx"
+    file = PUBLISHED
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(build_graph(model, c).SerializeToString())
     pieces = {split: nab_like_corpus(config, split) for split in ("validation", "test")}
     for name, deviation in check(file, model, c, pieces["validation"]).items():
         print(f"  {name:<36}{deviation:.1e}")
-    (HERE / "1" / "golden.json").write_text(json.dumps(golden(model, c)) + "\n")
+    (PUBLISHED.parent / "golden.json").write_text(json.dumps(golden(model, c)) + "\n")
 
     results = {}
     stream = Stream(file)
@@ -2238,9 +2255,9 @@ def publish(config: Config, model: Forecaster, c: Adaptation) -> None:
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += ["", "In brackets: 95 % bootstrap intervals over the 58 series.", ""]
     size = file.stat().st_size
-    parameters = sum(p.numel() for p in model.parameters())
-    state_bytes = 4 * model.gru.hidden_size + 8 * (len(STATISTICS) + HISTORY)
-    lines += [f"{parameters:,} parameters, {size:,} bytes; state of a stream: {model.gru.hidden_size} float32 + {len(STATISTICS) + HISTORY:,} float64 = "
+    parameters = model.count
+    state_bytes = 4 * model.hidden + 8 * (len(STATISTICS) + HISTORY)
+    lines += [f"{parameters:,} parameters, {size:,} bytes; state of a stream: {model.hidden} float32 + {len(STATISTICS) + HISTORY:,} float64 = "
               f"{state_bytes:,} bytes. Once the memory is full, one more point: {one_ms:.2f} ms, 1,000 points: {thousand_ms:.1f} ms; a new stream's first 256 points: "
               f"{fresh_ms:.1f} ms (median, one CPU thread, ONNX Runtime {onnxruntime.__version__}, machine shared with other work)."]  # fmt: skip
     lines += [
@@ -2279,19 +2296,17 @@ def main() -> None:
             f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, required=f.name == "data"
         )
     config = Config(**vars(parser.parse_args()))
-    torch.set_num_threads(1)
     checkpoint = Path(config.work) / "checkpoint.pt"
     for name in DATA_FILES:
         print(f"{sha256(Path(config.data) / name)}  {name}")
     if config.stage == "all":
         model = train(config, checkpoint)
+    elif checkpoint.exists():
+        import torch
+
+        model = Weights.from_checkpoint(torch.load(checkpoint, weights_only=True)["model"])
     else:
-        if not checkpoint.exists():
-            raise SystemExit(f"{checkpoint} is not there: train first (--stage all), or name its folder with --work")
-        saved = torch.load(checkpoint, weights_only=True)
-        model = Forecaster(saved["hidden"])
-        model.load_state_dict(saved["model"])
-    model.eval()
+        model = Weights.from_graph(PUBLISHED)
     if config.stage == "search":
         search(config, model)
     else:
