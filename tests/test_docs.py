@@ -12,6 +12,7 @@ import pytest
 
 from service import __version__, telemetry
 from service.api.problems import PROBLEMS
+from service.registry.manifest import read_manifest
 from service.settings import Settings
 from tests.test_server import Server, serving
 
@@ -33,6 +34,17 @@ def test_every_setting_is_documented_with_its_default(name: str) -> None:
 def test_every_kind_of_problem_is_documented_with_its_status() -> None:
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| (\d{3}) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE))
     assert rows == {kind.slug: str(kind.status) for kind in PROBLEMS.values()} | {"internal-error": "500"}
+
+
+def test_what_a_sensitivity_means_is_what_the_model_claims() -> None:
+    """The same figures stand in the card, the manifest and the guide: `models/series-gru/train.py` writes all three."""
+    metrics = read_manifest(ROOT / "models/series-gru").metrics
+    row = re.compile(r"^\| (0\.\d+) \| ([\d.]+) \| ([\d.]+) % \|$", re.MULTILINE)
+    rows = row.findall((ROOT / "docs/calibration.md").read_text())
+    assert [sensitivity for sensitivity, _, _ in rows] == ["0.1", "0.25", "0.5", "0.75", "0.9"]
+    for sensitivity, alarms, inside in rows:
+        assert float(alarms) == metrics[f"false alarms per 1,000 normal points at sensitivity {sensitivity}"]
+        assert float(inside) == metrics[f"% of normal points inside the band at sensitivity {sensitivity}"]
 
 
 def test_every_metric_is_documented() -> None:

@@ -59,7 +59,9 @@ class Weights:
         gru = next(node for node in graph.node if node.op_type == "GRU")
         weight_ih, weight_hh, bias = (constants[name][0] for name in gru.input[1:4])
         product = next(
-            node for node in graph.node if node.op_type == "MatMul" and constants.get(node.input[1], bias).ndim == 2
+            node
+            for node in graph.node
+            if node.op_type == "MatMul" and getattr(constants.get(node.input[1]), "dtype", None) == np.float32
         )
         offset = next(node for node in graph.node if node.op_type == "Add" and product.output[0] in node.input)
 

@@ -107,7 +107,7 @@ class AnomalyDetectionOutput(TaskOutput):
         json_schema_extra={
             "examples": [
                 {
-                    "model": {"name": "series-gru", "version": "1"},
+                    "model": {"name": "series-gru", "version": "2"},
                     "anomalies": [2],
                     "expected": [None, 10.1, 10.0],
                     "lower": [None, 9.2, 9.1],
