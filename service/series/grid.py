@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.series.timestamps import HOUR_NS, Stamps
+from service.series.timestamps import HOUR_NS, LATEST_NS, Stamps
 
 MAX_HOLE_POINTS = 2048
 """Most missing points in a hole (count)."""
@@ -132,12 +132,12 @@ class Grid:
             mean_ns = kind.mean_ns
             if abs(difference_ns - mean_ns) * 10 <= mean_ns:
                 kind.count += 1
-                kind.total_ns += difference_ns
+                kind.total_ns = min(kind.total_ns + difference_ns, LATEST_NS)  # a token holds 64 bits
                 break
         else:
             if len(self._differences) == _MAX_DIFFERENCES:
                 self._differences.remove(min(self._differences, key=_Difference.rank))
-            kind = _Difference(1, difference_ns)
+            kind = _Difference(1, min(difference_ns, LATEST_NS))
             self._differences.append(kind)
         if self._commonest is None or kind.rank() > self._commonest.rank():
             self._commonest = kind
@@ -183,7 +183,7 @@ class Grid:
         return cls(last_ns, bool(found["local"]), unit_ns, min(_whole(found["spare"], 0), MAX_HOLE_POINTS), differences)
 
 
-def _whole(number: Any, least: int = -(2**63)) -> int:
-    if type(number) is not int or not least <= number < 2**64:
+def _whole(number: Any, least: int = -LATEST_NS) -> int:
+    if type(number) is not int or not least <= number <= LATEST_NS:
         raise ValueError(number)
     return number

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 SECOND_NS = 1_000_000_000
 HOUR_NS = 3600 * SECOND_NS
 
-_LATEST_NS = 2**63 - 1
+LATEST_NS = 2**63 - 1
 """Stamps are 64-bit numbers: the years 1678 to 2261."""
 
 _UNITS_NS = ((1e11, SECOND_NS), (1e14, 1_000_000), (1e17, 1_000), (float("inf"), 1))
@@ -102,7 +102,7 @@ def read(stamps: Sequence[Any], unit_ns: int | None = None) -> Stamps:
                 raise Unreadable(index, "send ISO 8601 such as 2024-01-31T13:00:00Z, or Unix seconds") from None
         else:
             raise Unreadable(index, "send ISO 8601 such as 2024-01-31T13:00:00Z, or Unix seconds")
-        if abs(nanoseconds) > _LATEST_NS:
+        if abs(nanoseconds) > LATEST_NS:
             raise Unreadable(index, "send a time between the years 1678 and 2261")
         found[index] = nanoseconds
     return Stamps(found, local, unit_ns)

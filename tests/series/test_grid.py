@@ -125,14 +125,22 @@ def test_the_holes_of_a_point_do_not_depend_on_later_ones(differences: list[int]
     assert missing(stamps)[:half] == missing(stamps[:half])
 
 
+GRID = {"last": 0, "local": False, "unit": None, "spare": 9, "differences": [[3, 30]]}
+
+
+def test_a_grid_of_centuries_still_fits_a_token() -> None:
+    """Also one that a made-up token began."""
+    first, last = "1677-09-22", "2262-04-11"
+    grid = Grid.from_json(GRID | {"last": None, "differences": [[1, 2**63 - 1]]})
+    missing([first, last], grid)
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))).step_ns == grid.step_ns
+
+
 def test_after_points_without_stamps_no_hole_is_seen_but_the_step_is_known() -> None:
     grid = Grid()
     missing([0, 10, 20], grid)
     grid.leave()
     assert missing([500, 530], grid) == [0, 2]
-
-
-GRID = {"last": 0, "local": False, "unit": None, "spare": 9, "differences": [[3, 30]]}
 
 
 @pytest.mark.parametrize(
