@@ -3,7 +3,7 @@
 Three sources of scores, one scorer:
 
     python benchmarks/nab.py --data DIR --url http://127.0.0.1:8000            # the running service
-    python benchmarks/nab.py --data DIR --onnx models/series-gru/1/model.onnx  # the model, in process
+    python benchmarks/nab.py --data DIR --onnx models/series-gru/2/model.onnx  # the model, in process
     python benchmarks/nab.py --data DIR --scores DIR/windowed_gaussian_scores.npz --threshold 1.0
 
 DIR holds `nab.zip` (`data/<group>/<name>.csv`, `labels/combined_windows.json`, `config/profiles.json` of

@@ -246,7 +246,7 @@ def _print_answer(answer: dict[str, Any], fields: dict[str, Any]) -> None:
         table = Table("point", "value", "expected", "score", box=None)
         for index in answer["anomalies"]:
             row = (fields["values"][index], answer["expected"][index], answer["scores"][index])
-            table.add_row(str(index), *(f"{number:.6g}" for number in row))
+            table.add_row(str(index), *("" if number is None else f"{number:.6g}" for number in row))
         out.print(table)
         out.print(f"{len(answer['anomalies'])} of {len(fields['values'])} points are anomalous")
     else:

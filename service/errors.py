@@ -9,6 +9,7 @@ short where it is long, so that the answer stays small whatever was sent.
     │   ├── FilesUnusable       several files were sent, and none can be used
     │   ├── UnsupportedPicture  a whole picture, of a format or kind that is not read here
     │   └── ValidationFailed    fields are missing, unknown or out of bounds
+    │       └── InvalidTimestamp    one cannot be read, or goes back
     ├── BadRequest              the request itself is broken (a header, the multipart framing)
     ├── NotAuthorised           an API key is needed
     ├── TooLarge                over a configured limit
@@ -183,6 +184,19 @@ def _bounded(problem: dict[str, Any]) -> dict[str, Any]:
     """A problem's place and message, which may be the caller's own text, at a length to read."""
     place = [shortened(part, MAX_NAME_CHARS) if isinstance(part, str) else part for part in problem["loc"]]
     return {"loc": place, "msg": shortened(problem["msg"], MAX_MESSAGE_CHARS)}
+
+
+class InvalidTimestamp(ValidationFailed):
+    """A time stamp that cannot be read, or is earlier than the one before it.
+
+    Args:
+        index: which one.
+        problem: what is wrong with it, or what to send instead.
+    """
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__([{"loc": ["body", "timestamps", index], "msg": problem}])
+        self.args = (f"timestamps[{index}]: {problem}.",)
 
 
 class BadRequest(ServiceError):

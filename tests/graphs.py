@@ -158,6 +158,44 @@ def pixels(path: Path, size: tuple[int, int] = (16, 16)) -> Path:
     )
 
 
+def age(path: Path) -> Path:
+    """A detector that expects each point to be the number of those before it, missing ones included, give or take 1; of the
+    first it can say nothing. The state is that number."""
+    return save(
+        path,
+        [
+            helper.make_node("Cast", ["state"], ["before"], to=T.DOUBLE),
+            helper.make_node("Mul", ["values", "nought"], ["nan_or_zero"]),
+            helper.make_node("IsNaN", ["nan_or_zero"], ["any"]),
+            helper.make_node("Where", ["any", "unit", "unit"], ["ones"]),
+            helper.make_node("CumSum", ["ones", "time_axis"], ["so_far"], exclusive=1),
+            helper.make_node("Add", ["before", "so_far"], ["expected"]),
+            helper.make_node("Equal", ["expected", "nought"], ["first"]),
+            helper.make_node("Where", ["first", "blind", "unit"], ["spread"]),
+            helper.make_node("Cast", ["sequence_lens"], ["length"], to=T.FLOAT),
+            helper.make_node("Unsqueeze", ["length", "axis"], ["lengths"]),
+            helper.make_node("Add", ["state", "lengths"], ["next_state"]),
+        ],
+        [
+            ("values", T.DOUBLE, ["batch", "time"]),
+            ("sequence_lens", T.INT32, ["batch"]),
+            ("state", T.FLOAT, ["batch", 1]),
+        ],
+        [
+            ("expected", T.DOUBLE, ["batch", "time"]),
+            ("spread", T.DOUBLE, ["batch", "time"]),
+            ("next_state", T.FLOAT, ["batch", 1]),
+        ],
+        {
+            "nought": np.float64(0),
+            "unit": np.float64(1),
+            "blind": np.float64(1e304),
+            "time_axis": np.int64(1),
+            "axis": np.array([1]),
+        },
+    )
+
+
 def last_value(path: Path, novelty: bool = False) -> Path:
     """A detector that expects each point to equal the one before it, give or take 1; the state is the last point. With
     `novelty`, it has that output too: 0.75 for each 7, else 0."""

@@ -11,7 +11,19 @@ SERVICE = Path(__file__).parent.parent / "service"
 
 # From the bottom up; a module may import from its own layer and from lower ones.
 LAYERS = [
-    {"errors", "files", "cpu", "graph", "calibration", "state", "telemetry", "settings", "schemas", "__init__"},
+    {
+        "errors",
+        "files",
+        "cpu",
+        "graph",
+        "calibration",
+        "state",
+        "telemetry",
+        "settings",
+        "schemas",
+        "series",
+        "__init__",
+    },
     {"media", "text"},
     {"decoding"},
     {"tasks", "runtime"},

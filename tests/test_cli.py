@@ -76,6 +76,12 @@ def test_a_text_may_hold_bytes_that_are_no_utf_8() -> None:
     assert json.loads(result.stdout)["predictions"]
 
 
+def test_a_point_that_cannot_be_judged_is_shown_without_an_expectation(real_models: Path, series: Path) -> None:
+    result = gridloop("predict", "--series", series, "--models", real_models, "--sensitivity", "1")
+    assert result.exit_code == 0, result.output
+    assert "2 of 3 points are anomalous" in result.stdout
+
+
 @pytest.mark.parametrize("arguments", [[], ["--text", "a", "--series", "FILE"]])
 def test_one_kind_of_input_is_needed(arguments: list[str], series: Path) -> None:
     result = gridloop("predict", *[str(series) if a == "FILE" else a for a in arguments])

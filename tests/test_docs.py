@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from service import __version__, telemetry
 from service.api.problems import PROBLEMS
-from service.registry.manifest import Manifest
+from service.registry.manifest import Manifest, read_manifest
 from service.settings import Settings
 from service.tasks import discover
 from tests.test_server import Server, serving
@@ -48,6 +48,17 @@ def test_every_key_of_a_manifest_is_documented() -> None:
         inner = list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
         for key in [name, *inner]:
             assert re.search(rf"[`\[ ]{key}[`\] ]", text), key
+
+
+def test_what_a_sensitivity_means_is_what_the_model_claims() -> None:
+    """The same figures stand in the card, the manifest and the guide: `models/series-gru/train.py` writes all three."""
+    metrics = read_manifest(ROOT / "models/series-gru").metrics
+    row = re.compile(r"^\| (0\.\d+) \| ([\d.]+) \| ([\d.]+) % \|$", re.MULTILINE)
+    rows = row.findall((ROOT / "docs/calibration.md").read_text())
+    assert [sensitivity for sensitivity, _, _ in rows] == ["0.1", "0.25", "0.5", "0.75", "0.9"]
+    for sensitivity, alarms, inside in rows:
+        assert float(alarms) == metrics[f"false alarms per 1,000 normal points at sensitivity {sensitivity}"]
+        assert float(inside) == metrics[f"% of normal points inside the band at sensitivity {sensitivity}"]
 
 
 def test_every_metric_is_documented() -> None:

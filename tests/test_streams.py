@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -70,6 +73,114 @@ async def test_a_day_that_does_not_come_is_found(real_client: httpx.AsyncClient,
     scores = (await detect(real_client, values, 500))["scores"]
     assert max(scores[start:end]) >= 0.5
     assert max(scores[4 * period : start]) < 0.5
+
+
+def noise(points: int) -> list[float]:
+    source = random.Random(4)
+    return [50 + source.gauss(0, 1) for _ in range(points)]
+
+
+NOISE = noise(600)
+
+
+def width(answer: dict[str, Any], at: int) -> float:
+    return float(answer["upper"][at] - answer["lower"][at])
+
+
+@pytest.mark.parametrize("apart", [10, 25, 50, 100])
+@pytest.mark.parametrize("points", [1, 2])
+async def test_each_of_four_spikes_is_found_and_the_band_stays(
+    real_client: httpx.AsyncClient, apart: int, points: int
+) -> None:
+    values = list(NOISE)
+    starts = [200 + apart * k for k in range(4)]
+    for start, size in zip(starts, [20, -18, 17, 22], strict=True):
+        for i in range(start, start + points):
+            values[i] += size
+    answer = (await real_client.post("/v1/anomaly-detection", json={"values": values})).raise_for_status().json()
+    assert {*starts} <= {*answer["anomalies"]} <= {i for start in starts for i in range(start, start + points)}
+    assert width(answer, starts[0] + points + 2) < 1.5 * width(answer, starts[0] - 1)
+
+
+async def test_a_spike_in_the_next_piece_is_found_too(real_client: httpx.AsyncClient) -> None:
+    values = list(NOISE[:320])
+    values[300], values[310] = 70, 71
+    found = await detect(real_client, [*values], 305)
+    assert [i for i, score in enumerate(found["scores"]) if score >= 0.5] == [300, 310]
+
+
+async def test_a_new_level_is_learnt(real_client: httpx.AsyncClient) -> None:
+    values = [value + (15 if i >= 300 else 0) for i, value in enumerate(NOISE)]
+    answer = (await real_client.post("/v1/anomaly-detection", json={"values": values})).raise_for_status().json()
+    assert 300 in answer["anomalies"]
+    assert max(answer["anomalies"]) < 305
+    assert answer["expected"][400] == pytest.approx(65, abs=1)
+
+
+async def test_spikes_that_come_every_hour_are_known_in_time(real_client: httpx.AsyncClient) -> None:
+    values = [value + (20 if i % 60 == 30 else 0) for i, value in enumerate(NOISE + NOISE)]
+    answer = (await real_client.post("/v1/anomaly-detection", json={"values": values})).raise_for_status().json()
+    assert [i for i in answer["anomalies"] if i > 300] == []
+
+
+@pytest.mark.parametrize(("period", "days"), [(24, 12), (288, 4)])
+@pytest.mark.parametrize("gap", [3, 6, 12, 24])
+async def test_a_gap_in_a_rhythm_is_no_alarm(real_client: httpx.AsyncClient, period: int, days: int, gap: int) -> None:
+    for seed in range(4):
+        source = random.Random(seed)
+        values: list[float | None] = [
+            100 + 20 * math.sin(2 * math.pi * (i / period + seed / 5)) + source.gauss(0, 1)
+            for i in range(period * days)
+        ]
+        start = period * days * 2 // 3 + 5 * seed
+        whole = await detect(real_client, values, len(values))
+        values[start : start + gap] = [None] * gap
+        broken = await detect(real_client, values, len(values))
+        alarms = [
+            i for i, (new, old) in enumerate(zip(broken["scores"], whole["scores"], strict=True)) if new >= 0.5 > old
+        ]
+        assert alarms == []
+
+
+async def test_a_spike_soon_after_a_gap_is_found(real_client: httpx.AsyncClient) -> None:
+    values: list[float | None] = [*NOISE]
+    values[300:312] = [None] * 12
+    values[325] = 75
+    assert (await detect(real_client, values, len(values)))["scores"][325] >= 0.5
+
+
+CASE = Path(__file__).parent / "cases" / "timestamps-gap"
+
+
+@pytest.mark.parametrize("size", [1000, 7, 1])
+async def test_hours_left_out_are_hours_sent_as_null(real_client: httpx.AsyncClient, size: int) -> None:
+    """The same series twice: with hours 200 to 205 left out, found by their time stamps, and with them as null."""
+    with_nulls = json.loads((CASE / "nulls.json").read_text())
+    nulls = (await real_client.post("/v1/anomaly-detection", json=with_nulls)).raise_for_status().json()
+    sent, state = json.loads((CASE / "gap.json").read_text()), None
+    found: dict[str, list[Any]] = {"scores": [], "expected": [], "lower": [], "is_anomaly": []}
+    for start in range(0, len(sent["values"]), size):
+        body = {name: sent[name][start : start + size] for name in ("values", "timestamps")}
+        answer = await real_client.post("/v1/anomaly-detection", json={**body, "state": state})
+        state = answer.raise_for_status().json()["state"]
+        for name, collected in found.items():
+            collected += answer.json()[name]
+    shared = [i for i, value in enumerate(with_nulls["values"]) if value is not None]
+    assert found["is_anomaly"] == [nulls["is_anomaly"][i] for i in shared]
+    for name in ("scores", "expected", "lower"):
+        expected = [nulls[name][i] for i in shared]
+        assert [value is None for value in found[name]] == [value is None for value in expected]
+        pairs = [(a, b) for a, b in zip(found[name], expected, strict=True) if a is not None]
+        assert [a for a, _ in pairs] == pytest.approx([b for _, b in pairs], abs=1e-4)
+
+
+@pytest.mark.parametrize("stamps", [["01/02/2024 03:00", "01/02/2024 04:00"], [True, None], ["", "x"]])
+async def test_a_stamp_that_is_none_is_told_once(real_client: httpx.AsyncClient, stamps: list[Any]) -> None:
+    answer = await real_client.post("/v1/anomaly-detection", json={"values": [1, 2], "timestamps": stamps})
+    problem = answer.json()
+    assert (answer.status_code, problem["type"]) == (422, "/problems/validation-failed")
+    assert problem["detail"] == "timestamps[0]: send ISO 8601 such as 2024-01-31T13:00:00Z, or Unix seconds."
+    assert [error["loc"] for error in problem["errors"]] == [["body", "timestamps", 0]]
 
 
 TEXT = "I would like to book a table for two people at a restaurant near the stat"

@@ -304,7 +304,7 @@ _WITH_TENSORS = {
 def path_items() -> dict[str, dict[str, Any]]:
     """The infer routes as OpenAPI path items; the application adds `SCHEMAS` to its components."""
     model = _path_parameter("model_name", "Name of the model.", "series-gru")
-    version = _path_parameter("model_version", "Name of its version.", "1")
+    version = _path_parameter("model_version", "Name of its version.", "2")
     operations = (
         _operation("Run a model on tensors", "infer", [model]),
         _operation("Run a version of a model on tensors", "infer_version", [model, version]),

@@ -72,7 +72,7 @@ class ModelMetadata(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     name: str = Field(examples=["series-gru"])
-    versions: list[str] = Field(description="Versions that are ready, oldest first.", examples=[["1"]])
+    versions: list[str] = Field(description="Versions that are ready, oldest first.", examples=[["2"]])
     platform: str = Field(examples=["onnxruntime_onnx"])
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
@@ -135,5 +135,5 @@ class InferenceResponse(BaseModel):
 
     id: str | None = Field(default=None, description="The request's, where it had one.")
     model_name: str = Field(examples=["series-gru"])
-    model_version: str = Field(description="The version that answered.", examples=["1"])
+    model_version: str = Field(description="The version that answered.", examples=["2"])
     outputs: list[OutputTensor]

@@ -19,22 +19,25 @@ References:
     Burnaev, Ishimtsev, "Conformalized density- and distance-based anomaly detection in time-series data", 2016 (the
     latest window among earlier ones).
 
-Long series are cut into runs of a few thousand points that hand the state on, which changes no answer.
+Long series are cut into runs of a few thousand points that hand the state on, which changes no answer. Time stamps put
+the points on a grid (`service/series/grid.py`); where it has holes, the model is given missing points, which the answer
+leaves out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, NaiveDatetime, StrictFloat, StrictInt, model_validator
+from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
-from service.errors import InvalidInput, TooLarge
+from service.errors import InvalidInput, InvalidState, InvalidTimestamp, TooLarge
 from service.graph import SEQUENCE_LENS
+from service.series import timestamps
+from service.series.grid import Grid, StepBack
 from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 from service.tasks.comparison import difference
 
@@ -46,6 +49,10 @@ UNBOUNDED = 1e300
 
 _LARGEST = 1e300
 """Larger numbers could overflow while differences are computed."""
+
+_STAMP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "number"}]}
+_GRID = "grid"
+"""Where a state token has what the stream remembers of its stamps."""
 
 _EXAMPLE: list[JsonValue] = [10.1, 10.3, 9.9, 10.2, None, 10.0, 9.8, 10.1, 10.2, 9.9, 10.0, 10.1, 25.0, 10.0]
 
@@ -68,10 +75,13 @@ class AnomalyDetectionInput(TaskInput):
         description="The points in order of time; null for a missing one.",
         examples=[_EXAMPLE],
     )
-    timestamps: list[StrictInt | StrictFloat | AwareDatetime | NaiveDatetime] | None = Field(
+    timestamps: list[Annotated[Any, WithJsonSchema(_STAMP_SCHEMA)]] | None = Field(
         default=None,
-        description="ISO 8601 texts or Unix seconds, one for each value, strictly increasing. Texts without an offset "
-        "are UTC.",
+        description="When the points were measured, one for each value: texts of ISO 8601 (UTC where they have no "
+        "offset), or Unix seconds, milli-, micro- or nanoseconds. They never go back; equal ones are accepted, and so "
+        "is the hour that local time repeats when summer ends. The step is the commonest difference so far. A hole of "
+        "several steps is as many missing points for the model, as if they had been sent as null: at most 2,048, "
+        "and in the long run at most three for each value. Stamps off the grid count as the nearest point of it.",
         examples=[None],
     )
     sensitivity: float = Field(
@@ -94,10 +104,6 @@ class AnomalyDetectionInput(TaskInput):
             return self
         if len(self.timestamps) != len(self.values):
             raise ValueError(f"timestamps has {len(self.timestamps)} entries, values has {len(self.values)}")
-        seconds = [_unix_seconds(stamp) for stamp in self.timestamps]
-        for i, (before, after) in enumerate(pairwise(seconds), start=1):
-            if not after > before:
-                raise ValueError(f"timestamps[{i}] is not later than the one before it")
         return self
 
 
@@ -108,11 +114,11 @@ class AnomalyDetectionOutput(TaskOutput):
         json_schema_extra={
             "examples": [
                 {
-                    "model": {"name": "series-gru", "version": "1"},
+                    "model": {"name": "series-gru", "version": "2"},
                     "anomalies": [2],
-                    "expected": [10.0, 10.1, 10.0],
-                    "lower": [8.9, 9.2, 9.1],
-                    "upper": [11.1, 11.0, 10.9],
+                    "expected": [None, 10.1, 10.0],
+                    "lower": [None, 9.2, 9.1],
+                    "upper": [None, 11.0, 10.9],
                     "scores": [0.0, 0.1, 0.94],
                     "is_anomaly": [False, False, True],
                     "state": "kP2d0h…",
@@ -122,7 +128,9 @@ class AnomalyDetectionOutput(TaskOutput):
     )
 
     anomalies: list[int] = Field(description="Indices of the anomalous points in `values`.", examples=[[12]])
-    expected: list[float] = Field(description="What the model expected at each point, from the points before it.")
+    expected: list[float | None] = Field(
+        description="What the model expected at each point, from the points before it. Null before it can judge."
+    )
     lower: list[float | None] = Field(
         description="Lower edge of the band: a value below it is an anomaly. Null where there is none: at "
         "sensitivity 0, or before the model can judge."
@@ -134,6 +142,23 @@ class AnomalyDetectionOutput(TaskOutput):
     scores: list[float] = Field(description="0 as expected, 1 utterly unexpected; comparable across series.")
     is_anomaly: list[bool] = Field(description="Whether the score reaches the threshold that `sensitivity` sets.")
     state: str = Field(description="The stream's memory: send it with the points that follow.")
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What a request means to the model.
+
+    Attributes:
+        values: float64 (time,), NaN where missing, holes in time included.
+        arrays: the model's state, each (1, ...).
+        grid: what the stream remembers of its stamps; none: it has had none.
+        sent: where among `values` those of the request are, int64 (points,); none: they are all of them.
+    """
+
+    values: Array
+    arrays: Mapping[str, Array]
+    grid: Grid | None
+    sent: Array | None = None
 
 
 class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
@@ -155,7 +180,8 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         self._dtype = folder.signature.inputs["values"].dtype
 
     def steps(self, request: AnomalyDetectionInput) -> Steps[AnomalyDetectionOutput]:
-        values, state = self.decode(request)
+        stream = self.decode(request)
+        values, state = stream.values, stream.arrays
         expected, spread, novelty = np.empty_like(values), np.empty_like(values), np.zeros_like(values)
         for start in range(0, len(values), CHUNK):
             chunk = values[start : start + CHUNK]
@@ -171,14 +197,20 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             if "novelty" in outputs:
                 novelty[start : start + CHUNK] = outputs["novelty"][0]
             state = {name: outputs[following] for name, following in self.folder.signature.states.items()}
-        return self.encode(values, expected, spread, novelty, request.sensitivity, state)
+        token = self.folder.pack_state(
+            {name: array[0] for name, array in state.items()}, {_GRID: stream.grid.to_json()} if stream.grid else None
+        )
+        if (sent := stream.sent) is not None:
+            values, expected, spread, novelty = values[sent], expected[sent], spread[sent], novelty[sent]
+        return self.encode(values, expected, spread, novelty, request.sensitivity, token)
 
-    def decode(self, request: AnomalyDetectionInput) -> tuple[Array, dict[str, Array]]:
-        """The points as float64 (time,), NaN where missing, and the stream's state, each (1, ...).
+    def decode(self, request: AnomalyDetectionInput) -> _Stream:
+        """What the model is to be given.
 
         Raises:
             TooLarge: more points than the limit.
             InvalidInput: a number is too large to compute with.
+            InvalidTimestamp: a stamp cannot be read, or is earlier than the one before it.
             InvalidState: the state is not one of this model.
         """
         limit = self.folder.limits.max_series_points
@@ -188,9 +220,25 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         values = np.array(request.values, dtype=np.float64)
         if np.any(np.abs(values) > _LARGEST):  # NaN compares false
             raise InvalidInput(f"values holds a number beyond ±{_LARGEST:g}. Scale the series down.")
+        grid = None
         if request.state is None:
-            return values, self.folder.signature.fresh_state()
-        return values, {name: array[None] for name, array in self.folder.unpack_state(request.state).arrays.items()}
+            arrays = self.folder.signature.fresh_state()
+        else:
+            state = self.folder.unpack_state(request.state)
+            arrays = {name: array[None] for name, array in state.arrays.items()}
+            if _GRID in state.extra:
+                grid = _grid_of(state.extra[_GRID])
+        if request.timestamps is None:
+            if grid is not None:
+                grid.leave()
+            return _Stream(values, arrays, grid)
+        grid = grid or Grid()
+        places = np.arange(len(values)) + np.cumsum(_missing_before(request.timestamps, grid))
+        if (length := int(places[-1]) + 1) == len(values):
+            return _Stream(values, arrays, grid)
+        filled = np.full(length, np.nan)
+        filled[places] = values
+        return _Stream(filled, arrays, grid, places)
 
     def encode(
         self,
@@ -199,7 +247,7 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         spread: Array,
         novelty: Array,
         sensitivity: float,
-        state: Mapping[str, Array],
+        state: str,
     ) -> AnomalyDetectionOutput:
         """Judge each point against its forecast.
 
@@ -209,7 +257,7 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             spread: float64 (time,), half-widths of the band at sensitivity 0.5; above 0.
             novelty: float64 (time,), 0..1, how new the latest points are together; 0 where the model does not say.
             sensitivity: 0..1.
-            state: what to hand on, each (1, ...).
+            state: the token to hand on.
         """
         missing = np.isnan(values)
         blind = spread >= UNBOUNDED
@@ -223,12 +271,12 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         return AnomalyDetectionOutput.model_construct(
             model=self.folder.ref,
             anomalies=np.flatnonzero(is_anomaly),
-            expected=expected,
+            expected=np.where(blind, math.nan, expected),
             lower=expected - half_width,
             upper=expected + half_width,
             scores=scores,
             is_anomaly=is_anomaly,
-            state=self.folder.pack_state({name: array[0] for name, array in state.items()}),
+            state=state,
         )
 
     def difference(
@@ -247,8 +295,35 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         return difference(rest, alike, tolerance)
 
 
-def _unix_seconds(stamp: float | datetime) -> float:
-    """A time stamp as seconds; a text without an offset is UTC."""
-    if isinstance(stamp, datetime):
-        return (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
-    return float(stamp)
+def _missing_before(stamps: list[Any], grid: Grid) -> Array:
+    """How many points are missing before each, int64 (points,); the grid goes on to the last one.
+
+    Raises:
+        InvalidTimestamp: a stamp cannot be read, or is earlier than the one before it.
+    """
+    try:
+        found = timestamps.read(stamps, grid.unit_ns)
+        return grid.advance(found)
+    except timestamps.Unreadable as error:
+        raise InvalidTimestamp(error.index, error.remedy) from None
+    except StepBack as error:
+        now = stamps[error.index]
+        if error.index:
+            before = f"timestamps[{error.index - 1}] = {stamps[error.index - 1]}"
+        else:
+            before = f"the last of the stream so far, {timestamps.written(error.before_ns, grid.unit_ns)}"
+        raise InvalidTimestamp(
+            error.index, f"{now} is earlier than {before}; send the points in order of time"
+        ) from None
+
+
+def _grid_of(found: Any) -> Grid:
+    """What a token says of the stream's stamps.
+
+    Raises:
+        InvalidState: it is no such thing.
+    """
+    try:
+        return Grid.from_json(found)
+    except (ValueError, KeyError, TypeError):
+        raise InvalidState("is not a state token of this service") from None

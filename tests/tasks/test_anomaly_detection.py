@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.errors import InvalidInput, InvalidState, TooLarge
+from service.errors import InvalidInput, InvalidState, InvalidTimestamp, TooLarge
 from service.runtime.batcher import drive
 from service.runtime.session import OnnxSession
 from service.tasks import anomaly_detection
@@ -167,30 +167,111 @@ def test_a_state_of_another_model_is_refused(detect: Any) -> None:
 @pytest.mark.parametrize(
     "timestamps",
     [
-        [1, 2, 3.5],
+        [1, 2.0, 3.1],
         ["2026-01-01T00:00:00Z", "2026-01-01T00:05:00Z", "2026-01-01T00:10:00+00:00"],
         ["2026-01-01T00:00:00", "2026-01-01T00:05:00", "2026-01-01 00:10:00"],
+        ["20260101T000000Z", "2026-01-01T01", "2026-W01-4T02"],
+        [1_767_225_600_000, 1_767_225_600_000, 1_767_225_900_000],
     ],
 )
-def test_timestamps_may_be_unix_seconds_or_iso_8601(timestamps: list[Any]) -> None:
-    body = orjson.dumps({"values": [1, 2, 3], "timestamps": timestamps})
-    assert AnomalyDetectionInput.model_validate_json(body).timestamps is not None
+def test_timestamps_may_be_unix_times_or_iso_8601(detect: Any, timestamps: list[Any]) -> None:
+    assert detect([1, 2, 3], timestamps=timestamps)["scores"] == detect([1, 2, 3])["scores"]
 
 
 @pytest.mark.parametrize(
-    ("timestamps", "message"),
+    ("timestamps", "index", "problem"),
     [
-        ([1, 2], "timestamps has 2 entries, values has 3"),
-        ([1, 3, 2], r"timestamps\[2\] is not later"),
-        ([1, 1, 2], r"timestamps\[1\] is not later"),
-        (["2026-01-01T01:00:00+01:00", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"], r"timestamps\[1\]"),
-        (["yesterday", "today", "now"], "valid"),
-        ([True, 2, 3], "valid"),
+        ([1, 3, 2], 2, "2 is earlier than timestamps[1] = 3; send the points in order of time"),
+        (
+            ["2026-01-01T01:00:00+01:00", "2025-12-31T23:59:59Z", "2026-01-02T00:00:00Z"],
+            1,
+            "2025-12-31T23:59:59Z is earlier than timestamps[0] = 2026-01-01T01:00:00+01:00; "
+            "send the points in order of time",
+        ),
+        (["yesterday", "today", "now"], 0, "send ISO 8601 such as 2024-01-31T13:00:00Z, or Unix seconds"),
+        ([True, 2, 3], 0, "send ISO 8601 such as 2024-01-31T13:00:00Z, or Unix seconds"),
+        ([1, 2, None], 2, "send ISO 8601 such as 2024-01-31T13:00:00Z, or Unix seconds"),
+        ([1, 2, 1e300], 2, "send a time between the years 1678 and 2261"),
     ],
 )
-def test_timestamps_must_fit_and_increase(timestamps: list[Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        AnomalyDetectionInput.model_validate_json(orjson.dumps({"values": [1, 2, 3], "timestamps": timestamps}))
+def test_a_stamp_that_does_not_fit_is_named_once(detect: Any, timestamps: list[Any], index: int, problem: str) -> None:
+    with pytest.raises(InvalidTimestamp) as caught:
+        detect([1, 2, 3], timestamps=timestamps)
+    assert str(caught.value) == f"timestamps[{index}]: {problem}."
+    assert caught.value.problems == [{"loc": ["body", "timestamps", index], "msg": problem}]
+
+
+def test_there_is_a_stamp_for_each_value() -> None:
+    with pytest.raises(ValidationError, match="timestamps has 2 entries, values has 3"):
+        AnomalyDetectionInput(values=[1, 2, 3], timestamps=[1, 2])
+
+
+@pytest.fixture(scope="module")
+def detect_age(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A detector that expects each point to be as many as came before it, missing ones included."""
+    return detector(OnnxSession(graphs.age(tmp_path_factory.mktemp("graph") / "model.onnx")))
+
+
+HOLE = [0, 60, 120, 420, 480]
+"""Unix seconds on a grid of minutes, of which four are missing."""
+
+
+def test_a_hole_in_time_is_missing_points_for_the_model(detect_age: Any) -> None:
+    answer = detect_age([9, 9, 9, 9, 9], timestamps=HOLE)
+    assert answer["expected"] == [None, 1, 2, 7, 8]
+    assert all(len(answer[field]) == 5 for field in ("lower", "upper", "scores", "is_anomaly"))
+
+
+def test_what_is_in_a_hole_is_not_answered_but_found_by_its_place_in_values(detect_age: Any) -> None:
+    answer = detect_age([0, 1, 2, 9, 8], timestamps=HOLE)
+    assert answer["anomalies"] == [3]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0, 60, 60, 60, 180, 600]), min_size=1, max_size=30), st.data())
+def test_a_stream_with_holes_in_pieces_gives_the_same_as_whole(detect_age: Any, steps: list[int], data: Any) -> None:
+    stamps = np.cumsum([0, *steps]).tolist()
+    values = [0.0] * len(stamps)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(stamps) - 1), max_size=5)))
+    state, expected = None, []
+    for start, end in zip([0, *cuts], [*cuts, len(stamps)], strict=True):
+        answer = detect_age(values[start:end], timestamps=stamps[start:end], state=state)
+        state, expected = answer["state"], expected + answer["expected"]
+    whole = detect_age(values, timestamps=stamps)
+    assert expected == whole["expected"]
+    assert state == whole["state"]
+
+
+def test_a_step_back_between_two_requests_names_both_stamps(detect: Any) -> None:
+    state = detect([1, 2], timestamps=["2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"])["state"]
+    with pytest.raises(InvalidTimestamp) as caught:
+        detect([3], timestamps=["2026-01-01T00:30:00Z"], state=state)
+    assert str(caught.value) == (
+        "timestamps[0]: 2026-01-01T00:30:00Z is earlier than the last of the stream so far, 2026-01-01T01:00:00Z; "
+        "send the points in order of time."
+    )
+
+
+def test_stamps_may_begin_and_end_in_the_middle_of_a_stream(detect_age: Any) -> None:
+    first = detect_age([0, 0])
+    second = detect_age([0, 0, 0], timestamps=[0, 10, 20], state=first["state"])
+    third = detect_age([0], state=second["state"])
+    fourth = detect_age([0, 0], timestamps=[500, 530], state=third["state"])
+    assert [*second["expected"], *third["expected"], *fourth["expected"]] == [2, 3, 4, 5, 6, 9]
+
+
+def test_a_token_with_a_made_up_grid_is_refused(detect: Any) -> None:
+    from service import state
+
+    token = state.pack("steps", "1", state.State({"state": np.zeros(1, np.float32)}, {"grid": {"last": "noon"}}))
+    with pytest.raises(InvalidState, match="not a state token"):
+        detect([1], state=token)
+
+
+def test_what_the_model_expects_is_null_where_it_cannot_judge(detect_age: Any) -> None:
+    answer = detect_age([4, 4])
+    assert (answer["expected"], answer["lower"], answer["upper"]) == ([None, 1], [None, 0], [None, 2])
+    assert answer["scores"] == [0, 0.75]
 
 
 # What the detector answers to 0, 0, 9, 9.5, 9.5 is scores of 0, 0, 0.9, 1/3, 0.
