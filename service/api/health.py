@@ -6,34 +6,28 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import telemetry
 from service.api.deps import GateDep, RegistryDep, WorkersDep
+from service.schemas.health import Alive, NotReady, Ready
 
 router = APIRouter(tags=["operations"])
 
 
 @router.get("/livez", summary="Is the process alive?")
-async def livez() -> dict[str, str]:
+async def livez() -> Alive:
     """200 as long as the process can answer, whatever its models do."""
-    return {"status": "alive"}
+    return Alive(status="alive")
 
 
 _NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {
-        "description": "Not ready: `reasons` says why, by model.",
-        "content": {
-            "application/json": {
-                "example": {"status": "not ready", "reasons": {"cifar10-cnn": "is still loading"}},
-            }
-        },
-    }
+    503: {"model": NotReady, "description": "Not ready: `reasons` says why, by model."},
 }
 
 
-@router.get("/readyz", summary="Can every model that must be there answer?", responses=_NOT_READY)
+@router.get("/readyz", summary="Can every model that must be there answer?", response_model=Ready, responses=_NOT_READY)
 async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> JSONResponse:
     """503 with the reasons while a required model is missing, and while the server drains."""
     reasons = registry.unready()
@@ -46,7 +40,7 @@ async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> J
     return JSONResponse({"status": "ready"})
 
 
-@router.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
+@router.get("/metrics", summary="Prometheus metrics of all workers", response_class=PlainTextResponse)
 async def metrics(request: Request, workers: WorkersDep) -> Response:
     """Counts and times of requests, queues, batches and runs."""
     request.app.state.flush_metrics()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
 from service import errors
 from service.api.deps import RegistryDep
@@ -28,7 +29,10 @@ def list_models(registry: RegistryDep) -> ModelList:
     summary="One model, with its card",
     responses=openapi_responses((errors.NotAuthorised, errors.ModelNotFound), "/v1/models/cifar"),
 )
-def get_model(name: str, registry: RegistryDep) -> ModelCard:
+def get_model(
+    name: Annotated[str, Path(description="Name of its folder.", examples=["cifar10-cnn"])],
+    registry: RegistryDep,
+) -> ModelCard:
     """The model card tells what a model is for, what it was trained on, how good it is and where it fails."""
     model = registry.get(name)
     try:

@@ -35,8 +35,8 @@ __all__ = [
     "NextWordInput",
     "NextWordOutput",
     "NextWordPrediction",
-    "Prediction",
     "TokenSurprisal",
+    "WordPrediction",
     "join",
     "tokenise",
     "tokenise_chunk",
@@ -116,7 +116,7 @@ class NextWordInput(TaskInput):
 
 
 @dataclass(slots=True)
-class Prediction:
+class WordPrediction:
     """A continuation and how probable it is."""
 
     text: Annotated[
@@ -176,7 +176,7 @@ class NextWordOutput(TaskOutput):
         }
     )
 
-    predictions: list[Prediction] = Field(description="Best first, no duplicates.")
+    predictions: list[WordPrediction] = Field(description="Best first, no duplicates.")
     completing: str | None = Field(
         description="The letters of the unfinished last word; null when the predictions follow after it.",
         examples=[None],
@@ -785,7 +785,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                 return None
         return choice
 
-    def encode(self, here: Reading, top_k: int, typed: str, choice: slice | None) -> list[Prediction]:
+    def encode(self, here: Reading, top_k: int, typed: str, choice: slice | None) -> list[WordPrediction]:
         """The best words at this place.
 
         Args:
@@ -795,7 +795,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             choice: the words that the letters leave; None: all words.
         """
         return [
-            Prediction(text, score)
+            WordPrediction(text, score)
             for _, text, score in self._best(here.logits, top_k, here.memory.place > 0, typed, choice)
         ]
 
@@ -821,7 +821,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
 
     def search(
         self, here: Reading, top_k: int, words: int, typed: str, choice: slice | None
-    ) -> Generator[Run, Mapping[str, NDArray[Any]], list[Prediction]]:
+    ) -> Generator[Run, Mapping[str, NDArray[Any]], list[WordPrediction]]:
         """Beam search for continuations of several words.
 
         A continuation is done with its last word, and stays within its sentence. Marks, suffixes and hyphenated parts
@@ -864,7 +864,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                         ahead.append(Beam(score, (*beam.tokens, text), beam.words + beam.counts, token, state))
             beams = sorted(ahead, key=lambda beam: -beam.score)[:BEAMS]
         ranked = sorted(done.items(), key=lambda item: (-item[1], item[0]))[:top_k]
-        return [Prediction(text, min(score, 1.0)) for text, score in ranked]
+        return [WordPrediction(text, min(score, 1.0)) for text, score in ranked]
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
