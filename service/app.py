@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service import __version__, telemetry
-from service.api import document, health, home, open_inference, problems
+from service.api import document, health, home, open_inference, pages, problems
 from service.api import models as model_routes
 from service.api.context import Workers
 from service.api.edge import Edge, Endpoint
@@ -85,13 +85,14 @@ def create_app(
         if not await asyncio.to_thread(models.close, settings.drain_timeout_s):
             log.warning("some requests were not finished within the drain time", seconds=settings.drain_timeout_s)
 
-    app = FastAPIOffline(
+    app = FastAPIOffline(  # offline: the libraries of the documentation pages are served from here
+        docs_url=None,
+        redoc_url=None,
         title="Gridloop",
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
         generate_unique_id_function=document.operation_id,
-        swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
     )
     app.state.registry, app.state.gate, app.state.workers = models, gate, workers
     endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models) for task in models.tasks.values())}
@@ -105,6 +106,7 @@ def create_app(
     app.router.routes += [Route(path, _answered_by_the_edge, methods=["POST"]) for path in paths]
     for module in (model_routes, open_inference, health, home):
         app.include_router(module.router)
+    pages.mount(app)
     problems.install(app)
     app.openapi = lambda: _openapi(app, models.tasks, settings)  # type: ignore[method-assign]
     edge = Edge(

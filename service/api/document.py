@@ -87,5 +87,8 @@ def _with_plain_names(document: dict[str, Any]) -> dict[str, Any]:
     document["components"]["schemas"] = {
         schema_name(name): {**schema, "title": schema_name(name)} for name, schema in schemas.items()
     }
+    for schema in document["components"]["schemas"].values():
+        for field in schema.get("properties", {}).values():
+            field.pop("title", None)  # "Top K" says no more than `top_k`
     result: dict[str, Any] = renamed(document)
     return result

@@ -167,18 +167,15 @@ def _json_request(task: type[AnyTask], takes: Mapping[str, str]) -> dict[str, An
 def _media_request(task: type[AnyTask]) -> dict[str, Any]:
     """Files as parts of a form, or one as the body: the two that generators of clients know how to send."""
     binary = {"type": "string", "format": "binary"}
-    parts = {
-        "type": "object",
-        "properties": {"file": {"type": "array", "items": binary, "description": "One or more files.", "minItems": 1}},
-        "required": ["file"],
-    }
     # Read by the documentation page and by `gridloop bench`: something to send without having a file.
-    sample = {"x-sample": {"file": task.sample_data_url}} if task.sample_data_url else {}
+    sample = {"x-sample": task.sample_data_url} if task.sample_data_url else {}
+    files = {"type": "array", "items": binary | sample, "description": "One or more files.", "minItems": 1}
+    parts = {"type": "object", "properties": {"file": files}, "required": ["file"]}
     return {
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": {"schema": parts, **sample},
+                "multipart/form-data": {"schema": parts},
                 RAW_FILE: {"schema": {**binary, "description": "One file."}},
             },
         },

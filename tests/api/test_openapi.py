@@ -109,7 +109,7 @@ async def test_a_file_endpoint_starts_with_a_form_and_has_a_file_to_send(
     """The form comes first: the documentation page selects it by itself, and puts the sample into its file chooser."""
     kind, content = next(iter(operation["requestBody"]["content"].items()))
     assert kind == "multipart/form-data"
-    head, _, data = content["x-sample"]["file"].partition(";base64,")
+    head, _, data = content["schema"]["properties"]["file"]["items"]["x-sample"].partition(";base64,")
     sample = ("sample", base64.b64decode(data), head.removeprefix("data:"))
     answer = await real_client.post(path, files={"file": sample})
     assert answer.status_code == 200, answer.text

@@ -30,5 +30,6 @@ def document(server: Server) -> dict[str, Any]:
 
 def sample_file(operation: dict[str, Any]) -> tuple[str, bytes]:
     """The file that a document gives as a sample, and its content type."""
-    head, _, data = operation["requestBody"]["content"]["multipart/form-data"]["x-sample"]["file"].partition(",")
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    head, _, data = form["properties"]["file"]["items"]["x-sample"].partition(",")
     return head.removeprefix("data:").removesuffix(";base64"), base64.b64decode(data)

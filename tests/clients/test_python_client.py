@@ -80,7 +80,7 @@ def bodies(generated: Generated, call: Any, operation: dict[str, Any]) -> Iterat
             (form,) = (part for part in get_args(get_type_hints(call)["body"]) if hasattr(part, "to_multipart"))
             for count in (1, 2):
                 yield form(file=[generated.file(data, f"{n}.file", media) for n in range(count)])
-        elif "x-sample" in operation["requestBody"]["content"].get("multipart/form-data", {}):
+        elif "multipart/form-data" in operation["requestBody"]["content"]:
             yield generated.file(sample_file(operation)[1])
 
 

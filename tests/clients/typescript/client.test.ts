@@ -32,17 +32,18 @@ function picture(label: string): File {
 type Operation = {
   operationId: string;
   parameters?: { name: string; in: string; schema: { examples?: unknown[] } }[];
-  requestBody?: { content: Record<string, { examples?: Record<string, { value: unknown }>; "x-sample"?: { file: string } }> };
+  requestBody?: { content: Record<string, { examples?: Record<string, { value: unknown }>; schema: Form }> };
 };
+type Form = { properties?: { file?: { items: { "x-sample": string } } } };
 type Call = (options: object) => Promise<{ data: unknown; error: unknown; response: Response }>;
 
 const functionOf = (operation: Operation) => operation.operationId.replace(/_(\w)/g, (_, letter: string) => letter.toUpperCase());
 
 async function bodies(operation: Operation): Promise<unknown[]> {
   const content = operation.requestBody?.content ?? {};
-  const sample = content["multipart/form-data"]?.["x-sample"];
+  const sample = content["multipart/form-data"]?.schema.properties?.file?.items["x-sample"];
   if (sample) {
-    const file = await (await fetch(sample.file)).blob();
+    const file = await (await fetch(sample)).blob();
     return [{ file: [file] }, { file: [file, file] }];
   }
   return Object.values(content["application/json"]?.examples ?? {}).map((example) => example.value);
