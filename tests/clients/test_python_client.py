@@ -23,7 +23,7 @@ from tests.api.test_openapi import operations
 from tests.clients.conftest import MODELS, sample_file
 from tests.test_server import Server
 
-PACKAGE = "gridloop_python_client"
+PACKAGE = "gridloop_client"
 CAT = (MODELS / "cifar10-cnn/1/golden/cat.png").read_bytes()
 SHIP = (MODELS / "cifar10-cnn/1/golden/ship.png").read_bytes()
 
@@ -208,3 +208,17 @@ def test_an_error_is_a_typed_object_too(generated: Generated) -> None:
     assert (unknown.status, unknown.type_) == (404, "/problems/model-not-found")
     protocol = generated.operation("open inference protocol", "model_ready").sync("nobody", client=generated.client)
     assert "nobody" in protocol.error
+
+
+def test_the_documented_client_prints_what_the_page_shows(
+    server: Server, generated: Generated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(MODELS.parent)
+    page = (MODELS.parent / "docs" / "clients.md").read_text()
+    (code,), (output,) = (
+        re.findall(r"```python\n(.*?)```", page, re.DOTALL),
+        re.findall(r"```text\n(.*?)```", page, re.DOTALL),
+    )
+    assert "http://127.0.0.1:8000" in code
+    exec(code.replace("http://127.0.0.1:8000", server.url), {})
+    assert capsys.readouterr().out == output
