@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service.api import open_inference
+from service.api.gate import OPEN_PATHS
 from service.api.tasks import path_item
 from service.schemas.names import schema_name
 from service.schemas.problem import Problem
@@ -53,6 +54,8 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
     if secured:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
+        for path in OPEN_PATHS:
+            document["paths"][path]["get"]["security"] = []
     return _with_plain_names(document)
 
 

@@ -17,11 +17,11 @@ NamedType = type | TypeAliasType
 
 
 def schema_name(name: str) -> str:
-    """A type's name in the OpenAPI document: letters, digits and underscores, whatever a generic type is called.
+    """A type's name in the OpenAPI document: letters and digits only, whatever a generic type is called.
 
-    `Page[int]` becomes `PageInt`, and what Pydantic calls `Point-Input` becomes `PointInput`.
+    `Page[int]`, which Pydantic calls `Page_int_`, becomes `PageInt`, and `Point-Input` becomes `PointInput`.
     """
-    first, *others = (word for word in re.split(r"\W+", name) if word)
+    first, *others = (word for word in re.split(r"[\W_]+", name) if word)
     return first + "".join(word[0].upper() + word[1:] for word in others)
 
 

@@ -8,15 +8,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
+from service.api.gate import OPEN_PATHS
 from service.api.problems import PROBLEMS
 from service.app import create_app
 from service.settings import Settings
 from service.tasks import discover
+from service.tasks.base import TaskInput, TaskOutput
+from tests.api.test_routes import Shout
 
 COMMITTED = Path(__file__).parent.parent.parent / "docs" / "openapi.json"
 MODELS = Path(__file__).parent.parent.parent / "models"
@@ -53,6 +57,45 @@ def test_every_schema_has_one_plain_name() -> None:
     for name, schema in document()["components"]["schemas"].items():
         assert re.fullmatch(r"[A-Z][A-Za-z0-9]*", name)
         assert schema["title"] == name
+
+
+T = TypeVar("T")
+
+
+class Measured(BaseModel, Generic[T]):
+    value: T
+    unit: str = "m"
+
+
+class MeasuredInput(TaskInput):
+    before: Measured[float]
+
+
+class MeasuredOutput(TaskOutput):
+    now: Measured[float]
+    counted: Measured[int]
+
+
+class Generics(Shout):
+    name = "generics"
+    Input = MeasuredInput
+    Output = MeasuredOutput
+
+
+def test_generic_types_have_plain_names_too(tmp_path: Path) -> None:
+    """Pydantic calls them `Measured_float_`, and `Measured[float]` in the title."""
+    described = create_app(Settings(models=tmp_path, workers=1), tasks={"generics": Generics}).app.openapi()
+    schemas = described["components"]["schemas"]
+    found = {name: schema["title"] for name, schema in schemas.items() if name.startswith("Measured")}
+    assert found == {name: name for name in ("MeasuredInput", "MeasuredOutput", "MeasuredFloat", "MeasuredInt")}
+    assert set(references(described)) <= {f"#/components/schemas/{name}" for name in schemas}
+
+
+def test_a_document_with_keys_leaves_the_probes_open(tmp_path: Path) -> None:
+    described = create_app(Settings(models=tmp_path, workers=1, api_keys="secret")).app.openapi()
+    assert described["security"] == [{"key": []}]
+    open_to_all = {path for path, verbs in described["paths"].items() for op in verbs.values() if "security" in op}
+    assert open_to_all == set(OPEN_PATHS)
 
 
 def test_every_operation_has_one_plain_name() -> None:

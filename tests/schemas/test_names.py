@@ -28,7 +28,7 @@ T = TypeVar("T")
     [
         ("LabelPrediction", "LabelPrediction"),
         ("Page[int]", "PageInt"),
-        ("Page_list_int__", "Page_list_int__"),
+        ("Page_list_int__", "PageListInt"),
         ("Pair[list[int], str]", "PairListIntStr"),
         ("Point-Input", "PointInput"),
     ],
