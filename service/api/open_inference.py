@@ -310,7 +310,8 @@ def path_items() -> dict[str, dict[str, Any]]:
 
 def _path_parameter(name: str, description: str, example: str) -> dict[str, Any]:
     schema = {"type": "string", "examples": [example]}
-    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+    parameter = {"name": name, "in": "path", "required": True, "description": description}
+    return parameter | {"schema": schema, "example": example}
 
 
 def _operation(summary: str, operation_id: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
