@@ -9,29 +9,25 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from service import __version__, telemetry
-from service.api import health, home, open_inference, problems
+from service.api import document, health, home, open_inference, pages, problems
 from service.api import models as model_routes
 from service.api.address import Addresses
 from service.api.context import Workers
 from service.api.cors import Cors
 from service.api.edge import Edge, Endpoint
 from service.api.gate import Gate
-from service.api.tasks import TaskEndpoint, path_item
+from service.api.tasks import TaskEndpoint
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
-from service.schemas.problem import Problem
 from service.settings import Settings
 from service.tasks import AnyTask
-from service.tasks.base import Limits, MediaInput
+from service.tasks.base import Limits
 
 log = structlog.get_logger(__name__)
 
@@ -91,12 +87,14 @@ def create_app(
         if not await asyncio.to_thread(models.close, settings.drain_timeout_s):
             log.warning("some requests were not finished within the drain time", seconds=settings.drain_timeout_s)
 
-    app = FastAPIOffline(
+    app = FastAPIOffline(  # offline: the libraries of the documentation pages are served from here
+        docs_url=None,
+        redoc_url=None,
         title="Gridloop",
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
-        swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
+        generate_unique_id_function=document.operation_id,
     )
     addresses = Addresses(settings)
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
@@ -112,8 +110,9 @@ def create_app(
     app.router.routes += [Route(path, _answered_by_the_edge, methods=["POST"]) for path in paths]
     for module in (model_routes, open_inference, health, home):
         app.include_router(module.router)
+    pages.mount(app)
     problems.install(app)
-    app.openapi = lambda: _openapi(app, routed, secured=bool(settings.api_keys))  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, routed, settings)  # type: ignore[method-assign]
     edge = Edge(
         app,
         endpoint_of=endpoint_of,
@@ -135,31 +134,8 @@ async def _answered_by_the_edge(_: Request) -> Response:
     raise NotImplementedError
 
 
-def _openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) -> dict[str, Any]:
-    """FastAPI's document, with the task endpoints first."""
-    if app.openapi_schema:
-        return app.openapi_schema
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    for operation in (operation for path in document["paths"].values() for operation in path.values()):
-        operation["responses"].pop("422", None)  # FastAPI's own form of it, which is never sent
-    task_paths = {f"/v1/{name}": path_item(task) for name, task in tasks.items()}
-    document["paths"] = task_paths | document["paths"] | open_inference.path_items()
-    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (schema, "validation") for schema in (Problem, *open_inference.SCHEMAS)
-    ]
-    for task in tasks.values():
-        models.append((task.Output, "serialization"))
-        if not issubclass(task.Input, MediaInput):  # the fields of these are query parameters
-            models.append((task.Input, "validation"))
-    _, defined = models_json_schema(models, ref_template="#/components/schemas/{model}")
-    schemas = document["components"]["schemas"] | defined["$defs"]
-    document["components"]["schemas"] = {
-        name: schema
-        for name, schema in sorted(schemas.items())
-        if name not in ("HTTPValidationError", "ValidationError")
-    }
-    if secured:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-    app.openapi_schema = document
-    return document
+def _openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], settings: Settings) -> dict[str, Any]:
+    """The document, made when it is first asked for."""
+    if app.openapi_schema is None:
+        app.openapi_schema = document.openapi(app, tasks, secured=bool(settings.api_keys))
+    return app.openapi_schema

@@ -657,7 +657,9 @@ def documented_samples(openapi: Mapping[str, Any], task: str) -> list[Sample]:
     content = operation.get("requestBody", {}).get("content", {})
     examples = content.get("application/json", {}).get("examples", {})
     samples = [Sample({}, "application/json", json.dumps(example["value"]).encode()) for example in examples.values()]
-    data_url = re.fullmatch(r"data:([\w/+.-]+);base64,(.+)", content.get("text/plain", {}).get("example", ""))
+    parts = content.get("multipart/form-data", {}).get("schema", {}).get("properties", {})
+    sample = parts.get("file", {}).get("items", {}).get("x-sample", "")
+    data_url = re.fullmatch(r"data:([\w/+.-]+);base64,(.+)", sample)
     if data_url:
         samples.append(Sample({}, data_url[1], base64.b64decode(data_url[2])))
     return samples

@@ -20,6 +20,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── ModelNotReady           known, but not loaded
     ├── NotReady                the server as a whole: a model that must be there is not
     ├── ManifestInvalid         a model folder that cannot be served
+    ├── NameTaken               two public types of one name
     ├── Unavailable             nothing wrong with the request, try again
     │   ├── Overloaded          too many rows wait already
     │   └── Draining            the server is stopping
@@ -333,6 +334,24 @@ class ManifestInvalid(ServiceError):
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"{where}: {problem}")
         self.where, self.problem = where, problem
+
+
+class NameTaken(ServiceError):
+    """Two public types have one name, so that a generated client would know only one of them.
+
+    Args:
+        name: in the OpenAPI document.
+        module: where the second one is defined.
+        owner: who uses it, such as "task 'shout'".
+        first_module: where the first one is defined.
+        first_owner: who uses that.
+    """
+
+    def __init__(self, name: str, module: str, owner: str, first_module: str, first_owner: str) -> None:
+        super().__init__(
+            f"Two types are called {name}: one of {first_owner} (in {first_module}) and one of {owner} (in {module}). "
+            f"Every type that callers see needs a name of its own: rename the class in {module}."
+        )
 
 
 class Unavailable(ServiceError):

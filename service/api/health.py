@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import telemetry
@@ -15,14 +15,15 @@ from service.api.gate import Gate
 from service.api.problems import openapi_responses
 from service.errors import NotReady
 from service.registry.registry import Registry
+from service.schemas.health import Alive, Ready
 
 router = APIRouter(tags=["operations"])
 
 
 @router.get("/livez", summary="Is the process alive?")
-async def livez() -> dict[str, str]:
+async def livez() -> Alive:
     """200 as long as the process can answer, whatever its models do."""
-    return {"status": "alive"}
+    return Alive(status="alive")
 
 
 @router.get(
@@ -30,11 +31,11 @@ async def livez() -> dict[str, str]:
     summary="Can every model that must be there answer?",
     responses=openapi_responses((NotReady,), "/readyz"),
 )
-async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> dict[str, str]:
+async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> Ready:
     """503 with the reasons while a required model is missing, and while the server drains."""
     if problem := unready(registry, gate, workers):
         raise problem
-    return {"status": "ready"}
+    return Ready(status="ready")
 
 
 def unready(registry: Registry, gate: Gate, workers: Workers) -> NotReady | None:
@@ -49,7 +50,7 @@ def unready(registry: Registry, gate: Gate, workers: Workers) -> NotReady | None
     return None
 
 
-@router.get("/metrics", summary="Prometheus metrics of all workers", response_class=Response)
+@router.get("/metrics", summary="Prometheus metrics of all workers", response_class=PlainTextResponse)
 async def metrics(request: Request, workers: WorkersDep) -> Response:
     """Counts and times of requests, queues, batches and runs."""
     request.app.state.flush_metrics()

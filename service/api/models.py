@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
 from service import errors
 from service.api.address import Address
@@ -38,7 +38,11 @@ def list_models(registry: RegistryDep, address: AddressDep) -> ModelList:
     summary="One model, with its card",
     responses=openapi_responses((errors.NotAuthorised, errors.ModelNotFound), "/v1/models/cifar"),
 )
-def get_model(name: str, registry: RegistryDep, address: AddressDep) -> ModelCard:
+def get_model(
+    name: Annotated[str, Path(description="Name of its folder.", examples=["cifar10-cnn"])],
+    registry: RegistryDep,
+    address: AddressDep,
+) -> ModelCard:
     """The model card tells what a model is for, what it was trained on, how good it is and where it fails."""
     model = registry.get(name)
     try:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
 
 from service import __version__, errors
@@ -184,6 +184,11 @@ def _failures(kinds: Iterable[type[errors.ServiceError]]) -> dict[int | str, dic
     return documented
 
 
+_NAME, _NAME_EXAMPLE = "Name of the model.", "series-gru"
+_VERSION, _VERSION_EXAMPLE = "Name of its version.", "2"
+ModelName = Annotated[str, Path(description=_NAME, examples=[_NAME_EXAMPLE])]
+ModelVersion = Annotated[str, Path(description=_VERSION, examples=[_VERSION_EXAMPLE])]
+
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
 _OF_MODEL = _failures((errors.NotAuthorised, errors.ModelNotFound, errors.ModelNotReady))
@@ -229,7 +234,7 @@ async def model_names(registry: RegistryDep) -> ModelNames:
     response_model_exclude_none=True,
     responses=_OF_MODEL,
 )
-async def model_metadata(model_name: str, registry: RegistryDep) -> ModelMetadata:
+async def model_metadata(model_name: ModelName, registry: RegistryDep) -> ModelMetadata:
     """Names, datatypes and shapes of the graph's tensors; of the version that answers when none is named."""
     return _metadata(registry, model_name, None)
 
@@ -240,13 +245,13 @@ async def model_metadata(model_name: str, registry: RegistryDep) -> ModelMetadat
     response_model_exclude_none=True,
     responses=_OF_MODEL,
 )
-async def version_metadata(model_name: str, model_version: str, registry: RegistryDep) -> ModelMetadata:
+async def version_metadata(model_name: ModelName, model_version: ModelVersion, registry: RegistryDep) -> ModelMetadata:
     """Names, datatypes and shapes of the graph's tensors."""
     return _metadata(registry, model_name, model_version)
 
 
 @router.get("/models/{model_name}/ready", summary="Can a model infer?", responses=_OF_MODEL)
-async def model_ready(model_name: str, registry: RegistryDep) -> ModelReady:
+async def model_ready(model_name: ModelName, registry: RegistryDep) -> ModelReady:
     """200 when it can; 404 when there is no such model, 503 when it is not loaded."""
     return ModelReady(name=find(registry, model_name, None).ref.name, ready=True)
 
@@ -256,7 +261,7 @@ async def model_ready(model_name: str, registry: RegistryDep) -> ModelReady:
     summary="Can a version of a model infer?",
     responses=_OF_MODEL,
 )
-async def version_ready(model_name: str, model_version: str, registry: RegistryDep) -> ModelReady:
+async def version_ready(model_name: ModelName, model_version: ModelVersion, registry: RegistryDep) -> ModelReady:
     """200 when it can; 404 when there is no such version, 503 when it is not loaded."""
     return ModelReady(name=find(registry, model_name, model_version).ref.name, ready=True)
 
@@ -303,8 +308,8 @@ _WITH_TENSORS = {
 
 def path_items() -> dict[str, dict[str, Any]]:
     """The infer routes as OpenAPI path items; the application adds `SCHEMAS` to its components."""
-    model = _path_parameter("model_name", "Name of the model.", "series-gru")
-    version = _path_parameter("model_version", "Name of its version.", "2")
+    model = _path_parameter("model_name", _NAME, _NAME_EXAMPLE)
+    version = _path_parameter("model_version", _VERSION, _VERSION_EXAMPLE)
     operations = (
         _operation("Run a model on tensors", "infer", [model]),
         _operation("Run a version of a model on tensors", "infer_version", [model, version]),
@@ -313,10 +318,9 @@ def path_items() -> dict[str, dict[str, Any]]:
 
 
 def _path_parameter(name: str, description: str, example: str) -> dict[str, Any]:
-    schema = {"type": "string"}
-    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema} | {
-        "example": example
-    }
+    schema = {"type": "string", "examples": [example]}
+    parameter = {"name": name, "in": "path", "required": True, "description": description}
+    return parameter | {"schema": schema, "example": example}
 
 
 def _operation(summary: str, operation_id: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
@@ -349,7 +353,13 @@ def _operation(summary: str, operation_id: str, parameters: list[dict[str, Any]]
         },
         "responses": {
             "200": {
-                "description": "The outputs.",
+                "description": "The outputs: JSON, unless some were asked for as bytes.",
+                "headers": {
+                    "Inference-Header-Content-Length": {
+                        "description": "Bytes of the JSON part, where tensors follow it.",
+                        "schema": {"type": "integer"},
+                    }
+                },
                 "content": {
                     "application/json": {"schema": _reference(InferenceResponse)},
                     "application/octet-stream": {"schema": _WITH_TENSORS},

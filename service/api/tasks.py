@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,10 +16,13 @@ from service.registry.registry import Registry
 from service.runtime.batcher import Done
 from service.settings import Settings
 from service.tasks import AnyTask
-from service.tasks.base import MediaInput, TaskInput
+from service.tasks.base import TaskInput
 
 WATCH_AFTER_S = 0.05
 """A request that takes longer is watched for its client hanging up (seconds); shorter ones are not worth a task."""
+
+RAW_FILE = "application/octet-stream"
+"""The content type of a file that does not say what it is."""
 
 INFERENCE_FAILURES = (
     errors.BadRequest,
@@ -125,32 +130,38 @@ class Attended:
         return False
 
 
-def path_item(task: type[AnyTask]) -> dict[str, Any]:
-    """A task's endpoint as an OpenAPI path item; the schemas it refers to are added by the application."""
+def path_item(
+    task: type[AnyTask], *, takes: Mapping[str, str] | None, gives: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """A task's endpoint as an OpenAPI path item.
+
+    Args:
+        task: what it answers with.
+        takes: reference to the schema of the body; None where that is files.
+        gives: reference to the schema of the answer.
+    """
     failures = (*_FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else _FAILURES
-    answer = {"$ref": f"#/components/schemas/{task.Output.__name__}"}
     responses = {
-        "200": {"description": "The answer.", "content": {"application/json": {"schema": answer}}},
+        "200": {"description": "The answer.", "content": {"application/json": {"schema": gives}}},
         **{str(status): entry for status, entry in openapi_responses(failures, f"/v1/{task.name}").items()},
     }
+    description = inspect.cleandoc(task.__doc__ or "")
     return {
         "post": {
             "tags": ["tasks"],
             "summary": task.summary,
-            "description": (task.__doc__ or "").strip(),
+            "description": f"{description}\n\n{_files_in_words(task)}" if takes is None else description,
             "operationId": task.name.replace("-", "_"),
-            **(_media_request(task) if issubclass(task.Input, MediaInput) else _json_request(task)),
+            **(_media_request(task) if takes is None else _json_request(task, takes)),
             "responses": responses,
         }
     }
 
 
-def _json_request(task: type[AnyTask]) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{task.Input.__name__}"}
+def _json_request(task: type[AnyTask], takes: Mapping[str, str]) -> dict[str, Any]:
     examples = {f"example {n}": {"value": value} for n, value in enumerate(task.examples(), start=1)}
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
-    }
+    content = {"schema": takes, **({"examples": examples} if examples else {})}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 _FILES = (
@@ -160,35 +171,47 @@ _FILES = (
 
 
 def _media_request(task: type[AnyTask]) -> dict[str, Any]:
+    """Files as parts of a form, or one as the body: the two that generators of clients know how to send."""
     binary = {"type": "string", "format": "binary"}
-    parts = {
-        "type": "object",
-        "properties": {"file": {"type": "array", "items": binary, "description": _FILES}},
-        "required": ["file"],
-    }
-    fields = task.Input.model_json_schema()["properties"]
+    sample = {"x-sample": task.sample_data_url} if task.sample_data_url else {}
+    files = {"type": "array", "items": binary | sample, "description": _FILES, "minItems": 1}
+    parts = {"type": "object", "properties": {"file": files}, "required": ["file"]}
     return {
         "requestBody": {
             "required": True,
             "content": {
-                # First, so that the documentation page starts with something it can send at a press of a button.
-                "text/plain": {
-                    "schema": {"type": "string", "description": "A file as a data URL, base64."},
-                    "example": task.sample_data_url,
-                },
                 "multipart/form-data": {"schema": parts},
-                **{kind: {"schema": binary} for kind in task.media},
+                RAW_FILE: {"schema": {**binary, "description": "One file."}},
             },
         },
         "parameters": [
-            {
-                "name": name,
-                "in": "query",
-                "required": False,
-                "description": schema.get("description", ""),
-                "schema": {key: value for key, value in schema.items() if key != "description"},
-            }
-            for name, schema in fields.items()
+            _query_parameter(name, schema)
+            for name, schema in task.Input.model_json_schema()["properties"].items()
             if name != "files"
         ],
+    }
+
+
+def _files_in_words(task: type[AnyTask]) -> str:
+    kinds = ", ".join(f"`{kind}`" for kind in task.media if kind != RAW_FILE)
+    return (
+        "Files are parts named `file` of a form; the fields below may be parts of it, too. Or one file is the body "
+        f"itself: as `{RAW_FILE}`, under its own content type ({kinds}), or as a data URL under `text/plain`."
+    )
+
+
+def _query_parameter(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A field as a query parameter: one that may be null is one that may be left out."""
+    described = {key: value for key, value in schema.items() if key not in ("description", "title", "anyOf")}
+    kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        described = {**kinds[0], **{key: value for key, value in described.items() if value is not None}}
+    elif kinds:
+        described["anyOf"] = kinds
+    return {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "description": schema.get("description", ""),
+        "schema": described,
     }

@@ -16,7 +16,7 @@ from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import FoundModel, scan, version_key
 from service.runtime.memory import give_back_memory
-from service.tasks import AnyTask, discover
+from service.tasks import AnyTask, check_type_names, discover
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +85,9 @@ class Registry:
         models: the model repository.
         options: for every model that is loaded.
         tasks: the tasks that exist; left out, those of `service.tasks` and of installed plug-ins.
+
+    Raises:
+        NameTaken: two tasks have different types of one name.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Registry:
     ) -> None:
         self.path = models
         self.tasks = discover() if tasks is None else tasks
+        check_type_names(self.tasks)
         self._options = options or LoadOptions()
         self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models)}
         self._choose_defaults()

@@ -8,11 +8,28 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
-DatatypeName = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
-]
-Parameters = dict[str, str | float | bool]
+# Named aliases: a generated client has one class of each, not one for every field.
+DatatypeName = TypeAliasType(
+    "DatatypeName",
+    Literal[
+        "BOOL",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "FP16",
+        "FP32",
+        "FP64",
+        "BYTES",
+    ],
+)
+Parameters = TypeAliasType("Parameters", dict[str, str | float | bool])
 
 
 class ProtocolError(BaseModel):

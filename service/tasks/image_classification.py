@@ -74,7 +74,7 @@ class ImageClassificationInput(MediaInput):
     )
 
 
-class Prediction(BaseModel):
+class LabelPrediction(BaseModel):
     """A label and how probable it is."""
 
     label: str = Field(description="Class name.", examples=["cat"])
@@ -119,7 +119,7 @@ class ImageResult(BaseModel):
     filename: str | None = Field(description="As sent with the part; null for a raw body.", examples=["cat.jpg"])
     width: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[640])
     height: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[480])
-    predictions: list[Prediction] = Field(description="Best first.")
+    predictions: list[LabelPrediction] = Field(description="Best first.")
     prediction_set: PredictionSet | None = Field(
         description="More than one label where the model is in doubt; null where the model is not calibrated for sets, "
         "or several labels may be true of a picture.",

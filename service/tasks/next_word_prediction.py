@@ -40,8 +40,8 @@ __all__ = [
     "NextWordInput",
     "NextWordOutput",
     "NextWordPrediction",
-    "Prediction",
     "TokenSurprisal",
+    "WordPrediction",
 ]
 
 MAX_RUN_TOKENS = 160
@@ -125,7 +125,7 @@ class NextWordInput(TaskInput):
 
 
 @dataclass(slots=True)
-class Prediction:
+class WordPrediction:
     """A continuation and how probable it is."""
 
     text: Annotated[
@@ -185,7 +185,7 @@ class NextWordOutput(TaskOutput):
         }
     )
 
-    predictions: list[Prediction] = Field(description="Best first, no duplicates.")
+    predictions: list[WordPrediction] = Field(description="Best first, no duplicates.")
     completing: str | None = Field(
         description=(
             "The letters of the unfinished last word, in normal form; null when the predictions follow after it. What "
@@ -535,7 +535,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             found = yield from search(
                 first, here.memory.array, request.words, self.vocabulary, self._read_words, request.top_k
             )
-            predictions = [Prediction(text, score) for text, score in found]
+            predictions = [WordPrediction(text, score) for text, score in found]
         extra = {"pending": kept.pending, "place": kept.place}
         state = self.folder.pack_state({"state": kept.array}, extra)
         answer = NextWordOutput.model_construct(
@@ -596,7 +596,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                 return None
         return choice
 
-    def encode(self, here: Reading, top_k: int, typed: str, choice: slice | None) -> list[Prediction]:
+    def encode(self, here: Reading, top_k: int, typed: str, choice: slice | None) -> list[WordPrediction]:
         """The best words at this place.
 
         Args:
@@ -606,7 +606,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             choice: the words that the letters leave; None: all words.
         """
         return [
-            Prediction(text, score)
+            WordPrediction(text, score)
             for _, text, score in self._best(here.logits, top_k, here.memory.place > 0, typed, choice)
         ]
 
