@@ -33,13 +33,21 @@ if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for
 out = Console()
 err = Console(stderr=True)
 
+
+def _located(context: click.Context, parameter: click.Parameter, models: Path) -> Path:
+    from service.registry.installed import located
+
+    return located(models)
+
+
 MODELS = click.option(
     "--models",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("models"),
+    callback=_located,
     envvar="GRIDLOOP_MODELS",
     show_default=True,
-    help="The model repository: one folder per model.",
+    help="The model repository: one folder per model. Where there is none, that of an installed package.",
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else there.")
 

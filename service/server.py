@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import structlog
 
 from service.errors import ServiceError
+from service.registry.installed import located
 from service.runtime.memory import keep_freed_memory
 from service.settings import Settings
 
@@ -28,6 +29,7 @@ def serve(settings: Settings) -> int:
         ServiceError: the workers have no place for their metrics.
     """
     keep_freed_memory()
+    settings = settings.model_copy(update={"models": located(settings.models)})
     plan = settings.plan()
     with _metrics_folder() if plan.workers > 1 else contextlib.nullcontext():
         # Not at the top: the metrics look for their folder when they are imported.

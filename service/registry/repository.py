@@ -45,7 +45,11 @@ def scan(models: Path) -> list[FoundModel]:
         ManifestInvalid: the repository itself is not there, or this is the folder of a single model.
     """
     if not models.is_dir():
-        raise ManifestInvalid(str(models), "there is no such folder; set GRIDLOOP_MODELS to your model repository.")
+        raise ManifestInvalid(
+            str(models),
+            "there is no such folder; set GRIDLOOP_MODELS to your model repository, or install the small models: "
+            "pip install gridloop-models.",
+        )
     folders = sorted(p for p in models.iterdir() if p.is_dir() and not _IGNORED.search(p.name))
     if (models / "manifest.toml").exists() and not any((folder / "manifest.toml").exists() for folder in folders):
         raise ManifestInvalid(str(models), f"is one model's folder; name the folder that holds it: {models.parent}.")
