@@ -18,8 +18,9 @@ RUN pip --python /opt/gridloop/bin/python install --require-hashes --only-binary
 # Installed beside the environment, not into it: copied over it below, it is a layer of its own.
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
+COPY gridloop gridloop
 RUN pip --python /opt/gridloop/bin/python install --no-deps --no-build-isolation --prefix /opt/service . \
- && pip --python /opt/gridloop/bin/python uninstall --yes flit_core
+ && pip --python /opt/gridloop/bin/python uninstall --yes hatchling pathspec pluggy tomlkit trove-classifiers
 
 # What serving never opens: the packages' own tests and sources, ONNX Runtime's conversion tools, and its library for
 # C programs (the Python module holds a copy of its own). `serve` fails to build if something was needed after all.

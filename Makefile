@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test bench lint pins clean
+.PHONY: help serve test bench lint dist pins clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,6 +23,11 @@ bench: $(VENV)/.serve   ## compare with plain FastAPI and with no HTTP at all on
 lint: $(VENV)/.dev      ## rewrite the code the way ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+dist: $(VENV)/.serve    ## build the wheels of the service and of the small models, and the source archive, into dist/
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	cd deploy/gridloop-models && $(abspath $(BIN))/python -m hatchling build -t wheel -d $(abspath dist)
 
 # A stamp per set of pins: an unchanged requirements file installs nothing again.
 $(VENV)/.serve: requirements.txt pyproject.toml

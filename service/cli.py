@@ -6,7 +6,6 @@ document on stdout and nothing else there; progress and hints go to stderr.
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from rich.text import Text
 
 from service import __version__
 from service.errors import InvalidInput, ManifestInvalid, ServiceError, TooLarge, as_sentence
+from service.tables import choose_series, read_table
 
 if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for them
     from service.evaluation.report import Report
@@ -36,13 +36,21 @@ if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for
 out = Console(markup=False, emoji=False, highlight=False)
 err = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
+
+def _located(context: click.Context, parameter: click.Parameter, models: Path) -> Path:
+    from service.registry.installed import located
+
+    return located(models)
+
+
 MODELS = click.option(
     "--models",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("models"),
+    callback=_located,
     envvar="GRIDLOOP_MODELS",
     show_default=True,
-    help="The model repository: one folder per model.",
+    help="The model repository: one folder per model. Where there is none, that of an installed package.",
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else there.")
 
@@ -158,8 +166,9 @@ def _add_rows(table: Table, model: Model) -> None:
 @click.option(
     "--series",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV file; its last column is judged.",
+    help="CSV file: its column `value`, or the only one of numbers, is judged.",
 )
+@click.option("--column", help="For --series: the column to judge, by its name or its place from 1.")
 @click.option("--model", help="`name` or `name@version`; left out: the default model.")
 @click.option("--top-k", type=click.IntRange(1, 1000), help="Answers for each input.")
 @click.option("--sensitivity", type=click.FloatRange(0, 1), help="For series: 0 nothing is an anomaly, 1 everything.")
@@ -169,6 +178,7 @@ def predict(
     files: tuple[Path, ...],
     text: str | None,
     series: Path | None,
+    column: str | None,
     model: str | None,
     top_k: int | None,
     sensitivity: float | None,
@@ -181,12 +191,14 @@ def predict(
     """
     if (bool(files) + (text is not None) + (series is not None)) != 1:
         raise click.UsageError("give image files, or --text, or --series (one of the three).")
+    if column is not None and series is None:
+        raise click.UsageError("--column names a column of the file that --series gives.")
     fields: dict[str, Any]
     if text is not None:
         text = text.encode(errors="surrogateescape").decode(errors="replace")  # bytes that are no UTF-8
         task, fields = "next-word-prediction", {"text": text, "top_k": top_k}
     elif series is not None:
-        task, fields = "anomaly-detection", {"values": read_series(series), "sensitivity": sensitivity}
+        task, fields = "anomaly-detection", {"values": read_series(series, column), "sensitivity": sensitivity}
     else:
         task, fields = "image-classification", {"top_k": top_k}
     try:
@@ -256,18 +268,16 @@ def _print_answer(answer: dict[str, Any], fields: dict[str, Any]) -> None:
         out.print(table)
 
 
-def read_series(path: Path) -> list[float | None]:
-    """The last column of a CSV file; a first line without a number is a header, an empty cell a missing point."""
-    values: list[float | None] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            if not row:
-                continue
-            try:
-                values.append(float(row[-1]) if row[-1].strip() else None)
-            except ValueError:
-                if number > 1:
-                    raise click.ClickException(f"{path.name}, line {number}: {row[-1]!r} is not a number.") from None
+def read_series(path: Path, column: str | None = None) -> list[float | None]:
+    """The series in a file of columns; which column was taken is said on stderr."""
+    try:
+        table = read_table(path)
+        chosen = choose_series(table, column)
+        values = table.numbers(chosen)
+    except ServiceError as error:
+        raise click.ClickException(str(error)) from None
+    if table.width > 1:
+        err.print(f"column {table.name(chosen)} of {path.name}", style="dim", markup=False, highlight=False)
     return values
 
 

@@ -12,6 +12,7 @@ import structlog
 
 from service.errors import ServiceError
 from service.listening import listening
+from service.registry.installed import located
 from service.runtime.memory import keep_freed_memory
 from service.settings import UNIX, Settings
 
@@ -28,6 +29,7 @@ def serve(settings: Settings) -> int:
         ServiceError: the workers have no place for their metrics.
     """
     keep_freed_memory()
+    settings = settings.model_copy(update={"models": located(settings.models)})
     plan = settings.plan()
     with contextlib.ExitStack() as stack:
         if plan.workers > 1:

@@ -22,6 +22,7 @@ LAYERS = [
         "settings",
         "schemas",
         "series",
+        "tables",
         "__init__",
     },
     {"media", "text"},

@@ -56,10 +56,34 @@ def test_json_is_one_document_on_stdout_and_nothing_else(models: Path, picture: 
     assert len(two) == 2
 
 
-def test_a_series_is_judged_by_the_last_column_of_its_file(models: Path, series: Path) -> None:
+def test_a_series_is_judged_by_its_column_value_which_is_said(models: Path, series: Path) -> None:
     assert read_series(series) == [0, None, 5]
     result = gridloop("predict", "--series", series, "--models", models, "--json")
     assert len(json.loads(result.stdout)["scores"]) == 3
+    assert "column 'value' of series.csv" in result.stderr
+
+
+def test_another_column_is_judged_when_it_is_named(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("value,load\n0,1\n0,2\n")
+    assert read_series(tmp_path / "two.csv", "load") == [1, 2]
+    result = gridloop("predict", "--series", tmp_path / "two.csv", "--column", "cpu", "--models", models)
+    assert result.exit_code == 1
+    assert "two.csv has no column 'cpu'; it has: 'value', 'load'." in result.output
+
+
+def test_a_column_without_a_series_is_wrong_usage(picture: Path) -> None:
+    assert gridloop("predict", picture, "--column", "value").exit_code == 2
+
+
+def test_a_field_that_breaks_the_schema_is_one_line_without_a_librarys_report(models: Path, tmp_path: Path) -> None:
+    """A model's name may have 256 characters."""
+    (tmp_path / "one.csv").write_text("value\n1\n")
+    result = gridloop("predict", "--series", tmp_path / "one.csv", "--models", models, "--text", "")
+    assert result.exit_code == 2
+    result = gridloop("predict", "--text", "a" * 200_000, "--models", Path(__file__).parent.parent / "models")
+    assert result.exit_code == 1
+    assert "pydantic" not in result.output
+    assert len(result.output.strip().splitlines()) == 1
 
 
 def test_a_cell_that_is_no_number_is_named(models: Path, tmp_path: Path) -> None:

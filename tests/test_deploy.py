@@ -389,7 +389,15 @@ def test_every_file_the_dockerfile_copies_exists_and_enters_the_build() -> None:
         for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE)
         for source in line.split()[:-1]
     ]
-    assert set(copied) == {"requirements.txt", "pyproject.toml", "README.md", "LICENSE", "service", "models"}
+    assert set(copied) == {
+        "requirements.txt",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "service",
+        "gridloop",
+        "models",
+    }
     for path in copied:
         assert (ROOT / path).exists()
         assert is_sent(path)

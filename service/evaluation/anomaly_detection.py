@@ -6,7 +6,6 @@ Without an `evaluate.py`, series are read from `DIR/*.csv`: a column `value` (em
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import InvalidInput
 from service.evaluation.base import (
     Answer,
     Ask,
@@ -36,6 +36,7 @@ from service.evaluation.statistics import (
     composite_curve,
     ratio,
 )
+from service.tables import read_table
 
 SENSITIVITY = 0.5
 """As a request has it that does not say."""
@@ -302,29 +303,22 @@ def _figure(name: str, sums: Floats, of_sums: Callable[[Floats], Floats], n: int
 
 
 def read_labelled(path: Path) -> Labelled:
-    """A series from a CSV file; capitals in its column names do not matter.
+    """A series from a file of columns; capitals in their names do not matter.
 
     Raises:
         EvaluationFailed: a column is missing, or a cell is no number; the message names the line.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        columns = {name.strip().lower(): name for name in rows.fieldnames or ()}
-        label = next((columns[name] for name in ("label", "anomaly", "is_anomaly") if name in columns), None)
-        if "value" not in columns or label is None:
-            raise EvaluationFailed(
-                f"{path.name} needs the columns value and label; it has: {', '.join(columns) or 'none'}."
-            )
-        values, labels = [], []
-        for row in rows:
-            try:
-                values.append(float(row[columns["value"]]) if row[columns["value"]].strip() else np.nan)
-                labels.append(float(row[label]) > 0)
-            except (ValueError, TypeError, AttributeError):
-                raise EvaluationFailed(
-                    f"{path.name}, line {rows.line_num}: value and label should be numbers; they are "
-                    f"{row[columns['value']]!r} and {row[label]!r}."
-                ) from None
-    if not values:
-        raise EvaluationFailed(f"{path.name} has no points.")
-    return Labelled(np.array(values), np.array(labels, bool), np.ones(len(values), bool))
+    try:
+        table = read_table(path)
+        value, label = table.column("value"), table.column("label", "anomaly", "is_anomaly")
+        if value is None or label is None:
+            there = ", ".join(table.header or ()) or "none"
+            raise EvaluationFailed(f"{path.name} needs the columns value and label; it has: {there}.")
+        values, labels = table.numbers(value), table.numbers(label)
+    except InvalidInput as error:
+        raise EvaluationFailed(str(error)) from None
+    if None in labels:
+        line = table.lines[labels.index(None)]
+        raise EvaluationFailed(f"{path.name}, line {line}: the label is missing; write 0 or 1.")
+    marked = np.array([label > 0 for label in labels if label is not None])
+    return Labelled(np.array(values, float), marked, np.ones(len(values), bool))

@@ -67,7 +67,11 @@ def check_repository(models: Path) -> None:
         ManifestInvalid: there is none, or it cannot be read.
     """
     if not models.is_dir():
-        raise ManifestInvalid(str(models), "there is no such folder; set GRIDLOOP_MODELS to your model repository.")
+        raise ManifestInvalid(
+            str(models),
+            "there is no such folder; set GRIDLOOP_MODELS to your model repository, or install the small models: "
+            "pip install gridloop-models.",
+        )
     if problem := folder_problem(models):
         raise ManifestInvalid(str(models), problem)
 

@@ -7,13 +7,21 @@ from typing import assert_type
 
 from fastapi import FastAPI
 
-from service import __version__
-from service.app import create_app
+from gridloop import (
+    ModelFolder,
+    Registry,
+    Run,
+    Settings,
+    Steps,
+    Task,
+    TaskInput,
+    TaskOptions,
+    TaskOutput,
+    __version__,
+    create_app,
+)
 from service.registry.handle import ModelHandle
-from service.registry.registry import Registry
-from service.settings import Settings
 from service.tasks import AnyTask, discover
-from service.tasks.base import ModelFolder, Run, Steps, Task, TaskInput, TaskOptions, TaskOutput
 
 
 class EchoInput(TaskInput):
