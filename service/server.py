@@ -29,13 +29,14 @@ def serve(settings: Settings) -> int:
     """
     keep_freed_memory()
     plan = settings.plan()
-    with _metrics_folder() if plan.workers > 1 else contextlib.nullcontext():
+    with _metrics_folder() if plan.workers > 1 else contextlib.nullcontext(), contextlib.ExitStack() as at_end:
         # Not at the top: the metrics look for their folder when they are imported.
         from service.supervisor import Supervisor
-        from service.telemetry import configure_logging
+        from service.telemetry import configure_logging, flush_logs
         from service.worker import make_server, work
 
-        configure_logging(settings.log_format, settings.log_level)
+        configure_logging(settings.log_format, settings.log_level, in_background=True)
+        at_end.callback(flush_logs)
         try:
             listening = _bind(settings.host, settings.port)
         except OSError as error:

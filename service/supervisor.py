@@ -180,7 +180,10 @@ def _stop(*_: Any) -> None:
 def _greet(settings: Settings, listening: socket.socket, registry: Registry) -> None:
     """Answer probes, and everything else with "still loading", until the workers are there."""
     _quiet()
-    work(make_server(settings, registry=registry), listening)
+    try:
+        work(make_server(settings, registry=registry), listening)
+    finally:
+        telemetry.flush_logs()
 
 
 def _work(begin: _Begin, slots: Workers, index: int, channel: socket.socket, inherited: list[socket.socket]) -> None:
@@ -188,9 +191,12 @@ def _work(begin: _Begin, slots: Workers, index: int, channel: socket.socket, inh
     for other in inherited:  # a worker notices the supervisor's death when nobody else holds its end of the channel
         other.close()
     slots.own = index
-    begin.registry.announce()
-    slots.loaded[index] = 1
-    work(begin.server, channel)
+    try:
+        begin.registry.announce()
+        slots.loaded[index] = 1
+        work(begin.server, channel)
+    finally:
+        telemetry.flush_logs()
     sys.exit(0)
 
 

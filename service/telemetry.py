@@ -21,6 +21,8 @@ import structlog
 from prometheus_client import REGISTRY as DEFAULT_REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
+from service.log_writer import LogWriter
+
 FLUSH_S = 0.2
 """Observations are written so often (seconds)."""
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -47,6 +49,9 @@ DROPPED = Counter(
     ["model", "reason"],
 )
 FAILED_RUNS = Counter("gridloop_failed_runs", "Runs that the runtime refused.", ["model"])
+LOST_LOG_LINES = Counter(
+    "gridloop_lost_log_lines", "Log lines that could not be written: a full disk, or a reader that stalls or is gone."
+)
 MODEL_READY = Gauge(
     "gridloop_model_ready", "1 while a model version is loaded.", ["model", "version"], multiprocess_mode="livemin"
 )
@@ -117,13 +122,47 @@ def forget(pid: int | None = None) -> None:
         file.unlink()
 
 
-def configure_logging(log_format: str, level: str) -> None:
+def _to_stderr(line: str) -> None:
+    """Write a line to stderr; one that cannot be written is lost, and whoever logged goes on."""
+    try:
+        sys.stderr.write(line)
+    except (OSError, ValueError):
+        LOST_LOG_LINES.inc()
+
+
+_write_line: Callable[[str], None] = _to_stderr
+_writer: LogWriter | None = None
+
+
+class _Lines(logging.Handler):
+    """Records as lines, to wherever lines go."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # what was logged cannot even be shown
+            line = f"a log record of {record.name} cannot be formatted: {record.msg!r:.200}"
+        _write_line(line + "\n")
+
+
+def flush_logs() -> None:
+    """Write the lines that wait, before a process ends; not for longer than a second."""
+    if _writer is not None:
+        _writer.close()
+
+
+def configure_logging(log_format: str, level: str, *, in_background: bool = False) -> None:
     """Send every log record, ours and the libraries', to stderr.
 
     Args:
         log_format: "json", "console", or "auto" for console on a terminal and JSON elsewhere.
         level: "debug", "info", "warning" or "error".
+        in_background: lines are written by a thread of their own, so that no answer waits for them: for a server,
+            whose processes call `flush_logs` before they end.
     """
+    global _write_line, _writer
+    _writer = LogWriter(sys.stderr.fileno(), LOST_LOG_LINES.inc) if in_background else None
+    _write_line = _writer.write if _writer else _to_stderr
     as_json = _as_json(log_format)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -144,7 +183,7 @@ def configure_logging(log_format: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -164,23 +203,22 @@ def configure_logging(log_format: str, level: str) -> None:
 def access_log(log_format: str) -> Callable[[dict[str, Any]], None]:
     """A function that writes one line per answer to stderr.
 
-    It bypasses the logging machinery, which costs more than a small inference: a line is one formatted write.
+    It bypasses the logging machinery, which costs more than a small inference. Where it goes, `configure_logging` says.
 
     Args:
         log_format: as in `configure_logging`.
     """
-    write = sys.stderr.write
     if _as_json(log_format):
 
         def write_json(facts: dict[str, Any]) -> None:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            write(orjson.dumps({"timestamp": now, "level": "info", "event": "request", **facts}).decode() + "\n")
+            _write_line(orjson.dumps({"timestamp": now, "level": "info", "event": "request", **facts}).decode() + "\n")
 
         return write_json
 
     def write_text(facts: dict[str, Any]) -> None:
         model = f"  {facts['model']}" if facts["model"] else ""
-        write(
+        _write_line(
             f"{facts['method']} {facts['path']} {facts['status']}  {facts['ms']:.1f} ms{model}  {facts['request_id']}\n"
         )
 

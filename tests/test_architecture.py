@@ -11,7 +11,7 @@ SERVICE = Path(__file__).parent.parent / "service"
 
 # From the bottom up; a module may import from its own layer and from lower ones.
 LAYERS = [
-    {"errors", "cpu", "graph", "calibration", "state", "telemetry", "settings", "schemas", "__init__"},
+    {"errors", "cpu", "log_writer", "graph", "calibration", "state", "telemetry", "settings", "schemas", "__init__"},
     {"tasks", "runtime"},
     {"registry"},
     {"api"},

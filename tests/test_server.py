@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -269,6 +271,58 @@ def answers(url: str) -> int | None:
         return httpx.get(url).status_code
     except httpx.TransportError:
         return None
+
+
+def serving_into(stderr: int, models: Path) -> subprocess.Popen[str]:
+    """A server on a free port whose log lines go to a descriptor; `port` is where it listens."""
+    port = free_port()
+    command = [*GRIDLOOP, "serve", f"--models={models}", f"--port={port}", "--log-format=json", "--workers=2"]
+    process = subprocess.Popen(command, stderr=stderr, text=True)
+    process.port = port  # type: ignore[attr-defined]
+    return process
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("trouble", ["full", "gone", "stalled"])
+def test_what_becomes_of_the_log_keeps_nobody_waiting(models: Path, trouble: str) -> None:
+    """160 requests of 16 clients are answered though no line can be written; SIGTERM ends the server all the same."""
+    reading, writing = os.pipe()
+    target = os.open("/dev/full", os.O_WRONLY) if trouble == "full" else writing
+    if trouble == "gone":
+        os.close(reading)
+    if trouble == "stalled":  # from the beginning: not a byte more fits
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x")
+        os.set_blocking(writing, True)
+    process = serving_into(target, models)
+    try:
+        url = f"http://127.0.0.1:{process.port}"  # type: ignore[attr-defined]
+        wait_until_ready(process, process.port)  # type: ignore[attr-defined]
+
+        def ask(_: int) -> int:
+            with httpx.Client(timeout=20) as client:
+                answers = [client.post(f"{url}/v1/anomaly-detection", json={"values": [0, 0, 5]}) for _ in range(10)]
+                return sum(answer.status_code == 200 for answer in answers)
+
+        with ThreadPoolExecutor(16) as clients:
+            assert sum(clients.map(ask, range(16))) == 160
+        if trouble != "stalled":  # there the lines still wait
+            lost = re.search(r"^gridloop_lost_log_lines_total (\S+)", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+            assert lost
+            assert float(lost[1]) >= 100
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        for descriptor in {writing, target, *([reading] if trouble != "gone" else [])}:
+            os.close(descriptor)
 
 
 def test_connections_are_spread_evenly(models: Path) -> None:
