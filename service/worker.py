@@ -11,6 +11,7 @@ import gc
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ from service.settings import Settings
 
 ALLOCATIONS = 10_000
 """Objects made before the collector looks for cycles: a request makes hundreds, and leaves none (count)."""
+BEAT_S = 0.5
+"""A worker shows that its event loop comes round so often (seconds)."""
 KEEP_ALIVE_S = 75
 """Idle time after which a kept-alive connection is closed: longer than the pools of usual clients (seconds)."""
 
@@ -45,11 +48,16 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._show_life(self.config.app.app.state.workers)  # type: ignore[union-attr]
         await super().startup(sockets)
         if self.channel is not None:
             self.channel.setblocking(False)
             self._adopting: set[asyncio.Task[Any]] = set()
             asyncio.get_running_loop().add_reader(self.channel, self._take, self.channel)
+
+    def _show_life(self, workers: Workers) -> None:
+        workers.beat[workers.own] = time.monotonic()
+        asyncio.get_running_loop().call_later(BEAT_S, self._show_life, workers)
 
     def _take(self, channel: socket.socket) -> None:
         """Serve the connections that were handed over."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -220,6 +221,87 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(models: Path) -> No
         assert server.stop() == 0
 
 
+def test_a_worker_that_hangs_gets_no_connections_and_is_replaced(models: Path) -> None:
+    """Stopped, as a process that waits for a disk or a lock for ever; all others go on meanwhile."""
+    with serving(models, workers=2) as server:
+        victim, other = children_of(server.process.pid)
+        os.kill(victim, signal.SIGSTOP)
+        wait_for(lambda: victim not in (now := children_of(server.process.pid)) and len(now) == 2, seconds=30)
+        assert other in children_of(server.process.pid)
+        assert all(detect(server).status_code == 200 for _ in range(6))
+        assert server.stop() == 0
+
+
+def test_connections_that_a_dead_worker_had_not_taken_are_answered_by_another(models: Path) -> None:
+    with serving(models, workers=2) as server, ThreadPoolExecutor(8) as clients:
+        victim, _ = children_of(server.process.pid)
+        os.kill(victim, signal.SIGSTOP)
+        waiting = [clients.submit(detect, server, timeout=20) for _ in range(8)]
+        time.sleep(0.5)
+        os.kill(victim, signal.SIGKILL)
+        assert [answer.result().status_code for answer in waiting] == [200] * 8
+
+
+def test_a_worker_that_dies_again_and_again_is_not_the_end_of_the_service(models: Path) -> None:
+    with serving(models, workers=2) as server:
+        _, other = children_of(server.process.pid)
+        for _ in range(5):
+            wait_for(lambda: len(children_of(server.process.pid)) == 2, seconds=30)
+            (victim,) = set(children_of(server.process.pid)) - {other}
+            os.kill(victim, signal.SIGKILL)
+            assert detect(server).status_code == 200
+            assert httpx.get(f"{server.url}/readyz").status_code == 200
+        wait_for(lambda: len(children_of(server.process.pid)) == 2, seconds=30)
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A temporary folder on a file system in which nothing fits any more."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        (place / "filler").write_bytes(b"x" * 48 * 1024)
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_temporary_folder_costs_metrics_only(
+    models: Path, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with holes on a full disk would end the process that writes into one."""
+    monkeypatch.setenv("TMPDIR", str(full_disk))
+    with serving(models, workers=2) as server:
+        workers = children_of(server.process.pid)
+        assert all(detect(server).status_code == 200 for _ in range(20))
+        assert httpx.get(f"{server.url}/metrics").status_code == 200
+        assert children_of(server.process.pid) == workers
+        assert server.stop() == 0
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with serving(models, workers=2) as server:
+        (left,) = tmp_path.glob("gridloop-metrics-*")
+        workers = children_of(server.process.pid)
+        server.process.kill()
+        wait_for(lambda: not any(is_running(worker) for worker in workers))
+    os.utime(left, (0, 0))  # a while ago
+    with serving(models, workers=2) as server:
+        (own,) = tmp_path.glob("gridloop-metrics-*")
+        assert own != left
+        os.utime(own, (0, 0))
+        with serving(models, workers=2):
+            assert own in tmp_path.glob("gridloop-metrics-*"), "it is still in use"
+    assert list(tmp_path.glob("gridloop-metrics-*")) == []
+
+
 def test_workers_do_not_outlive_their_supervisor(models: Path) -> None:
     """Killed without a chance to stop them; they notice, and give the port back."""
     with serving(models, workers=2) as server:
@@ -365,8 +447,8 @@ def connections_of(server: Server) -> dict[int, int]:
     }
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -28,12 +28,14 @@ class Workers:
         loaded: whether it has loaded its models.
         in_flight: requests being answered.
         closed: connections closed since it started.
+        beat: when its event loop last came round (seconds of the monotonic clock, which all processes share).
         own: this worker's entry; nobody else writes there.
     """
 
     loaded: MutableSequence[int] = field(default_factory=lambda: [0])
     in_flight: MutableSequence[int] = field(default_factory=lambda: [0])
     closed: MutableSequence[int] = field(default_factory=lambda: [0])
+    beat: MutableSequence[float] = field(default_factory=lambda: [0.0])
     own: int = 0
 
 

@@ -37,8 +37,8 @@ _NOT_READY: dict[int | str, dict[str, Any]] = {
 async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> JSONResponse:
     """503 with the reasons while a required model is missing, and while the server drains."""
     reasons = registry.unready()
-    if not reasons and not all(workers.loaded):
-        reasons = {"workers": f"{list(workers.loaded).count(0)} of {len(workers.loaded)} are still loading"}
+    if not reasons and not any(workers.loaded):  # one that is being replaced is missed by nobody: the others answer
+        reasons = {"workers": "are still starting"}
     if gate.draining:
         reasons = {"server": "is shutting down"}
     if reasons:
