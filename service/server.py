@@ -61,7 +61,9 @@ def serve(settings: Settings) -> int:
         if unknown := settings.unknown_variables(os.environ):
             log.warning("variables that are no settings are ignored", variables=unknown)
         if plan.workers == 1:
-            work(make_server(settings), listening)
+            server = make_server(settings)
+            server.grace_s = settings.drain_grace_s
+            work(server, listening)
             return 0
         return Supervisor(settings, listening, plan.workers).run()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import multiprocessing
 import multiprocessing.connection
 import signal
@@ -99,7 +100,7 @@ class Supervisor:
     def __init__(self, settings: Settings, listening: socket.socket, count: int) -> None:
         self._settings, self._listening, self._count = settings, listening, count
         loaded, in_flight, closed = (_FORK.RawArray("i", count) for _ in range(3))
-        self._slots = Workers(loaded, in_flight, closed, _FORK.RawArray("d", count))
+        self._slots = Workers(loaded, in_flight, closed, _FORK.RawArray("d", count), _FORK.RawArray("i", 1))
         self._workers: list[_Worker] = []
         self._turn = 0
         self._woke = self._looked = time.monotonic()
@@ -126,16 +127,14 @@ class Supervisor:
             self._end(greeter)
             let_go_of_files()  # from here on this process only accepts
             self._listening.setblocking(False)
-            while True:
-                self._look_after_workers(begin)
-                alive = [worker for worker in self._workers if worker.start_again is None]
-                waiting: list[Any] = [worker.process.sentinel for worker in alive]
-                if any(self._is_well(index) for index in range(self._count)):  # else clients wait in the kernel's queue
-                    waiting.append(self._listening)
-                if self._listening in multiprocessing.connection.wait(waiting, self._patience_s()):
-                    self._accept()
+            try:
+                self._serve(begin, math.inf)
+            except _Stop:
+                self._slots.leaving[0] = 1
+                self._serve(begin, time.monotonic() + self._settings.drain_grace_s)  # unless it is told a second time
+                self._accept()  # who waits in the kernel's queue would be reset
         except _Stop:
-            return 0
+            pass
         except _WorkerCannotLive:
             return 1
         finally:
@@ -143,6 +142,18 @@ class Supervisor:
                 signal.signal(number, signal.SIG_IGN)
             self._listening.close()
             self._end(*([greeter] if greeter else []), *(worker.process for worker in self._workers))
+        return 0
+
+    def _serve(self, begin: _Begin, until: float) -> None:
+        """Look after the workers and hand out connections until a moment of the monotonic clock, or a signal."""
+        while (left_s := until - time.monotonic()) > 0:
+            self._look_after_workers(begin)
+            alive = [worker for worker in self._workers if worker.start_again is None]
+            waiting: list[Any] = [worker.process.sentinel for worker in alive]
+            if any(self._is_well(index) for index in range(self._count)):  # else clients wait in the kernel's queue
+                waiting.append(self._listening)
+            if self._listening in multiprocessing.connection.wait(waiting, min(left_s, self._patience_s())):
+                self._accept()
 
     def _fork(self, target: Any, *arguments: Any) -> BaseProcess:
         process = _FORK.Process(target=target, args=arguments, daemon=True)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -196,6 +197,52 @@ def test_what_was_accepted_before_the_signal_is_answered(models: Path) -> None:
             answer += chunk
         assert b" 200 OK" in answer
         assert server.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_readiness_goes_first_and_requests_are_taken_for_the_time_of_grace(models: Path, workers: int) -> None:
+    with serving(models, workers=workers, drain_grace_s=3) as server, httpx.Client() as kept:
+        url = f"{server.url}/v1/anomaly-detection"
+        assert "connection" not in kept.post(url, json={"values": [0, 0, 5]}).headers
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: answers(f"{server.url}/readyz") == 503)
+        last = kept.post(url, json={"values": [0, 0, 5]})
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
+        assert kept.get(f"{server.url}/v1/models").headers["connection"] == "close"
+        assert detect(server).status_code == 200, "a new connection"
+        assert server.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_the_time_of_grace(models: Path, workers: int) -> None:
+    with serving(models, workers=workers, drain_grace_s=3600) as server:
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: answers(f"{server.url}/readyz") == 503)
+        assert server.stop() == 0
+
+
+def test_no_request_that_was_begun_is_reset_while_the_server_drains(models: Path) -> None:
+    """Eight clients that never retry, each request on a connection of its own, until the port is closed."""
+    with serving(models, workers=2, drain_grace_s=1) as server, ThreadPoolExecutor(8) as clients:
+        stopped = threading.Event()
+
+        def ask() -> list[int]:
+            seen = []
+            while not stopped.is_set():
+                try:
+                    seen.append(detect(server, timeout=20).status_code)
+                except httpx.ConnectError:
+                    break  # the port is closed
+            return seen
+
+        asking = [clients.submit(ask) for _ in range(8)]
+        time.sleep(0.5)
+        assert server.stop() == 0
+        stopped.set()
+        seen = [status for one in asking for status in one.result()]
+        assert len(seen) >= 8
+        assert set(seen) <= {200, 503}
+        assert seen.count(503) <= 8
 
 
 def test_metrics_cover_all_workers(models: Path) -> None:

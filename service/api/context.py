@@ -29,6 +29,7 @@ class Workers:
         in_flight: requests being answered.
         closed: connections closed since it started.
         beat: when its event loop last came round (seconds of the monotonic clock, which all processes share).
+        leaving: one entry for all, 1 once the server is to stop: it answers still, and says that it is not ready.
         own: this worker's entry; nobody else writes there.
     """
 
@@ -36,6 +37,7 @@ class Workers:
     in_flight: MutableSequence[int] = field(default_factory=lambda: [0])
     closed: MutableSequence[int] = field(default_factory=lambda: [0])
     beat: MutableSequence[float] = field(default_factory=lambda: [0.0])
+    leaving: MutableSequence[int] = field(default_factory=lambda: [0])
     own: int = 0
 
 
@@ -94,6 +96,7 @@ class RequestContext:
         model: `name@version` that answered.
         trace: `traceparent` to hand on: the caller's trace with a span of ours.
         alone: no other request is being answered in this process, nor was a moment ago.
+        closing: the server is to stop, so the connection is closed after the answer.
     """
 
     headers: Mapping[bytes, bytes]
@@ -104,6 +107,7 @@ class RequestContext:
     model: str | None = None
     trace: str | None = None
     alone: bool = False
+    closing: bool = False
 
     @property
     def remaining_s(self) -> float:

@@ -39,7 +39,7 @@ async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> J
     reasons = registry.unready()
     if not reasons and not any(workers.loaded):  # one that is being replaced is missed by nobody: the others answer
         reasons = {"workers": "are still starting"}
-    if gate.draining:
+    if gate.draining or workers.leaving[0]:
         reasons = {"server": "is shutting down"}
     if reasons:
         return JSONResponse({"status": "not ready", "reasons": reasons}, 503, {"Retry-After": "1"})
