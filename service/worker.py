@@ -64,6 +64,10 @@ class Server(uvicorn.Server):
             self._adopting: set[asyncio.Task[Any]] = set()
             asyncio.get_running_loop().add_reader(self.channel, self._take, self.channel)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        LimitedHttpProtocol.ending = True
+        await super().shutdown(sockets)
+
     def _show_life(self, workers: Workers) -> None:
         workers.beat[workers.own] = time.monotonic()
         self._loop.call_later(BEAT_S, self._show_life, workers)
