@@ -56,7 +56,8 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     GRIDLOOP_HOST=0.0.0.0 \
     GRIDLOOP_PORT=8000 \
     GRIDLOOP_MODELS=/models \
-    GRIDLOOP_LOG_FORMAT=json
+    GRIDLOOP_LOG_FORMAT=json \
+    GRIDLOOP_DRAIN_GRACE_S=5
 WORKDIR /models
 # Any other number does as well: the service owns no file and writes only below /tmp.
 USER 10001:10001

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import structlog
 
@@ -17,6 +20,11 @@ from service.runtime.memory import keep_freed_memory
 from service.settings import UNIX, Settings
 
 log = structlog.get_logger(__name__)
+
+METRICS_PREFIX = "gridloop-metrics-"
+"""What the names of the folders begin with in which the workers share their metrics."""
+UNLOCKED_S = 60.0
+"""A folder that is younger may belong to a server that has not locked it yet (seconds)."""
 
 
 def serve(settings: Settings) -> int:
@@ -36,10 +44,11 @@ def serve(settings: Settings) -> int:
             stack.enter_context(_metrics_folder())
         # Not at the top: the metrics look for their folder when they are imported.
         from service.supervisor import Supervisor
-        from service.telemetry import configure_logging
+        from service.telemetry import configure_logging, flush_logs
         from service.worker import make_server, work
 
-        configure_logging(settings.log_format, settings.log_level)
+        configure_logging(settings.log_format, settings.log_level, in_background=True)
+        stack.callback(flush_logs)
         try:
             listener, settings = stack.enter_context(listening(settings))
         except OSError as error:
@@ -56,7 +65,9 @@ def serve(settings: Settings) -> int:
         if unknown := settings.unknown_variables(os.environ):
             log.warning("variables that are no settings are ignored", variables=unknown)
         if plan.workers == 1:
-            work(make_server(settings), listener)
+            server = make_server(settings)
+            server.grace_s = settings.drain_grace_s
+            work(server, listener)
             return 0
         return Supervisor(settings, listener, plan.workers).run()
 
@@ -65,11 +76,13 @@ def serve(settings: Settings) -> int:
 def _metrics_folder() -> Iterator[None]:
     """A folder for the numbers of all workers; `telemetry` reads its name from the environment.
 
+    Whoever uses a folder holds a lock on it, so that those of servers that were killed are known, and removed.
+
     Raises:
         ServiceError: there is no place for one.
     """
     try:
-        folder = tempfile.mkdtemp(prefix="gridloop-metrics-")
+        folder = tempfile.mkdtemp(prefix=METRICS_PREFIX)
     except OSError as error:
         raise ServiceError(
             f"The workers share their metrics in a folder of files, and none can be made ({error.strerror}). Mount a "
@@ -77,7 +90,33 @@ def _metrics_folder() -> Iterator[None]:
         ) from None
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     try:
-        yield
+        with _locked(Path(folder)):
+            _remove_what_was_left(Path(folder).parent)
+            yield
     finally:
         del os.environ["PROMETHEUS_MULTIPROC_DIR"]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_what_was_left(parent: Path) -> None:
+    """Remove the folders of servers that were killed: nobody holds their locks."""
+    for folder in parent.glob(f"{METRICS_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > UNLOCKED_S:
+                with _locked(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; it ends with the last process that has inherited it, however these end.
+
+    Raises:
+        OSError: somebody else holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         default=20.0, gt=0, description="Time to receive a request's headers and body before 408 (seconds)."
     )
+    drain_grace_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="Time after SIGTERM in which requests are still taken while `/readyz` is 503 already, so that "
+        "balancers look away first (seconds).",
+    )
     drain_timeout_s: float = Field(
         default=20.0, ge=0, description="Time for requests in flight after SIGTERM (seconds)."
     )

@@ -6,6 +6,7 @@ sets before the workers start, and any worker answers `/metrics` for all of them
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -17,13 +18,46 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
+import prometheus_client.values
 import structlog
 from prometheus_client import REGISTRY as DEFAULT_REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.mmap_dict import MmapedDict
 
+from service.log_writer import LogWriter
+
+RESERVED_BYTES = 256 * 1024
+"""Of each metrics file (bytes): many times what the series of ten models need."""
 FLUSH_S = 0.2
 """Observations are written so often (seconds)."""
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class _Reserved(MmapedDict):
+    """A metrics file whose place on the disk is taken when it is made.
+
+    The library makes files with holes: where the disk is full by the time that a hole is filled, the kernel ends the
+    process. Without a place from the beginning, the numbers are kept in memory, where other workers do not see them.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            try:
+                with open(filename, "ab") as file:  # noqa: PTH123  the library has a str
+                    if os.fstat(file.fileno()).st_size == 0:
+                        os.posix_fallocate(file.fileno(), 0, RESERVED_BYTES)
+            except OSError as error:
+                structlog.get_logger(__name__).error(
+                    "metrics of this worker are not shared: their file cannot be made", reason=error.strerror
+                )
+                with contextlib.suppress(OSError):
+                    Path(filename).unlink()
+                filename = f"/proc/self/fd/{os.memfd_create('gridloop-metrics')}"
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    prometheus_client.values.MmapedDict = _Reserved  # type: ignore[attr-defined]  # before the first metric, which makes the first file
 
 REQUESTS = Counter("gridloop_requests", "HTTP requests answered.", ["route", "method", "status"])
 REQUEST_SECONDS = Histogram(
@@ -51,6 +85,9 @@ REFUSED_FILES = Counter(
     "gridloop_refused_files",
     "Files of requests that could not be used, by kind of problem; others of the same request may have been answered.",
     ["model", "problem"],
+)
+LOST_LOG_LINES = Counter(
+    "gridloop_lost_log_lines", "Log lines that could not be written: a full disk, or a reader that stalls or is gone."
 )
 MODEL_READY = Gauge(
     "gridloop_model_ready", "1 while a model version is loaded.", ["model", "version"], multiprocess_mode="livemin"
@@ -122,13 +159,47 @@ def forget(pid: int | None = None) -> None:
         file.unlink()
 
 
-def configure_logging(log_format: str, level: str) -> None:
+def _to_stderr(line: str) -> None:
+    """Write a line to stderr; one that cannot be written is lost, and whoever logged goes on."""
+    try:
+        sys.stderr.write(line)
+    except (OSError, ValueError):
+        LOST_LOG_LINES.inc()
+
+
+_write_line: Callable[[str], None] = _to_stderr
+_writer: LogWriter | None = None
+
+
+class _Lines(logging.Handler):
+    """Records as lines, to wherever lines go."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # what was logged cannot even be shown
+            line = f"a log record of {record.name} cannot be formatted: {record.msg!r:.200}"
+        _write_line(line + "\n")
+
+
+def flush_logs() -> None:
+    """Write the lines that wait, before a process ends; not for longer than a second."""
+    if _writer is not None:
+        _writer.close()
+
+
+def configure_logging(log_format: str, level: str, *, in_background: bool = False) -> None:
     """Send every log record, ours and the libraries', to stderr.
 
     Args:
         log_format: "json", "console", or "auto" for console on a terminal and JSON elsewhere.
         level: "debug", "info", "warning" or "error".
+        in_background: lines are written by a thread of their own, so that no answer waits for them: for a server,
+            whose processes call `flush_logs` before they end.
     """
+    global _write_line, _writer
+    _writer = LogWriter(sys.stderr.fileno(), LOST_LOG_LINES.inc) if in_background else None
+    _write_line = _writer.write if _writer else _to_stderr
     as_json = _as_json(log_format)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -149,7 +220,7 @@ def configure_logging(log_format: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -170,23 +241,22 @@ def configure_logging(log_format: str, level: str) -> None:
 def access_log(log_format: str) -> Callable[[dict[str, Any]], None]:
     """A function that writes one line per answer to stderr.
 
-    It bypasses the logging machinery, which costs more than a small inference: a line is one formatted write.
+    It bypasses the logging machinery, which costs more than a small inference. Where it goes, `configure_logging` says.
 
     Args:
         log_format: as in `configure_logging`.
     """
-    write = sys.stderr.write
     if _as_json(log_format):
 
         def write_json(facts: dict[str, Any]) -> None:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            write(orjson.dumps({"timestamp": now, "level": "info", "event": "request", **facts}).decode() + "\n")
+            _write_line(orjson.dumps({"timestamp": now, "level": "info", "event": "request", **facts}).decode() + "\n")
 
         return write_json
 
     def write_text(facts: dict[str, Any]) -> None:
         model = f"  {facts['model']}" if facts["model"] else ""
-        write(
+        _write_line(
             f"{facts['method']} {facts['path']} {facts['status']}  {facts['ms']:.1f} ms{model}  {facts['request_id']}\n"
         )
 

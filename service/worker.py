@@ -11,6 +11,7 @@ import gc
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ from service.settings import Settings
 
 ALLOCATIONS = 10_000
 """Objects made before the collector looks for cycles: a request makes hundreds, and leaves none (count)."""
+BEAT_S = 0.5
+"""A worker shows that its event loop comes round so often (seconds)."""
 KEEP_ALIVE_S = 75
 """Idle time after which a kept-alive connection is closed: longer than the pools of usual clients (seconds)."""
 
@@ -31,6 +34,8 @@ KEEP_ALIVE_S = 75
 class Server(uvicorn.Server):
     """uvicorn's server, which exits with 0 after a signal and tells the application as soon as one arrives."""
 
+    grace_s: float = 0.0
+    """Time between the signal and the end of taking requests (seconds); under a supervisor it has passed before."""
     channel: socket.socket | None = None
     """Where connections are handed over, each as a file descriptor; closed by the supervisor, or by its death."""
 
@@ -41,15 +46,31 @@ class Server(uvicorn.Server):
         yield
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.config.app.app.state.gate.draining = True  # type: ignore[union-attr]
+        """Say that the server is not ready; stop after the time of grace, or at once when told a second time."""
+        state = self.config.app.app.state  # type: ignore[union-attr]
+        was_leaving, state.workers.leaving[0] = state.workers.leaving[0], 1
+        if self.grace_s and not was_leaving:
+            self._loop.call_soon_threadsafe(self._loop.call_later, self.grace_s, self.handle_exit, sig, frame)
+            return
+        state.gate.draining = True
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._show_life(self.config.app.app.state.workers)  # type: ignore[union-attr]
         await super().startup(sockets)
         if self.channel is not None:
             self.channel.setblocking(False)
             self._adopting: set[asyncio.Task[Any]] = set()
             asyncio.get_running_loop().add_reader(self.channel, self._take, self.channel)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        LimitedHttpProtocol.ending = True
+        await super().shutdown(sockets)
+
+    def _show_life(self, workers: Workers) -> None:
+        workers.beat[workers.own] = time.monotonic()
+        self._loop.call_later(BEAT_S, self._show_life, workers)
 
     def _take(self, channel: socket.socket) -> None:
         """Serve the connections that were handed over."""

@@ -15,6 +15,7 @@ LAYERS = [
         "errors",
         "files",
         "cpu",
+        "log_writer",
         "graph",
         "calibration",
         "state",

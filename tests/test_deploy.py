@@ -189,12 +189,14 @@ def seconds(duration: str) -> float:
 def test_compose_waits_longer_than_the_server_takes_to_drain() -> None:
     grace = re.search(r"stop_grace_period: \$\{STOP_GRACE_PERIOD:-(\d+s)\}", compose_service("gridloop"))
     assert grace
-    assert seconds(grace[1]) > DEFAULTS.drain_timeout_s + SUPERVISOR_MARGIN_S
+    in_image = re.search(r"GRIDLOOP_DRAIN_GRACE_S=(\d+)", DOCKERFILE)
+    assert in_image
+    assert seconds(grace[1]) > float(in_image[1]) + DEFAULTS.drain_timeout_s + SUPERVISOR_MARGIN_S
 
 
 def test_every_setting_can_be_given_to_the_container() -> None:
     """Those that the image fixes are named here: another one belongs into the compose file."""
-    fixed_by_the_image = {"host", "port", "models", "log_format"}
+    fixed_by_the_image = {"host", "port", "models", "log_format", "drain_grace_s"}
     passed = set(re.findall(r"- GRIDLOOP_(\w+)$", compose_service("gridloop"), re.MULTILINE))
     assert {name.upper() for name in Settings.model_fields.keys() - fixed_by_the_image} <= passed
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -195,6 +199,52 @@ def test_what_was_accepted_before_the_signal_is_answered(models: Path) -> None:
         assert server.process.wait(30) == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_readiness_goes_first_and_requests_are_taken_for_the_time_of_grace(models: Path, workers: int) -> None:
+    with serving(models, workers=workers, drain_grace_s=3) as server, httpx.Client() as kept:
+        url = f"{server.url}/v1/anomaly-detection"
+        assert "connection" not in kept.post(url, json={"values": [0, 0, 5]}).headers
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: answers(f"{server.url}/readyz") == 503)
+        last = kept.post(url, json={"values": [0, 0, 5]})
+        assert (last.status_code, last.headers["connection"]) == (200, "close")
+        assert kept.get(f"{server.url}/v1/models").headers["connection"] == "close"
+        assert detect(server).status_code == 200, "a new connection"
+        assert server.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_the_time_of_grace(models: Path, workers: int) -> None:
+    with serving(models, workers=workers, drain_grace_s=3600) as server:
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: answers(f"{server.url}/readyz") == 503)
+        assert server.stop() == 0
+
+
+def test_no_request_that_was_begun_is_reset_while_the_server_drains(models: Path) -> None:
+    """Eight clients that never retry, each request on a connection of its own, until the port is closed."""
+    with serving(models, workers=2, drain_grace_s=1) as server, ThreadPoolExecutor(8) as clients:
+        stopped = threading.Event()
+
+        def ask() -> list[int]:
+            seen = []
+            while not stopped.is_set():
+                try:
+                    seen.append(detect(server, timeout=20).status_code)
+                except httpx.ConnectError:
+                    break  # the port is closed
+            return seen
+
+        asking = [clients.submit(ask) for _ in range(8)]
+        time.sleep(0.5)
+        assert server.stop() == 0
+        stopped.set()
+        seen = [status for one in asking for status in one.result()]
+        assert len(seen) >= 8
+        assert set(seen) <= {200, 503}
+        assert seen.count(503) <= 8
+
+
 def test_metrics_cover_all_workers(models: Path) -> None:
     with serving(models, workers=2) as server:
         for _ in range(12):  # each a new connection, so that both workers have some
@@ -216,6 +266,87 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(models: Path) -> No
         assert other in children_of(server.process.pid)
         assert all(detect(server).status_code == 200 for _ in range(6))
         assert server.stop() == 0
+
+
+def test_a_worker_that_hangs_gets_no_connections_and_is_replaced(models: Path) -> None:
+    """Stopped, as a process that waits for a disk or a lock for ever; all others go on meanwhile."""
+    with serving(models, workers=2) as server:
+        victim, other = children_of(server.process.pid)
+        os.kill(victim, signal.SIGSTOP)
+        wait_for(lambda: victim not in (now := children_of(server.process.pid)) and len(now) == 2, seconds=30)
+        assert other in children_of(server.process.pid)
+        assert all(detect(server).status_code == 200 for _ in range(6))
+        assert server.stop() == 0
+
+
+def test_connections_that_a_dead_worker_had_not_taken_are_answered_by_another(models: Path) -> None:
+    with serving(models, workers=2) as server, ThreadPoolExecutor(8) as clients:
+        victim, _ = children_of(server.process.pid)
+        os.kill(victim, signal.SIGSTOP)
+        waiting = [clients.submit(detect, server, timeout=20) for _ in range(8)]
+        time.sleep(0.5)
+        os.kill(victim, signal.SIGKILL)
+        assert [answer.result().status_code for answer in waiting] == [200] * 8
+
+
+def test_a_worker_that_dies_again_and_again_is_not_the_end_of_the_service(models: Path) -> None:
+    with serving(models, workers=2) as server:
+        _, other = children_of(server.process.pid)
+        for _ in range(5):
+            wait_for(lambda: len(children_of(server.process.pid)) == 2, seconds=30)
+            (victim,) = set(children_of(server.process.pid)) - {other}
+            os.kill(victim, signal.SIGKILL)
+            assert detect(server).status_code == 200
+            assert httpx.get(f"{server.url}/readyz").status_code == 200
+        wait_for(lambda: len(children_of(server.process.pid)) == 2, seconds=30)
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A temporary folder on a file system in which nothing fits any more."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        (place / "filler").write_bytes(b"x" * 48 * 1024)
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_temporary_folder_costs_metrics_only(
+    models: Path, full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file with holes on a full disk would end the process that writes into one."""
+    monkeypatch.setenv("TMPDIR", str(full_disk))
+    with serving(models, workers=2) as server:
+        workers = children_of(server.process.pid)
+        assert all(detect(server).status_code == 200 for _ in range(20))
+        assert httpx.get(f"{server.url}/metrics").status_code == 200
+        assert children_of(server.process.pid) == workers
+        assert server.stop() == 0
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with serving(models, workers=2) as server:
+        (left,) = tmp_path.glob("gridloop-metrics-*")
+        workers = children_of(server.process.pid)
+        server.process.kill()
+        wait_for(lambda: not any(is_running(worker) for worker in workers))
+    os.utime(left, (0, 0))  # a while ago
+    with serving(models, workers=2) as server:
+        (own,) = tmp_path.glob("gridloop-metrics-*")
+        assert own != left
+        os.utime(own, (0, 0))
+        with serving(models, workers=2):
+            assert own in tmp_path.glob("gridloop-metrics-*"), "it is still in use"
+    assert list(tmp_path.glob("gridloop-metrics-*")) == []
 
 
 def test_workers_do_not_outlive_their_supervisor(models: Path) -> None:
@@ -271,6 +402,58 @@ def answers(url: str) -> int | None:
         return None
 
 
+def serving_into(stderr: int, models: Path) -> subprocess.Popen[str]:
+    """A server on a free port whose log lines go to a descriptor; `port` is where it listens."""
+    port = free_port()
+    command = [*GRIDLOOP, "serve", f"--models={models}", f"--port={port}", "--log-format=json", "--workers=2"]
+    process = subprocess.Popen(command, stderr=stderr, text=True)
+    process.port = port  # type: ignore[attr-defined]
+    return process
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("trouble", ["full", "gone", "stalled"])
+def test_what_becomes_of_the_log_keeps_nobody_waiting(models: Path, trouble: str) -> None:
+    """160 requests of 16 clients are answered though no line can be written; SIGTERM ends the server all the same."""
+    reading, writing = os.pipe()
+    target = os.open("/dev/full", os.O_WRONLY) if trouble == "full" else writing
+    if trouble == "gone":
+        os.close(reading)
+    if trouble == "stalled":  # from the beginning: not a byte more fits
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x")
+        os.set_blocking(writing, True)
+    process = serving_into(target, models)
+    try:
+        url = f"http://127.0.0.1:{process.port}"  # type: ignore[attr-defined]
+        wait_until_ready(process, process.port)  # type: ignore[attr-defined]
+
+        def ask(_: int) -> int:
+            with httpx.Client(timeout=20) as client:
+                answers = [client.post(f"{url}/v1/anomaly-detection", json={"values": [0, 0, 5]}) for _ in range(10)]
+                return sum(answer.status_code == 200 for answer in answers)
+
+        with ThreadPoolExecutor(16) as clients:
+            assert sum(clients.map(ask, range(16))) == 160
+        if trouble != "stalled":  # there the lines still wait
+            lost = re.search(r"^gridloop_lost_log_lines_total (\S+)", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+            assert lost
+            assert float(lost[1]) >= 100
+        process.terminate()
+        assert process.wait(20) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        for descriptor in {writing, target, *([reading] if trouble != "gone" else [])}:
+            os.close(descriptor)
+
+
 def test_connections_are_spread_evenly(models: Path) -> None:
     """Kept-alive connections, opened one after another; some are closed and others opened in between."""
     with serving(models, workers=2) as server, contextlib.ExitStack() as stack:
@@ -311,8 +494,8 @@ def connections_of(server: Server) -> dict[int, int]:
     }
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -28,12 +28,16 @@ class Workers:
         loaded: whether it has loaded its models.
         in_flight: requests being answered.
         closed: connections closed since it started.
+        beat: when its event loop last came round (seconds of the monotonic clock, which all processes share).
+        leaving: one entry for all, 1 once the server is to stop: it answers still, and says that it is not ready.
         own: this worker's entry; nobody else writes there.
     """
 
     loaded: MutableSequence[int] = field(default_factory=lambda: [0])
     in_flight: MutableSequence[int] = field(default_factory=lambda: [0])
     closed: MutableSequence[int] = field(default_factory=lambda: [0])
+    beat: MutableSequence[float] = field(default_factory=lambda: [0.0])
+    leaving: MutableSequence[int] = field(default_factory=lambda: [0])
     own: int = 0
 
 
@@ -94,6 +98,7 @@ class RequestContext:
         alone: no other request is being answered in this process, nor was a moment ago.
         cors: headers of the answer for pages of other origins.
         prefix: what stands before the path as the client knows it, where a proxy takes it off.
+        closing: the server is to stop, so the connection is closed after the answer.
     """
 
     headers: Mapping[bytes, bytes]
@@ -106,6 +111,7 @@ class RequestContext:
     alone: bool = False
     cors: tuple[tuple[bytes, bytes], ...] = ()
     prefix: str = ""
+    closing: bool = False
 
     @property
     def remaining_s(self) -> float:

@@ -179,6 +179,7 @@ class Edge:
         context.cors = self.cors.fields(headers)
         self._workers.in_flight[self._workers.own] += 1
         context.alone = self._is_alone(scope, context.started, arrived)
+        context.closing = self._workers.leaving[0] == 1
         return context
 
     def _admit(self, context: RequestContext, scope: Any) -> None:
@@ -438,4 +439,6 @@ def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
     headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), *context.cors]
     if context.trace:
         headers.append((b"traceparent", context.trace.encode()))
+    if context.closing:
+        headers.append((b"connection", b"close"))
     return headers

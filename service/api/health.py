@@ -40,13 +40,12 @@ async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> R
 
 def unready(registry: Registry, gate: Gate, workers: Workers) -> NotReady | None:
     """Why this server is not ready; None when it is."""
-    if gate.draining:
+    if gate.draining or workers.leaving[0]:
         return NotReady({"server": "is shutting down"}, will_pass=True)
     if reasons := registry.unready():
         return NotReady(reasons, will_pass=registry.is_loading)
-    if not all(workers.loaded):
-        missing = f"{list(workers.loaded).count(0)} of {len(workers.loaded)} are still loading"
-        return NotReady({"workers": missing}, will_pass=True)
+    if not any(workers.loaded):  # one that is being replaced is missed by nobody: the others answer
+        return NotReady({"workers": "are still starting"}, will_pass=True)
     return None
 
 

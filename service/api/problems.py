@@ -111,8 +111,8 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
             headers["Accept-Encoding"] = "gzip, deflate"
         if isinstance(error, errors.NotAuthorised):
             headers["WWW-Authenticate"] = "Bearer"
-        if isinstance(error, errors.TooLarge | errors.BodyTimeout):
-            headers["Connection"] = "close"  # the rest of the body is not worth waiting for
+        if isinstance(error, errors.TooLarge | errors.BodyTimeout | errors.Draining):
+            headers["Connection"] = "close"  # the rest of the body, or another request, is not worth waiting for
     elif isinstance(error, HTTPException):
         status, title = error.status_code, HTTPStatus(error.status_code).phrase
         slug, headers = title.lower().replace(" ", "-"), dict(error.headers or {})

@@ -35,6 +35,8 @@ REMEMBERED_HEADS = 512
 """Heads remembered in a process (count): beyond that it begins anew…"""
 REMEMBERED_BYTES = 2048
 """…and how long one may be (bytes)."""
+LAST_REQUEST_S = 0.5
+"""An idle connection of a server that ends is closed after so long: a request may be on its way (seconds)."""
 _OWN = frozenset({b"x-request-id", b"traceparent"})
 """Headers that differ from request to request: a head with one will not come again."""
 _END = b"\r\n\r\n"
@@ -47,11 +49,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         header_timeout_s: time from a request's first byte to the end of its headers; set by `worker`.
         workers: where closed connections are counted; set by `worker`.
         edge: what answers by the short way; set by `worker`.
+        ending: the server ends; set by `worker`.
     """
 
     header_timeout_s: float = 20.0
     workers: Workers = Workers()
     edge: Edge | None = None
+    ending: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,6 +72,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._start_timer()
+        if self.ending:
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -204,6 +210,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._remember(self.edge, self._endpoint)
             self.edge.begin(self._endpoint, self._exchange, self.cycle.scope)
             self._endpoint = None
+
+    def shutdown(self) -> None:
+        """Close the connection after the answer that is being made, or after the one to a request on its way."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(LAST_REQUEST_S, self._close_if_idle)
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_if_idle(self) -> None:
+        if not self.transport.is_closing() and not self._in_message:
+            super().shutdown()
 
     def _unset_keepalive_if_required(self) -> None:
         self._idle_since = math.inf
