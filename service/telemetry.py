@@ -198,7 +198,10 @@ def configure_logging(log_format: str, level: str, *, in_background: bool = Fals
             whose processes call `flush_logs` before they end.
     """
     global _write_line, _writer
-    _writer = LogWriter(sys.stderr.fileno(), LOST_LOG_LINES.inc) if in_background else None
+    _writer = None
+    if in_background:
+        with contextlib.suppress(OSError, ValueError):  # a program has put something else in its place
+            _writer = LogWriter(sys.stderr.fileno(), LOST_LOG_LINES.inc)
     _write_line = _writer.write if _writer else _to_stderr
     as_json = _as_json(log_format)
     shared: list[Any] = [

@@ -187,7 +187,7 @@ def test_the_models_wheel_holds_every_default_version_and_nothing_for_research_o
         manifest = read_manifest(found.path)
         assert (name, manifest.default_version or found.versions[-1]) in folders
     for name, version in folders:
-        licence = read_manifest(ROOT / "models" / name).claims(ROOT / "models" / name / version).licence
+        licence = read_manifest(ROOT / "models" / name).of_version(ROOT / "models" / name / version).licence
         assert "not commercial" not in licence
         assert "research" not in licence.lower()
 
