@@ -17,7 +17,7 @@ from starlette.routing import Route
 from service import __version__, telemetry
 from service.api import document, health, home, open_inference, pages, problems
 from service.api import models as model_routes
-from service.api.address import Addresses
+from service.api.address import Address, Addresses
 from service.api.context import Workers
 from service.api.cors import Cors
 from service.api.edge import Edge, Endpoint
@@ -25,7 +25,7 @@ from service.api.gate import Gate
 from service.api.tasks import TaskEndpoint
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
-from service.settings import Settings
+from service.settings import UNIX, Settings
 from service.tasks import AnyTask
 from service.tasks.base import Limits
 
@@ -51,6 +51,25 @@ def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None 
     limits = Limits(settings.max_image_pixels, settings.max_series_points, settings.max_text_chars)
     options = LoadOptions(settings.plan().budget.cores, settings.max_queue, limits, tune=True)
     return Registry(settings.models, options, dict(tasks) if tasks is not None else None)
+
+
+def say_ready(settings: Settings, registry: Registry) -> None:
+    """Log the last line of a start: where to ask, where to read, and what is not served and why."""
+    url = Address.configured(settings).url
+    failed = {
+        f"{model.name}@{version.name}": version.reason
+        for model in registry
+        for version in model.versions.values()
+        if version.state != "ready"
+    }
+    failed |= {model.name: model.problem for model in registry if not model.versions}
+    log.info(
+        "ready",
+        url=settings.host if settings.host.startswith(UNIX) else url,
+        docs=f"{url}/docs",
+        models=[model.name for model in registry if model.is_ready],
+        **({"failed": failed} if failed else {}),
+    )
 
 
 def create_app(
@@ -79,6 +98,7 @@ def create_app(
             if registry is None:
                 await asyncio.to_thread(models.load)
                 workers.loaded[workers.own] = 1
+                say_ready(settings, models)
 
         loading = asyncio.create_task(load())
         yield

@@ -29,7 +29,7 @@ import structlog
 
 from service import telemetry
 from service.api.context import Workers
-from service.app import make_registry
+from service.app import make_registry, say_ready
 from service.registry.registry import Registry
 from service.runtime.memory import give_back_memory, let_go_of_files
 from service.settings import Settings
@@ -125,6 +125,7 @@ class Supervisor:
             gc.freeze()  # the collector's marks would copy the shared pages
             self._workers = [self._start(index, begin) for index in range(self._count)]
             self._end(greeter)
+            say_ready(self._settings, registry)
             let_go_of_files()  # from here on this process only accepts
             self._listening.setblocking(False)
             try:

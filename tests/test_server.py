@@ -200,6 +200,26 @@ def test_what_was_accepted_before_the_signal_is_answered(models: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_the_start_ends_with_one_line_that_says_where_to_ask_and_what_failed(models: Path, workers: int) -> None:
+    (models / "colours" / "1" / "labels.txt").unlink()
+    port = free_port()
+    command = [*GRIDLOOP, "serve", f"--models={models}", f"--port={port}", f"--workers={workers}", "--log-format=json"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    try:
+        lines = iter(process.stderr.readline, "")
+        ready = next(line for line in map(json.loads, lines) if line["event"] == "ready")
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        process.stderr.close()
+    assert (ready["url"], ready["docs"]) == (f"http://127.0.0.1:{port}", f"http://127.0.0.1:{port}/docs")
+    assert ready["models"] == ["steps"]
+    assert list(ready["failed"]) == ["colours@1"]
+    assert "labels.txt: is missing" in ready["failed"]["colours@1"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_readiness_goes_first_and_requests_are_taken_for_the_time_of_grace(models: Path, workers: int) -> None:
     with serving(models, workers=workers, drain_grace_s=3) as server, httpx.Client() as kept:
         url = f"{server.url}/v1/anomaly-detection"
