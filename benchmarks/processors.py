@@ -90,14 +90,14 @@ def numbers(answer: Answer) -> dict[str, float]:
 
 def asked(handle: ModelHandle, requests: Sequence[TaskInput]) -> list[Answer]:
     """The answers to requests, without what only the model itself can read."""
-    answers = [orjson.loads(handle.predict_now(handle.task.widened(request)).to_json()) for request in requests]
+    answers = [orjson.loads(handle.predict_now(request).to_json()) for request in requests]
     return [{key: value for key, value in answer.items() if key not in ("model", "state")} for answer in answers]
 
 
 def compared(
     handle: ModelHandle, requests: Sequence[TaskInput], before: list[Answer], now: list[Answer], tolerance: float
 ) -> tuple[str, bool]:
-    """A line on how alike two lists of answers are, and whether all are alike as the task compares them."""
+    """A line on how alike recorded answers and those to the widened requests are, and whether all are alike."""
     triples = list(zip(requests, before, now, strict=True))
     found = [d for request, a, b in triples if (d := handle.task.difference(request, a, b, tolerance))]
     gaps = [
@@ -139,10 +139,14 @@ def main() -> int:
             continue
         fields, truths = INPUTS[manifest.task](options.data, options.inputs)
         requests = [handle.task.Input.model_validate(each) for each in fields]
-        answers = recorded[name] = asked(handle, requests)
+        if options.record:
+            recorded[name] = asked(handle, requests)
+        answers = asked(handle, [handle.task.widened(request) for request in requests])
         right = sum((best(a) or "").casefold() == truth for a, truth in zip(answers, truths, strict=False))
         first_is_right = f", the best one right in {right} of {len(truths)}" if truths else ""
         print(f"{name}: golden samples right{first_is_right}; {time.perf_counter() - begun:.0f} s", flush=True)
+        if name in before and len(before[name]) != len(answers):
+            parser.error(f"{options.against} has other --inputs: {len(before[name])}")
         if name in before:
             line, alike = compared(handle, requests, before[name], answers, options.tolerance)
             all_alike = all_alike and alike

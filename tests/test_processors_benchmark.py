@@ -18,9 +18,9 @@ bench = load_script(Path(__file__).resolve().parents[1] / "benchmarks" / "proces
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs it on the classifier of colours, with a pink picture; gives the exit code and what was printed."""
+    """Runs it on the classifier of colours, of which one label is asked for; gives the exit code and what was printed."""
     graphs.colour_model(tmp_path / "models")
-    request = {"files": (Upload(graphs.png()),)}
+    request = {"files": (Upload(graphs.png()),), "top_k": 1}
     monkeypatch.setitem(bench.INPUTS, "image-classification", lambda data, count: ([request], ["red"]))
 
     def once(*arguments: str) -> tuple[int, str]:
@@ -38,6 +38,13 @@ def test_what_was_recorded_is_found_again(run: Any, tmp_path: Path) -> None:
     code, printed = run("--against", str(file))
     assert (code, "1 of 1 answers alike" in printed, "the best one the same in 1" in printed) == (0, True, True)
     assert run("--only", "other@1")[1].count("\n") == 2
+
+
+def test_answers_to_other_inputs_are_not_compared(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    file.write_text('{"colours@1": []}')
+    with pytest.raises(SystemExit):
+        run("--against", str(file))
 
 
 def test_another_answer_is_noticed(run: Any, tmp_path: Path) -> None:

@@ -783,6 +783,8 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
       (folded when the file is loaded) multiplies the output vectors as integers, four times faster than float32 at
       batch 1, where reading the weights is all the time. A vector v is split in two int8 parts, v = s (hi + lo / 254)
       with s = max |v| / 127, so nothing is lost but the eighth decimal: rows never depend on their company.
+    - Where a processor has no VNNI, sums of such products need a session that `keep_sums_exact` has prepared. It cannot
+      reach into a graph inside the graph, so `surprisal` is computed from parts of seven bits: 128 · 127 · 2 < 2^15.
     - A row of length 0 passes its state through, and its logits come from the state.
     - The last two words are the last two numbers of the state. Their key is looked up in a table of buckets: the remainder
       of the key chooses the bucket, the quotient is compared with those in it, so a pair is never taken for another.
@@ -829,6 +831,8 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
         "pairs_of_logits": np.array([-1, 2, len(weights.words)]),
         "largest": np.float32(127), "tiny": np.float32(1e-20), "finer": np.float32(254), "middle": np.float32(128),
         "middle_u8": np.uint8(128), "weights_of_parts": np.array([[1, 1 / 254]], np.float32),
+        "largest_7": np.float32(64), "finer_7": np.float32(128), "middle_7": np.float32(64),
+        "middle_u8_7": np.uint8(64), "weights_of_parts_7": np.array([[1, 1 / 128]], np.float32),
         "minus_nats_per_bit": np.float32(-math.log(2)),
         "block": np.array([16]), "blocks_of_vectors": np.array([-1, 16, weights.words.shape[1]]),
         "blocks_of_tokens": np.array([-1, 16]), "zero_f32": np.float32(0),
@@ -836,29 +840,29 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
     make = helper.make_node
     infos = helper.make_tensor_value_info
 
-    def compare(vectors: str, logits: str) -> list[onnx.NodeProto]:
-        """Nodes from vectors (rows, E) to logits (rows, V)."""
+    def compare(vectors: str, logits: str, bits: str = "") -> list[onnx.NodeProto]:
+        """Nodes from vectors (rows, E) to logits (rows, V), by way of parts of eight bits or, with `_7`, of seven."""
         name = f"{logits}/".__add__
         return [
             make("Abs", [vectors], [name("size")]),
             make("ReduceMax", [name("size"), "last"], [name("peak")], keepdims=1),
             make("Max", [name("peak"), "tiny"], [name("positive")]),
-            make("Div", [name("positive"), "largest"], [name("unit")]),
+            make("Div", [name("positive"), f"largest{bits}"], [name("unit")]),
             make("Div", [vectors, name("unit")], [name("scaled")]),
             make("Round", [name("scaled")], [name("hi")]),
             make("Sub", [name("scaled"), name("hi")], [name("rest")]),
-            make("Mul", [name("rest"), "finer"], [name("finer_rest")]),
+            make("Mul", [name("rest"), f"finer{bits}"], [name("finer_rest")]),
             make("Round", [name("finer_rest")], [name("lo")]),
             make("Unsqueeze", [name("hi"), "one"], [name("hi_part")]),
             make("Unsqueeze", [name("lo"), "one"], [name("lo_part")]),
             make("Concat", [name("hi_part"), name("lo_part")], [name("parts")], axis=1),  # (rows, 2, E)
-            make("Add", [name("parts"), "middle"], [name("shifted")]),
+            make("Add", [name("parts"), f"middle{bits}"], [name("shifted")]),
             make("Cast", [name("shifted")], [name("parts_u8")], to=TensorProto.UINT8),
             make("Reshape", [name("parts_u8"), "rows_of_embedding"], [name("flat")]),  # (2 rows, E)
-            make("MatMulInteger", [name("flat"), "words_by_column", "middle_u8"], [name("sums")]),
+            make("MatMulInteger", [name("flat"), "words_by_column", f"middle_u8{bits}"], [name("sums")]),
             make("Cast", [name("sums")], [name("sums_f32")], to=TensorProto.FLOAT),
             make("Reshape", [name("sums_f32"), "pairs_of_logits"], [name("pairs")]),  # (rows, 2, V)
-            make("Mul", [name("unit"), "weights_of_parts"], [name("weight")]),
+            make("Mul", [name("unit"), f"weights_of_parts{bits}"], [name("weight")]),
             make("Unsqueeze", [name("weight"), "one"], [name("weight_row")]),  # (rows, 1, 2)
             make("MatMul", [name("weight_row"), name("pairs")], [name("both")]),
             make("Squeeze", [name("both"), "one"], [name("unscaled")]),
@@ -917,7 +921,7 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
 
     block = helper.make_graph(
         [
-            *compare("vectors_of_block", "lstm_logits_of_block"),
+            *compare("vectors_of_block", "lstm_logits_of_block", "_7"),
             *remember("a_of_block", "b_of_block", "lstm_logits_of_block", "logits_of_block"),
             make("LogSoftmax", ["logits_of_block"], ["log_p"], axis=1),
             make("Unsqueeze", ["tokens_of_block", "last"], ["chosen"]),
@@ -1061,8 +1065,9 @@ def build_graph(weights: Weights) -> onnx.ModelProto:
 
 
 def check(path: Path, reference: Reference, corpus: Corpus, order: np.ndarray) -> float:
-    """Largest difference between ONNX Runtime and torch over real text; logarithms relative to their size, if above 1.
+    """Largest difference between ONNX Runtime and torch over real text, as a share of what is allowed.
 
+    Logarithms are compared relative to their size, if above 1. Surprisals may differ more: they have parts of seven bits.
     The batch mixes lengths, 0 among them, so padding and passing through are compared as well.
     """
     session = open_session(path)
@@ -1087,7 +1092,8 @@ def check(path: Path, reference: Reference, corpus: Corpus, order: np.ndarray) -
             "surprisal, relative": float((np.abs(bits[0] - bits[1]) / np.maximum(1, bits[1])).max()),
         }
         print("ONNX against torch:", {k: f"{v:.1e}" for k, v in differences.items()}, flush=True)
-        worst = max(worst, *differences.values())
+        allowed = {name: 1e-3 if name.startswith("surprisal") else 1e-4 for name in differences}
+        worst = max(worst, *(value / allowed[name] for name, value in differences.items()))
         state, tokens = want["next_state"], np.roll(tokens, 1, axis=0)
     return worst
 
@@ -1147,8 +1153,8 @@ def export(model: LanguageModel, corpus: Corpus, trigrams: Trigrams) -> Path:
     (version / "vocabulary.txt").write_text("\n".join(weights.vocabulary) + "\n", encoding="utf8")
     reference = Reference(weights)
     worst = check(version / "model.onnx", reference, corpus, order)
-    if worst > 1e-4:
-        raise SystemExit(f"ONNX and torch differ by {worst:.1e}, more than 1e-4")
+    if worst > 1:
+        raise SystemExit(f"ONNX and torch differ by {worst:.1f} times as much as is allowed")
     entries = golden(version, reference)
     (version / "golden.json").write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf8")
     return version

@@ -675,7 +675,7 @@ FEW = 64
 
 
 def top_k(scores: Array, k: int) -> Array:
-    """Indices of the k largest scores of each row, largest first; all of them where there are fewer.
+    """Indices of the k largest scores of each row, largest first, equal ones in their order; all where there are fewer.
 
     Args:
         scores: (batch, classes).
@@ -687,7 +687,8 @@ def top_k(scores: Array, k: int) -> Array:
     k = min(k, scores.shape[1])
     if scores.shape[1] <= FEW:
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    # Sorted, as how a partition leaves equal ones depends on the processor.
+    best = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
     order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
     return np.take_along_axis(best, order, axis=1)
 
