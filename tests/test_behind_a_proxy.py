@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -134,7 +135,7 @@ def test_all_that_a_browser_follows_stays_below_the_prefix(
             html = browser.get(f"{PREFIX}{page}").text
             linked = re.findall(r"""(?:src|href|spec-url|url)(?:=|: )["']([^"'#]+)["']""", html)
             assert len(linked) >= 2
-            for link in linked:
+            for link in (urljoin(f"{PREFIX}{page}", link) for link in linked):
                 assert link.startswith(f"{PREFIX}/"), link
                 assert browser.get(link).status_code == 200
         assert browser.get(f"{PREFIX}/openapi.json").json()["servers"] == [{"url": PREFIX}]

@@ -40,7 +40,8 @@ async def readyz(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> R
 
 def unready(registry: Registry, gate: Gate, workers: Workers) -> NotReady | None:
     """Why this server is not ready; None when it is."""
-    if gate.draining or workers.leaving[0]:
+    # Not of the process that answers while others load: it ends when these are there.
+    if (gate.draining or workers.leaving[0]) and not registry.is_loading:
         return NotReady({"server": "is shutting down"}, will_pass=True)
     if reasons := registry.unready():
         return NotReady(reasons, will_pass=registry.is_loading)

@@ -63,7 +63,7 @@ async def test_a_worker_that_loads_is_told_of(models: Path) -> None:
     async with running(models) as client:
         client.app.app.state.workers.loaded[0] = 0  # type: ignore[attr-defined]
         problem = problem_of(await client.get("/readyz"), 503, "not-ready")
-        assert problem["reasons"] == {"workers": "1 of 1 are still loading"}
+        assert problem["reasons"] == {"workers": "are still starting"}
 
 
 async def test_while_draining_readiness_says_so(client: httpx.AsyncClient) -> None:
