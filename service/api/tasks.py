@@ -73,8 +73,7 @@ class TaskEndpoint:
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`."""
-        if len(body) >= EARLY_BYTES:
-            self._refuse_early(context, scope, body)
+        self._refuse_early(context, scope, body)
         kind = context.headers.get(b"content-type")
         request = parse_small_input(self._task, kind, scope["query_string"], body)
         return self._asked(context, request, len(body))
@@ -86,7 +85,7 @@ class TaskEndpoint:
     def _asked(self, context: RequestContext, request: TaskInput, size_bytes: int) -> Asked:
         handle = self._registry.resolve(self._task.name, request.model)
         context.model = handle.name
-        return Asked(handle.batcher, handle.answer(request), request.rows, request.work, size_bytes)
+        return Asked(handle.batcher, handle.answer(request), request.rows, request.work or size_bytes, size_bytes)
 
     def _refuse_early(self, context: RequestContext, scope: Any, body: bytes) -> None:
         """Refuse a request for the default model before its body is read, where no answer could be in time.
@@ -96,7 +95,7 @@ class TaskEndpoint:
         Raises:
             Overloaded: too much is to be done before.
         """
-        if b"model" in scope["query_string"] or b'"model"' in body:
+        if len(body) < EARLY_BYTES or b"model" in scope["query_string"] or b'"model"' in body:
             return
         with suppress(errors.ModelNotFound, errors.ModelNotReady):  # told once the body was found to be right
             self._registry.resolve(self._task.name, None).batcher.check(context.remaining_s)

@@ -213,8 +213,8 @@ class Batcher:
         self._watched_until = 0.0
         self._lock = threading.Lock()
         self._waiting = self._waiting_bytes = 0
-        self._waiting_s = 0.0  # for which those who wait will keep the model busy, as expected
-        self._begun_s = 0.0  # the same of those whose work has begun; written by whoever has the turn
+        self._waiting_kinds: dict[int, int] = {}  # how many of each kind
+        self._begun_s = 0.0  # for which those whose work has begun will keep the model busy; written with the turn
         self._busy_since = 0.0  # when the line was last empty
         self._closing = False  # guarded by the lock: no new requests
         self._stopping = False  # of the worker thread: it ends when nobody waits
@@ -337,9 +337,10 @@ class Batcher:
         Raises:
             Overloaded: too much is to be done before.
         """
-        behind_s = self._waiting_s + self._begun_s
-        if behind_s > 0.0:
-            self._check_time(behind_s, timeout_s, time.perf_counter())
+        with self._lock:
+            before_s = self._before_s()
+            if before_s > 0.0:
+                self._check_time(before_s, timeout_s, time.perf_counter())
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests, finish what was accepted, stop the thread.
@@ -416,25 +417,31 @@ class Batcher:
             if self._closing:
                 telemetry.DROPPED.labels(self._model, "draining").inc()
                 raise Draining
-            behind_s = self._waiting_s + self._begun_s
+            before_s = self._before_s()
             # A request larger than the whole queue is taken when nobody waits; else it could never be served.
             if self._waiting:
                 self._check_room(job)
-            if behind_s > 0.0:
-                self._check_time(behind_s + self.pace.through_s(job.kind), job.timeout_s, now)
+            if before_s > 0.0:
+                self._check_time(before_s + self.pace.through_s(job.kind), job.timeout_s, now)
             else:  # tried, whatever is expected: how else would it be found wrong?
                 self._busy_since = now
-            job.left_s = self.pace.busy_s(job.kind)
             job.is_waiting = True
             self._waiting += job.rows
             self._waiting_bytes += job.size_bytes
-            self._waiting_s += job.left_s
+            self._waiting_kinds[job.kind] = self._waiting_kinds.get(job.kind, 0) + 1
+
+    def _before_s(self) -> float:
+        """How long the model will be busy with all that was accepted, as expected now; the lock is held."""
+        seconds = self._begun_s
+        for kind, count in self._waiting_kinds.items():
+            seconds += count * self.pace.busy_s(kind)
+        return seconds
 
     def _check_room(self, job: Job) -> None:
         if self._waiting + job.rows > self._max_queue:
             telemetry.DROPPED.labels(self._model, "overloaded").inc()
             raise Overloaded(
-                self._model, waiting=self._waiting, limit=self._max_queue, retry_after_s=math.ceil(self._waiting_s)
+                self._model, waiting=self._waiting, limit=self._max_queue, retry_after_s=math.ceil(self._before_s())
             )
         if self._waiting_bytes + job.size_bytes > self._max_queue_bytes:
             telemetry.DROPPED.labels(self._model, "bytes").inc()
@@ -444,7 +451,7 @@ class Batcher:
                 limit=self._max_queue_bytes,
                 unit="bytes",
                 setting="GRIDLOOP_MAX_QUEUE_BYTES",
-                retry_after_s=math.ceil(self._waiting_s),
+                retry_after_s=math.ceil(self._before_s()),
             )
 
     def _check_time(self, needed_s: float, timeout_s: float, now: float) -> None:
@@ -467,7 +474,10 @@ class Batcher:
         if was_waiting:
             self._waiting -= job.rows
             self._waiting_bytes -= job.size_bytes
-            self._waiting_s = max(0.0, self._waiting_s - job.left_s) if self._waiting else 0.0
+            if self._waiting_kinds[job.kind] > 1:
+                self._waiting_kinds[job.kind] -= 1
+            else:
+                del self._waiting_kinds[job.kind]
         return was_waiting
 
     def _expire(self, job: Job) -> None:
@@ -542,9 +552,12 @@ class Batcher:
             telemetry.DROPPED.labels(self._model, "late").inc()
             job.steps.close()
             needed_s = now - job.since + self.pace.through_s(job.kind)
-            job.outcome = TooBusy(self._model, needed_s=needed_s, timeout_s=job.timeout_s, excess_s=self._waiting_s)
+            with self._lock:
+                before_s = self._before_s()
+            job.outcome = TooBusy(self._model, needed_s=needed_s, timeout_s=job.timeout_s, excess_s=before_s)
             self._finished.append(job)
             return
+        job.left_s = self.pace.busy_s(job.kind)
         self._begun_s += job.left_s
         self._advance(job, None)
 

@@ -38,8 +38,8 @@ class Pace:
     def busy_s(self, kind: int) -> float:
         """How long the model is expected to be busy with a request, its share of batches counted (seconds).
 
-        Of a kind that was never seen, what the nearest smaller one says, as if time grew with size; else what the
-        nearest larger one takes; and 0 while nothing is known at all.
+        A kind that was never seen is taken for the nearest smaller one, else for the nearest larger one: too little is
+        better than too much, which nobody would ever find wrong. 0 while nothing is known at all.
         """
         return self._expected_s[kind]
 
@@ -69,7 +69,4 @@ class Pace:
 
     def _guess(self, kind: int) -> float:
         known = [k for k in range(KINDS) if not math.isnan(self._busy_s[k])]
-        smaller = [k for k in known if k <= kind]
-        if smaller:
-            return self._busy_s[smaller[-1]] * 2.0 ** (kind - smaller[-1])
-        return self._busy_s[known[0]]
+        return self._busy_s[max((k for k in known if k <= kind), default=known[0])]

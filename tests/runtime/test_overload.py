@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from service.errors import DeadlineExceeded, Overloaded, TooBusy
 from service.graph import Run, Steps
 from service.runtime import batcher as batcher_module
 from service.runtime.batcher import Batcher
-from service.runtime.pace import KINDS, Pace, kind_of
+from service.runtime.pace import Pace, kind_of
 from service.runtime.session import OnnxSession
 from service.runtime.stop import Stop
 from tests import graphs
@@ -54,14 +53,12 @@ def test_the_pace_of_one_size_says_nothing_of_another_that_is_known() -> None:
     assert (pace.through_s(kind_of(4)), pace.through_s(kind_of(1500))) == (0.002, 0.3)
 
 
-def test_a_size_that_was_never_seen_takes_in_proportion_to_a_smaller_one() -> None:
+def test_a_size_that_was_never_seen_is_taken_for_its_nearest() -> None:
     pace = Pace()
     assert pace.busy_s(kind_of(1)) == 0.0  # nothing is known at all
     pace.note(kind_of(64), 0.5, 0.5, with_few=False)
-    assert pace.busy_s(kind_of(128)) == 1.0
-    assert pace.busy_s(kind_of(512)) == 4.0
-    assert pace.busy_s(kind_of(1)) == 0.5  # a larger one is a bound
-    assert pace.busy_s(kind_of(10**30)) == 0.5 * 2.0 ** (KINDS - 1 - kind_of(64))
+    pace.note(kind_of(1000), 2.0, 2.0, with_few=False)
+    assert [pace.busy_s(kind_of(work)) for work in (1, 64, 500, 1000, 10**30)] == [0.5, 0.5, 0.5, 2.0, 2.0]
 
 
 def test_the_pace_follows_what_is_measured() -> None:
@@ -239,11 +236,10 @@ async def test_a_run_goes_on_while_one_of_its_callers_waits(looping: OnnxSession
 
 
 @pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any request is expected to be quick enough for the event loop's thread."""
     monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
     monkeypatch.setattr(batcher_module, "INLINE_BUDGET_S", 0.05)
-    yield
 
 
 async def test_a_run_that_takes_too_long_in_the_event_loops_thread_goes_on_in_the_other(
