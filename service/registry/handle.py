@@ -90,7 +90,9 @@ class ModelHandle:
         self._graph = OnnxSession(graph, self.claims.constants)
         self.signature: Signature = self._graph.signature
         self.ref, self.name = ModelRef(name=name, version=version), f"{name}@{version}"
-        model_folder = ModelFolder(name, version, folder, self.signature.widened(), options_of_task)
+        model_folder = ModelFolder(
+            name, version, folder, self.signature.widened(), options_of_task, state_ranges=self.claims.state_ranges
+        )
         self.task = task(model_folder)
         self._session = PreparedSession(self.task, self._graph)
         weights = [graph, *(folder / name for name in self._graph.side_files)]
