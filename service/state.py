@@ -4,28 +4,33 @@ No replica keeps anything between two requests, so any replica continues any str
 
 Layout, before base64url without padding: 4 bytes CRC-32 of the rest · 4 bytes length of the header · header as
 JSON · the arrays' bytes one after another. The header holds the model's name and version, each array's name, dtype and
-shape, and a small `extra` dict of the task. The checksum notices every changed byte; it is no signature: a token must
-still be treated as untrusted input: its size is bounded and its numbers must be finite. Recurrent state hardly
-compresses, so nothing is compressed.
+shape, and a small `extra` dict of the task. Recurrent state hardly compresses, so nothing is compressed.
+
+The checksum notices every changed byte, but it is no signature: anybody can make a token. So its size is bounded, and
+`Bounds` says which numbers a graph can have left behind. The same bounds hold for what is issued: from a forged token
+that passes, a graph may compute what does not, and then the request is refused, not the next one.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
 import pybase64
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.errors import InvalidState, shortened
 
 MAX_TOKEN_CHARS = 64 * 1024
 """A longer token is refused unread (characters)."""
+MAX_ARRAY_BYTES = 44 * 1024
+"""Most that the arrays of a token may have together: base64 leaves some 5,000 characters for the rest (bytes)."""
 
 _CHECKSUM_BYTES = 4
 _DTYPES = {"<f4", "<f8", "<i8", "<i4"}
@@ -37,6 +42,83 @@ class State:
 
     arrays: Mapping[str, NDArray[Any]]
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class StateRange(BaseModel):
+    """Which numbers some columns of a recurrent state can have: a table in the manifest's `[state_ranges]`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    columns: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+    """The first, and the one after the last, along the last axis; left out: all."""
+    least: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    most: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    whole: bool = False
+    """Whether they are whole numbers, such as counts."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> StateRange:
+        if self.columns is not None and self.columns[0] >= self.columns[1]:
+            raise ValueError(f"columns = {list(self.columns)} has none; write the first and the one after the last")
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError(f"least = {self.least:g} is above most = {self.most:g}")
+        return self
+
+
+LEADS_NOWHERE = "leads, with this input, to numbers that the model cannot hold"
+"""What is wrong with a state whose numbers could be, but not together."""
+
+
+class OutOfRange(ArithmeticError):
+    """A run has led to numbers that no token may hold, or no answer."""
+
+
+class Bounds:
+    """What a graph can have left behind in one array of its state.
+
+    Args:
+        shape: of the array, without a batch axis.
+        dtype: of its elements.
+        ranges: of its columns; where there are none, every finite number.
+
+    Raises:
+        ValueError: a range has columns that the array has not; the message names them.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], ranges: Sequence[StateRange] = ()) -> None:
+        self.shape, self.dtype = shape, dtype
+        columns = shape[-1] if shape else 1
+        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        least, most = np.full(columns, limits.min, dtype), np.full(columns, limits.max, dtype)
+        whole = np.zeros(columns, np.bool_)
+        for each in ranges:
+            start, stop = each.columns or (0, columns)
+            if stop > columns:
+                raise ValueError(f"columns = [{start}, {stop}], but there are {columns}")
+            if each.least is not None and each.least > float(limits.min):
+                least[start:stop] = each.least
+            if each.most is not None and each.most < float(limits.max):
+                most[start:stop] = each.most
+            whole[start:stop] |= each.whole
+        self._least, self._most = least, most
+        self._whole = np.flatnonzero(whole) if dtype.kind == "f" and whole.any() else None
+        self._has_ranges = bool(ranges)
+
+    def hold(self, array: NDArray[Any]) -> bool:
+        """Whether a graph can have left this behind."""
+        if not self.are_finite(array):
+            return False
+        if not self._has_ranges:
+            return True
+        inside = bool(((array >= self._least) & (array <= self._most)).all())
+        if not inside or self._whole is None:
+            return inside
+        counts = array[..., self._whole]
+        return bool((counts == np.rint(counts)).all())
+
+    def are_finite(self, array: NDArray[Any]) -> bool:
+        """Whether it is such an array and has finite numbers: all that can be wrong where no token was believed."""
+        return array.shape == self.shape and array.dtype == self.dtype and bool(np.isfinite(array).all())
 
 
 def pack(model: str, version: str, state: State) -> str:

@@ -281,12 +281,16 @@ async def test_a_state_goes_to_its_own_model_only(real_client: httpx.AsyncClient
     assert "series-gru" in refused.json()["detail"]
 
 
-@pytest.mark.parametrize("number", [-1.0, 0.4, 39_041.0, 39_042.0, 1e30, -1e30])
-async def test_a_made_up_state_is_answered(real_client: httpx.AsyncClient, number: float) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(39_041.0, 200), (-1.0, 422), (0.4, 422), (39_042.0, 422), (1e30, 422), (-1e30, 422)]
+)
+async def test_a_made_up_state_is_answered_if_it_could_be(
+    real_client: httpx.AsyncClient, number: float, status: int
+) -> None:
     """The last two numbers of english-lstm's state are words: one that is no word must not break the run."""
     array = np.zeros(1026, np.float32)
     array[-2:] = number
     token = pack("english-lstm", "1", State({"state": array}, {"pending": "", "place": 0}))
     answer = await real_client.post("/v1/next-word-prediction", json={"text": "would ", "state": token})
-    assert answer.status_code == 200
-    assert sum(p["score"] for p in answer.json()["predictions"]) <= 1
+    assert answer.status_code == status
+    assert sum(p["score"] for p in answer.json().get("predictions", ())) <= 1

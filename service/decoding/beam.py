@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.graph import Run
+from service.state import OutOfRange
 from service.text.tokeniser import join
 from service.text.vocabulary import SUFFIXES, Vocabulary, proportional
 
@@ -65,6 +66,9 @@ def search(
 
     Returns:
         Continuations and their probabilities, best first.
+
+    Raises:
+        OutOfRange: the logits are no numbers, or leave no word possible.
     """
     beams = [Beam(score, (text,), 1, token, state) for token, text, score in first]
     done: dict[str, float] = {}
@@ -78,8 +82,11 @@ def search(
         for row, beam in enumerate(beams):
             weights = proportional(outputs["logits"][row])
             weights *= vocabulary.is_word if beam.glued else vocabulary.follows
+            total = float(weights.sum(dtype=np.float64))
+            if not total > 0:
+                raise OutOfRange("logits")
             groups, sums = vocabulary.heaviest(weights, max(top_k, BEAMS), None)
-            scores = sums * (beam.score / float(weights.sum(dtype=np.float64)))
+            scores = sums * (beam.score / total)
             likely = scores > least
             tokens, scores = vocabulary.likeliest(groups[likely], weights), scores[likely]
             ends = vocabulary.is_word[tokens] & (beam.words + beam.counts == words)

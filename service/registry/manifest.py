@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import ManifestInvalid, as_sentence
 from service.files import read_text
+from service.state import StateRange
 
 FILENAME = "manifest.toml"
 
@@ -51,6 +52,8 @@ class OfVersion(Claims):
 
     constants: dict[str, Finite] = {}
     """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
+    state_ranges: dict[str, list[StateRange]] = {}
+    """Which numbers the graph can leave in its recurrent state, by input: state tokens with others are refused."""
 
 
 class Manifest(OfVersion):
@@ -86,7 +89,8 @@ class Manifest(OfVersion):
             raise ManifestInvalid(
                 _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only licence, [metrics], [constants] and what the task reads, such as [calibration].",
+                "Here may be only licence, [metrics], [constants], [state_ranges] and what the task reads, such as "
+                "[calibration].",
             )
         return dict(self.model_extra or {}) | own
 

@@ -714,12 +714,21 @@ class Batcher:
         job.outcome = self._failed(job, error)
         self._finished.append(job)
 
-    def _failed(self, job: Job, error: Exception) -> InferenceFailed:
-        log.error("a run failed", model=self._model, exc_info=error)
-        job.steps.close()
+    def _failed(self, job: Job, error: Exception) -> Exception:
+        """What the job's caller is told. The steps hear of it where they asked for the run, and may know the reason."""
         self._work_off(job, job.left_s)
         failure = InferenceFailed(self._model)
         failure.__cause__ = error
+        try:
+            job.steps.throw(failure)
+        except (InferenceFailed, StopIteration):
+            pass
+        except Exception as explained:
+            log.warning("a run failed", model=self._model, reason=str(error), told=str(explained))
+            return explained
+        finally:
+            job.steps.close()
+        log.error("a run failed", model=self._model, exc_info=error)
         return failure
 
     def _hand_out(self) -> None:

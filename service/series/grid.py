@@ -177,13 +177,18 @@ class Grid:
         """
         last_ns, unit_ns = (None if found[name] is None else _whole(found[name]) for name in ("last", "unit"))
         pairs: Sequence[Any] = found["differences"]
-        differences = [_Difference(_whole(count, 1), _whole(total_ns, 1)) for count, total_ns in pairs]
-        if len(differences) > _MAX_DIFFERENCES or unit_ns not in (None, 1, 10**3, 10**6, 10**9):
+        differences = [_Difference(_whole(count, 1, _REMEMBERED - 1), _whole(total_ns, 1)) for count, total_ns in pairs]
+        if (
+            len(found) != len(cls().to_json())
+            or type(found["local"]) is not bool
+            or len(differences) > _MAX_DIFFERENCES
+            or unit_ns not in (None, 1, 10**3, 10**6, 10**9)
+        ):
             raise ValueError("not a grid")
-        return cls(last_ns, bool(found["local"]), unit_ns, min(_whole(found["spare"], 0), MAX_HOLE_POINTS), differences)
+        return cls(last_ns, found["local"], unit_ns, _whole(found["spare"], 0, MAX_HOLE_POINTS), differences)
 
 
-def _whole(number: Any, least: int = -LATEST_NS) -> int:
-    if type(number) is not int or not least <= number <= LATEST_NS:
+def _whole(number: Any, least: int = -LATEST_NS, most: int = LATEST_NS) -> int:
+    if type(number) is not int or not least <= number <= most:
         raise ValueError(number)
     return number

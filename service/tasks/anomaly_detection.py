@@ -34,10 +34,11 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
-from service.errors import InvalidInput, InvalidState, InvalidTimestamp, TooLarge
+from service.errors import InferenceFailed, InvalidInput, InvalidState, InvalidTimestamp, TooLarge
 from service.graph import SEQUENCE_LENS
 from service.series import timestamps
 from service.series.grid import Grid, StepBack
+from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 from service.tasks.comparison import difference
 
@@ -183,8 +184,24 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         if "novelty" in folder.signature.outputs:
             folder.output("novelty", dtype=("float64", "float32"), rank=2)
         self._dtype = folder.signature.inputs["values"].dtype
+        _ = folder.state_bounds  # raises where the state cannot travel
 
     def steps(self, request: AnomalyDetectionInput) -> Steps[AnomalyDetectionOutput]:
+        try:
+            return (yield from self._steps(request))
+        except OutOfRange:
+            if request.state is None:
+                raise InvalidInput(
+                    "The values lead to numbers that the model cannot hold. Scale the series down; if there are "
+                    "missing points, try without them."
+                ) from None
+            raise InvalidState(LEADS_NOWHERE) from None
+        except InferenceFailed:
+            if request.state is None:
+                raise
+            raise InvalidState(LEADS_NOWHERE) from None
+
+    def _steps(self, request: AnomalyDetectionInput) -> Steps[AnomalyDetectionOutput]:
         stream = self.decode(request)
         values, state = stream.values, stream.arrays
         expected, spread, novelty = np.empty_like(values), np.empty_like(values), np.zeros_like(values)
@@ -203,7 +220,9 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
                 novelty[start : start + CHUNK] = outputs["novelty"][0]
             state = {name: outputs[following] for name, following in self.folder.signature.states.items()}
         token = self.folder.pack_state(
-            {name: array[0] for name, array in state.items()}, {_GRID: stream.grid.to_json()} if stream.grid else None
+            {name: array[0] for name, array in state.items()},
+            {_GRID: stream.grid.to_json()} if stream.grid else None,
+            from_token=request.state is not None,
         )
         if (sent := stream.sent) is not None:
             values, expected, spread, novelty = values[sent], expected[sent], spread[sent], novelty[sent]
@@ -231,8 +250,8 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         else:
             state = self.folder.unpack_state(request.state)
             arrays = {name: array[None] for name, array in state.arrays.items()}
-            if _GRID in state.extra:
-                grid = _grid_of(state.extra[_GRID])
+            if state.extra:
+                grid = _grid_of(state.extra)
         if request.timestamps is None:
             if grid is not None:
                 grid.leave()
@@ -263,12 +282,18 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             novelty: float64 (time,), 0..1, how new the latest points are together; 0 where the model does not say.
             sensitivity: 0..1.
             state: the token to hand on.
+
+        Raises:
+            OutOfRange: a point has no score.
         """
         missing = np.isnan(values)
         blind = spread >= UNBOUNDED
         error = np.abs(values - expected)
-        unexpected = np.where(blind, 0.0, error / (error + spread))  # u / (1 + u), but no quotient that overflows
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # no score, which is seen below
+            unexpected = np.where(blind, 0.0, error / (error + spread))  # u / (1 + u), but no quotient that overflows
         scores = np.where(missing, 0.0, np.maximum(unexpected, novelty))
+        if not 0 <= scores.min() <= scores.max() <= 1:
+            raise OutOfRange("scores")
         is_anomaly = (scores >= 1 - sensitivity) & ~missing
         with np.errstate(over="ignore"):
             half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else spread * math.inf
@@ -322,13 +347,15 @@ def _missing_before(stamps: list[Any], grid: Grid) -> Array:
         ) from None
 
 
-def _grid_of(found: Any) -> Grid:
+def _grid_of(extra: Mapping[str, Any]) -> Grid:
     """What a token says of the stream's stamps.
 
     Raises:
         InvalidState: it is no such thing.
     """
     try:
-        return Grid.from_json(found)
+        if extra.keys() != {_GRID}:
+            raise ValueError
+        return Grid.from_json(extra[_GRID])
     except (ValueError, KeyError, TypeError):
-        raise InvalidState("is not a state token of this service") from None
+        raise InvalidState("does not fit this model") from None

@@ -41,7 +41,7 @@ from service.errors import (
 )
 from service.files import read_text
 from service.graph import Array, Run, Signature, Steps, TensorSpec
-from service.state import State, pack, unpack
+from service.state import MAX_ARRAY_BYTES, Bounds, OutOfRange, State, StateRange, pack, unpack
 from service.tasks.comparison import difference
 
 __all__ = [
@@ -216,6 +216,7 @@ class ModelFolder:
         signature: the graph's inputs and outputs.
         options: the manifest's keys and tables that are the task's own, as read from TOML; `Task.options` checks them.
         limits: the server's limits.
+        state_ranges: which numbers the graph can leave in its recurrent state, by input.
     """
 
     name: str
@@ -224,26 +225,73 @@ class ModelFolder:
     signature: Signature
     options: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    state_ranges: Mapping[str, Sequence[StateRange]] = field(default_factory=dict)
 
     @cached_property
     def ref(self) -> ModelRef:
         """Name and version, as every answer starts."""
         return ModelRef(name=self.name, version=self.version)
 
-    def pack_state(self, arrays: Mapping[str, Array], extra: Mapping[str, Any] | None = None) -> str:
-        """A stream's memory as a token for the client: recurrent state without a batch axis, and what the task adds."""
+    @cached_property
+    def state_bounds(self) -> Mapping[str, Bounds]:
+        """What the graph's recurrent state can be, by input.
+
+        Raises:
+            ManifestInvalid: it cannot travel in a token, or the manifest has ranges for what is not there.
+        """
+        where, states = f"{self.name}/{self.version}/model.onnx", self.signature.states
+        for name, following in states.items():
+            before, after = self.signature.inputs[name], self.signature.outputs[following]
+            if before.dtype not in ("float32", "float64", "int32", "int64") or after.dtype != before.dtype:
+                raise ManifestInvalid(
+                    where, f"state {before} and {after}: both should be the same float or int, 32 or 64."
+                )
+        fresh = self.signature.fresh_state()
+        if (size := sum(array.nbytes for array in fresh.values())) > MAX_ARRAY_BYTES:
+            raise ManifestInvalid(
+                where, f"has a recurrent state of {size:,} bytes; a token holds {MAX_ARRAY_BYTES:,}. Make it smaller."
+            )
+        where = f"{self.name}/manifest.toml"
+        if unknown := [name for name in self.state_ranges if name not in states]:
+            raise ManifestInvalid(
+                where,
+                f"[state_ranges] has {unknown[0]!r}; the graph's states are: {', '.join(states) or 'none'}.",
+            )
+        try:
+            return {
+                name: Bounds(array.shape[1:], array.dtype, self.state_ranges.get(name, ()))
+                for name, array in fresh.items()
+            }
+        except ValueError as error:
+            raise ManifestInvalid(where, f"[state_ranges] has {error}.") from None
+
+    def pack_state(
+        self, arrays: Mapping[str, Array], extra: Mapping[str, Any] | None = None, *, from_token: bool = False
+    ) -> str:
+        """A stream's memory as a token for the client.
+
+        Args:
+            arrays: the recurrent state without a batch axis.
+            extra: what the task adds.
+            from_token: the stream came in with a token, whose numbers were only believed.
+
+        Raises:
+            OutOfRange: it is nothing that `unpack_state` would take back.
+        """
+        for name, bounds in self.state_bounds.items():
+            if not (bounds.hold(arrays[name]) if from_token else bounds.are_finite(arrays[name])):
+                raise OutOfRange(name)
         return pack(self.name, self.version, State(arrays, extra or {}))
 
     def unpack_state(self, token: str) -> State:
         """The way back from `pack_state`.
 
         Raises:
-            InvalidState: the token is damaged, another model's, or its arrays are not those of the graph.
+            InvalidState: the token is damaged, another model's, or its arrays are nothing that the graph leaves behind.
         """
         state = unpack(self.name, self.version, token)
-        fresh = self.signature.fresh_state()
-        found = {name: (array.shape, array.dtype) for name, array in state.arrays.items()}
-        if found != {name: (array.shape[1:], array.dtype) for name, array in fresh.items()}:
+        bounds = self.state_bounds
+        if state.arrays.keys() != bounds.keys() or not all(bounds[n].hold(array) for n, array in state.arrays.items()):
             raise InvalidState("does not fit this model")
         return state
 

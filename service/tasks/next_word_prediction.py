@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
 from service.decoding.beam import BEAMS, search
-from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
+from service.errors import InferenceFailed, InvalidInput, InvalidState, ManifestInvalid, TooLarge
+from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 from service.tasks.comparison import difference, ranking_difference
 from service.text.normal_form import normalise, visible
@@ -336,6 +337,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if isinstance(width, int) and width != len(self.vocabulary):
             raise ManifestInvalid(where, f"has {len(self.vocabulary)} lines, but the model's logits {width} columns.")
         self._state_size = size
+        _ = folder.state_bounds  # raises where the state cannot travel
         self._remembered = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._tokens)
         self._find_fragment = lru_cache(maxsize=REMEMBERED_CHUNKS)(self._fragment)
         self._end = tuple(number for token, number in self.vocabulary.number.items() if token == END)
@@ -359,10 +361,13 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         array, extra = found.arrays["state"], found.extra
         pending, place = extra.get("pending"), extra.get("place")
         if (
-            not isinstance(pending, str)
+            len(extra) != 2
+            or not isinstance(pending, str)
             or len(pending) >= MAX_CHUNK_CHARS
             or any(c.isspace() for c in pending)
-            or place not in (0, 1, 2)
+            or visible(pending) != pending
+            or type(place) is not int
+            or not 0 <= place <= 2
         ):
             raise InvalidState("does not fit this model")
         return Memory(array, pending, place, fresh=False)
@@ -470,6 +475,8 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         if not explain:
             return readings, np.zeros(len(tokens), np.float32)
         each = np.concatenate(bits)[opening:]
+        if not np.isfinite(each).all():
+            raise OutOfRange("surprisal")
         return readings, np.array([each[a:b].sum() for a, b in pairwise(ends[: stops[-1] + 1])], np.float32)
 
     def _run(
@@ -497,6 +504,18 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
         return self._run(words[:, None], [1] * len(words), states)
 
     def steps(self, request: NextWordInput) -> Steps[NextWordOutput]:
+        try:
+            return (yield from self._steps(request))
+        except OutOfRange as error:
+            if request.state is None:
+                raise InferenceFailed(self.folder.name) from error
+            raise InvalidState(LEADS_NOWHERE) from None
+        except InferenceFailed:
+            if request.state is None:
+                raise
+            raise InvalidState(LEADS_NOWHERE) from None
+
+    def _steps(self, request: NextWordInput) -> Steps[NextWordOutput]:
         limit = self.folder.limits.max_text_chars
         if len(request.text) > limit:
             raise TooLarge(
@@ -545,7 +564,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             )
             predictions = [WordPrediction(text, score) for text, score in found]
         extra = {"pending": kept.pending, "place": kept.place}
-        state = self.folder.pack_state({"state": kept.array}, extra)
+        state = self.folder.pack_state({"state": kept.array}, extra, from_token=request.state is not None)
         answer = NextWordOutput.model_construct(
             model=self.folder.ref, predictions=predictions, completing=completing, state=state
         )
@@ -631,6 +650,8 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             if largest < 1e-30:  # all of them are next to impossible: count from the least impossible one
                 weights = proportional(logits, among=self.vocabulary.tokens(choice))
             total = float(self.vocabulary.weights(choice, weights).sum(dtype=np.float64))
+        if not total > 0:  # no logits, or none that leaves a word possible
+            raise OutOfRange("logits")
         k = min(top_k, self.vocabulary.count if choice is None else choice.stop - choice.start)
         groups, sums = self.vocabulary.heaviest(weights, k, choice)
         return [

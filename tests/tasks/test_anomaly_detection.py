@@ -104,8 +104,8 @@ def test_more_sensitivity_never_finds_less(detect: Any) -> None:
     assert all(fewer <= more for fewer, more in pairwise(found))
 
 
-def test_a_missing_point_is_never_anomalous(detect: Any) -> None:
-    answer = detect([0, None], sensitivity=1)
+def test_a_missing_point_is_never_anomalous(detect_age: Any) -> None:
+    answer = detect_age([0, None], sensitivity=1)
     assert answer["is_anomaly"] == [True, False]
     assert answer["scores"][1] == 0
 
@@ -264,7 +264,7 @@ def test_a_token_with_a_made_up_grid_is_refused(detect: Any) -> None:
     from service import state
 
     token = state.pack("steps", "1", state.State({"state": np.zeros(1, np.float32)}, {"grid": {"last": "noon"}}))
-    with pytest.raises(InvalidState, match="not a state token"):
+    with pytest.raises(InvalidState, match="does not fit this model"):
         detect([1], state=token)
 
 
