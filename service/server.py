@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from service.errors import ServiceError
+from service.keys import Keyring
 from service.listening import listening
 from service.registry.installed import located
 from service.runtime.memory import keep_freed_memory
@@ -34,11 +35,12 @@ def serve(settings: Settings) -> int:
         The exit code: 0 after a signal, 1 when the port or path could not be had.
 
     Raises:
-        ServiceError: the workers have no place for their metrics.
+        ServiceError: a file that a setting names cannot be used, or the workers have no place for their metrics.
     """
     keep_freed_memory()
     settings = settings.model_copy(update={"models": located(settings.models)})
     plan = settings.plan()
+    Keyring(settings.api_keys, settings.api_keys_file)  # before a port is taken, and models are loaded
     with contextlib.ExitStack() as stack:
         if plan.workers > 1:
             stack.enter_context(_metrics_folder())

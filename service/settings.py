@@ -76,8 +76,14 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Comma-separated keys for `Authorization: Bearer …`; empty: open. Probes stay open.",
+        description="Comma-separated keys for `Authorization: Bearer …`, for every model; none here nor in a file: "
+        "open. Probes stay open.",
         repr=False,
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File of hashed keys, with the models that each may ask, as `gridloop key` writes it; read again "
+        "when it changes.",
     )
     rate_limit: float = Field(
         default=0.0, ge=0, description="Requests per second and client before 429, over all workers; 0: no limit."
@@ -100,6 +106,12 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
+
+    @field_validator("api_keys_file", mode="before")
+    @classmethod
+    def _is_set(cls, value: object) -> object:
+        """A variable that is empty is one that is not set: the folder that `Path` makes of it is not meant."""
+        return None if value == "" else value
 
     @field_validator("host")
     @classmethod

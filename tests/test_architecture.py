@@ -18,6 +18,8 @@ LAYERS = [
         "log_writer",
         "graph",
         "calibration",
+        "keys",
+        "renewal",
         "state",
         "telemetry",
         "settings",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from service.graph import Steps
+from service.keys import Key
 from service.runtime.batcher import Batcher, Timings
 
 _KEY = "gridloop.context"
@@ -99,6 +100,7 @@ class RequestContext:
         cors: headers of the answer for pages of other origins.
         prefix: what stands before the path as the client knows it, where a proxy takes it off.
         closing: the server is to stop, so the connection is closed after the answer.
+        key: the API key that was sent; None where none is asked for.
     """
 
     headers: Mapping[bytes, bytes]
@@ -112,6 +114,7 @@ class RequestContext:
     cors: tuple[tuple[bytes, bytes], ...] = ()
     prefix: str = ""
     closing: bool = False
+    key: Key | None = None
 
     @property
     def remaining_s(self) -> float:

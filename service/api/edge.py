@@ -189,7 +189,7 @@ class Edge:
         context.timeout_s = _timeout_s(headers, self._default_timeout_s)
         if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise HTTPException(417)
-        self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
+        context.key = self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
 
     def _is_alone(self, scope: Any, now: float, arrived: int) -> bool:
         """Whether this is the only request: no other worker has one, and none waits here to be begun."""
@@ -292,17 +292,18 @@ class Edge:
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(telemetry.FLUSH_S, self.flush_metrics)
         if self._access_log and (self._log_probes or scope["path"] not in _PROBES):
-            self._access_log(
-                {
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": status,
-                    "ms": round(seconds * 1e3, 2),
-                    "model": context.model,
-                    "request_id": context.request_id,
-                    "trace_id": context.trace[3:35] if context.trace else None,
-                }
-            )
+            facts = {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round(seconds * 1e3, 2),
+                "model": context.model,
+                "request_id": context.request_id,
+                "trace_id": context.trace[3:35] if context.trace else None,
+            }
+            if context.key is not None:
+                facts["key"] = context.key.name
+            self._access_log(facts)
 
 
 class _Call:
