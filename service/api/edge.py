@@ -58,6 +58,8 @@ CROWDED_S = 0.05
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _PROBES = (*OPEN_PATHS, "/metrics")
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""An answer quotes what callers sent: no browser may take one for a page, whatever its content type says."""
 
 
 class Endpoint(Protocol):
@@ -437,7 +439,7 @@ def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
         t.infer * 1e3,
         t.encode * 1e3,
     )
-    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), *context.cors]
+    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), _NOSNIFF, *context.cors]
     if context.trace:
         headers.append((b"traceparent", context.trace.encode()))
     if context.closing:
