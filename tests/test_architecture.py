@@ -26,6 +26,7 @@ LAYERS = [
         "schemas",
         "series",
         "tables",
+        "tls",
         "__init__",
     },
     {"media", "text"},
