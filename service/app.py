@@ -23,6 +23,7 @@ from service.api.cors import Cors
 from service.api.edge import Edge, Endpoint
 from service.api.gate import Gate
 from service.api.tasks import TaskEndpoint
+from service.keys import Keyring
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.settings import UNIX, Settings
@@ -96,7 +97,8 @@ def create_app(
         tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
     """
     models = registry or make_registry(settings, tasks)
-    gate = Gate(settings.api_keys, settings.rate_limit / settings.plan().workers)
+    keys = Keyring(settings.api_keys, settings.api_keys_file)
+    gate = Gate(keys, settings.rate_limit / settings.plan().workers)
     workers = workers or Workers()
 
     @asynccontextmanager
@@ -108,7 +110,10 @@ def create_app(
                 say_ready(settings, models)
 
         loading = asyncio.create_task(load())
+        renewing = asyncio.create_task(keys.renewal.keep_fresh()) if keys.renewal else None
         yield
+        if renewing:
+            renewing.cancel()
         gate.draining = True
         models.stop_loading()
         await loading
@@ -165,5 +170,5 @@ async def _answered_by_the_edge(_: Request) -> Response:
 def _openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], settings: Settings) -> dict[str, Any]:
     """The document, made when it is first asked for."""
     if app.openapi_schema is None:
-        app.openapi_schema = document.openapi(app, tasks, secured=bool(settings.api_keys))
+        app.openapi_schema = document.openapi(app, tasks, secured=not app.state.gate.keys.is_open)
     return app.openapi_schema

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service import __version__
-from service.errors import InvalidInput, ManifestInvalid, ServiceError, TooLarge, as_sentence
+from service.errors import InvalidInput, ManifestInvalid, ServiceError, SettingUnusable, TooLarge, as_sentence
 from service.tables import choose_series, read_table
 
 if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for them
@@ -69,6 +69,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         choices = getattr(field.annotation, "__args__", ())
         kind = click.Choice(choices) if choices and all(isinstance(c, str) for c in choices) else None
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        default = "" if default is None else default
         command = click.option(
             f"--{name.replace('_', '-')}",
             name,
@@ -94,7 +95,7 @@ def serve_command(**options: Any) -> None:
     settings = _settings({name: value for name, value in options.items() if value is not None})
     try:
         sys.exit(serve(settings))
-    except ManifestInvalid as error:  # of the repository itself: what is wrong with one model stops nothing
+    except (ManifestInvalid, SettingUnusable) as error:  # of the repository itself: one broken model stops nothing
         raise click.UsageError(str(error)) from None
     except ServiceError as error:
         raise click.ClickException(str(error)) from None
@@ -452,6 +453,41 @@ def _load(models: Path, task: str | None = None) -> Registry:
     with err.status("loading models"):
         registry.load(task)
     return registry
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--models", metavar="GLOBS", help="Models that it may ask, such as `cifar10-*,series-gru`; left out: all."
+)
+@click.option(
+    "--admin", is_flag=True, help="For the routes that change the server; asks models only if --models is given."
+)
+@AS_JSON
+def key(name: str, models: str | None, admin: bool, as_json: bool) -> None:
+    """Make an API key for NAME: the key on stderr, this once, and on stdout its table for GRIDLOOP_API_KEYS_FILE.
+
+    The file holds the key's hash alone, and a server that runs reads it again by itself:
+    `gridloop key shop >> keys.toml`. Two keys of one name are both good, until the old one's table is taken out.
+    """
+    from service.keys import as_toml, new_key
+
+    globs = [] if admin and models is None else _parts(models)
+    try:
+        secret, made = new_key(name, models=globs, admin=admin)
+    except ValidationError as error:
+        raise click.UsageError(as_sentence(error)) from None
+    if as_json:
+        click.echo(orjson.dumps({"key": secret, **made.model_dump(), "table": as_toml(made)}))
+        return
+    err.print("The key, which is shown this once: send it as `Authorization: Bearer …`.", style="dim")
+    click.echo(secret, err=True)
+    click.echo(as_toml(made))
+
+
+def _parts(text: str | None) -> list[str] | None:
+    """What is between the commas of an option; None where it is left out."""
+    return None if text is None else [part for item in text.split(",") if (part := item.strip())]
 
 
 @main.command()

@@ -12,6 +12,7 @@ short where it is long, so that the answer stays small whatever was sent.
     │       └── InvalidTimestamp    one cannot be read, or goes back
     ├── BadRequest              the request itself is broken (a header, the multipart framing)
     ├── NotAuthorised           an API key is needed
+    ├── NotAllowed              the API key does not reach so far
     ├── TooLarge                over a configured limit
     ├── UnsupportedMedia        a content type or encoding that is not taken here
     ├── BodyTimeout             the client sends too slowly
@@ -21,6 +22,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── NotReady                the server as a whole: a model that must be there is not
     ├── ManifestInvalid         a model folder that cannot be served
     ├── NameTaken               two public types of one name
+    ├── SettingUnusable         a file that a setting names
     ├── Unavailable             nothing wrong with the request, try again
     │   ├── Overloaded          too many rows, or bytes, wait already
     │   │   └── TooBusy             so much is to be done before that the answer would be late
@@ -33,7 +35,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
 from typing import Any, ClassVar
@@ -217,6 +219,20 @@ class NotAuthorised(ServiceError):
         super().__init__("This server needs an API key: send it as `Authorization: Bearer <key>`.")
 
 
+class NotAllowed(ServiceError):
+    """The API key that was sent is good for other things.
+
+    Args:
+        key: its name.
+        what: it may not do, as in "ask model 'cifar10-cnn'".
+    """
+
+    slug = "not-allowed"
+
+    def __init__(self, key: str, what: str) -> None:
+        super().__init__(f"The API key {key!r} may not {what}. Send another key, or have the operator extend this one.")
+
+
 class TooLarge(ServiceError):
     """Something is over a configured limit.
 
@@ -282,12 +298,18 @@ class ModelNotFound(ServiceError):
     slug = "model-not-found"
 
     def __init__(self, asked: str, *, available: Sequence[str], what: str = "model", note: str = "") -> None:
+        self._asked, self._available, self._what, self._note = asked, available, what, note
         close = get_close_matches(asked[:MAX_NAME_CHARS], available, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         there = (
             f" There are: {', '.join(available)}." if available else f" There is no {what} at all; see GET /v1/models."
         )
         super().__init__(f"There is no {what} {quoted(asked)}.{note}{hint}{there}")
+
+    def among(self, may_hear_of: Callable[[str], bool]) -> ModelNotFound:
+        """The same for a caller who may hear of some models only: of the others the message says nothing."""
+        available = [name for name in self._available if may_hear_of(name.partition("@")[0])]
+        return ModelNotFound(self._asked, available=available, what=self._what, note=self._note)
 
 
 class ModelNotReady(ServiceError):
@@ -336,6 +358,18 @@ class ManifestInvalid(ServiceError):
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"{where}: {problem}")
         self.where, self.problem = where, problem
+
+
+class SettingUnusable(ServiceError):
+    """A file that a setting names cannot be used.
+
+    Args:
+        setting: the environment variable.
+        problem: the file's name and what is wrong with it; never its content.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{setting}: {problem}.")
 
 
 class NameTaken(ServiceError):

@@ -14,10 +14,12 @@ from pathlib import Path
 import structlog
 
 from service.errors import ServiceError
+from service.keys import Keyring
 from service.listening import listening
 from service.registry.installed import located
 from service.runtime.memory import keep_freed_memory
 from service.settings import UNIX, Settings
+from service.tls import Certificate
 
 log = structlog.get_logger(__name__)
 
@@ -34,11 +36,13 @@ def serve(settings: Settings) -> int:
         The exit code: 0 after a signal, 1 when the port or path could not be had.
 
     Raises:
-        ServiceError: the workers have no place for their metrics.
+        ServiceError: a file that a setting names cannot be used, or the workers have no place for their metrics.
     """
     keep_freed_memory()
     settings = settings.model_copy(update={"models": located(settings.models)})
     plan = settings.plan()
+    Keyring(settings.api_keys, settings.api_keys_file)  # refused before a port is taken and models are loaded…
+    Certificate.of(settings)  # …as this is
     with contextlib.ExitStack() as stack:
         if plan.workers > 1:
             stack.enter_context(_metrics_folder())
@@ -57,7 +61,9 @@ def serve(settings: Settings) -> int:
             return 1
         log.info(
             "starting",
-            url=settings.host if settings.host.startswith(UNIX) else f"http://{settings.host}:{settings.port}",
+            url=settings.host
+            if settings.host.startswith(UNIX)
+            else f"{settings.scheme}://{settings.host}:{settings.port}",
             workers=plan.workers,
             cpu_budget=plan.budget.reason,
             models=str(settings.models),

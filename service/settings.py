@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cpu import CpuBudget, cpu_budget
@@ -85,8 +85,25 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Comma-separated keys for `Authorization: Bearer …`; empty: open. Probes stay open.",
+        description="Comma-separated keys for `Authorization: Bearer …`, for every model; none here nor in a file: "
+        "open. Probes stay open.",
         repr=False,
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File of hashed keys, with the models that each may ask, as `gridloop key` writes it; read again "
+        "when it changes.",
+    )
+    tls_cert: Path | None = Field(
+        default=None,
+        description="Certificate (PEM, with those between it and its root): the port speaks HTTPS and nothing else. "
+        "Read again when it is renewed.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="Private key of the certificate (PEM); left out: it is in the certificate's file."
+    )
+    tls_key_password_file: Path | None = Field(
+        default=None, description="File with the password of the private key, where it has one."
     )
     rate_limit: float = Field(
         default=0.0, ge=0, description="Requests per second and client before 429, over all workers; 0: no limit."
@@ -109,6 +126,19 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
+
+    @field_validator("api_keys_file", "tls_cert", "tls_key", "tls_key_password_file", mode="before")
+    @classmethod
+    def _is_set(cls, value: object) -> object:
+        """A variable that is empty is one that is not set: the folder that `Path` makes of it is not meant."""
+        return None if value == "" else value
+
+    @field_validator("tls_key", "tls_key_password_file")
+    @classmethod
+    def _has_a_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("tls_cert") is None:
+            raise ValueError("is of no use without GRIDLOOP_TLS_CERT, and would leave the port without TLS")
+        return value
 
     @field_validator("host")
     @classmethod
@@ -161,6 +191,11 @@ class Settings(BaseSettings):
         return sorted(
             v for v in environment if v.startswith("GRIDLOOP_") and v not in known and not v.startswith(links)
         )
+
+    @property
+    def scheme(self) -> str:
+        """What its URLs begin with."""
+        return "http" if self.tls_cert is None else "https"
 
     def plan(self, budget: CpuBudget | None = None) -> Plan:
         """How many processes to start: one for each core that may be used."""

@@ -1,6 +1,7 @@
 """A worker: the process that answers requests, with uvicorn.
 
-It listens by itself, or, beside others, is handed its connections by the supervisor over a Unix socket.
+It listens by itself, or, beside others, is handed its connections by the supervisor over a Unix socket. TLS is spoken
+here, whichever way a connection came.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from service.api.protocol import LimitedHttpProtocol
 from service.app import create_app
 from service.registry.registry import Registry
 from service.settings import Settings
+from service.tls import Certificate
 
 ALLOCATIONS = 10_000
 """Objects made before the collector looks for cycles: a request makes hundreds, and leaves none (count)."""
@@ -38,6 +40,10 @@ class Server(uvicorn.Server):
     """Time between the signal and the end of taking requests (seconds); under a supervisor it has passed before."""
     channel: socket.socket | None = None
     """Where connections are handed over, each as a file descriptor; closed by the supervisor, or by its death."""
+    certificate: Certificate | None = None
+    """What connections are encrypted with; None for HTTP in the clear."""
+    handshake_timeout_s: float = 20.0
+    """Time for a client to agree on how to encrypt (seconds)."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -58,7 +64,11 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._show_life(self.config.app.app.state.workers)  # type: ignore[union-attr]
-        await super().startup(sockets)
+        if self.certificate is not None:
+            self._renewing = self._loop.create_task(self.certificate.renewal.keep_fresh())
+        await super().startup([])
+        for listener in sockets or ():
+            self.servers.append(await self._loop.create_server(self._protocol, sock=listener, **self._encryption()))
         if self.channel is not None:
             self.channel.setblocking(False)
             self._adopting: set[asyncio.Task[Any]] = set()
@@ -94,10 +104,19 @@ class Server(uvicorn.Server):
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(OSError):  # the client has left already
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+        protocol = self._protocol()
+        with contextlib.suppress(OSError):  # the client has left already, or does not speak TLS
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, **self._encryption())
+        if protocol.transport is None:  # it was never a connection to the protocol, which counts those that are closed
+            workers = self.config.app.app.state.workers
+            workers.closed[workers.own] += 1
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _encryption(self) -> dict[str, Any]:
+        if self.certificate is None:
+            return {}
+        return {"ssl": self.certificate.context, "ssl_handshake_timeout": self.handshake_timeout_s}
+
+    def _protocol(self) -> LimitedHttpProtocol:
         return LimitedHttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
@@ -130,7 +149,9 @@ def make_server(settings: Settings, *, registry: Registry | None = None, workers
     )
     config.load()  # imports what the server needs, as does the next line
     config.get_loop_factory()
-    return Server(config)
+    server = Server(config)
+    server.certificate, server.handshake_timeout_s = Certificate.of(settings), settings.body_timeout_s
+    return server
 
 
 def work(server: Server, source: socket.socket) -> None:

@@ -42,7 +42,7 @@ def affine(path: Path, batch: int | str = "batch") -> Path:
     )
 
 
-def endless(path: Path) -> Path:
+def endless_above_zero(path: Path) -> Path:
     """y = x for x float32 (batch, width) without a number above 0; with one, its loop never ends."""
     make = helper.make_node
     flag = helper.make_tensor_value_info

@@ -436,13 +436,13 @@ def answering(request: pytest.FixtureRequest) -> Iterator[HTTPServer]:
     server.server_close()
 
 
-def run_health_check(port: int) -> int:
+def run_health_check(port: int, **variables: str) -> int:
     """The exit code of the image's own check, run with this Python."""
     command = re.search(r"HEALTHCHECK.*\\\n  CMD (.*)", DOCKERFILE)
     assert command
     _, *arguments = json.loads(command[1])
     # A proxy that is set for the container must not be asked for it.
-    environment = {"GRIDLOOP_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+    environment = {"GRIDLOOP_PORT": str(port), "http_proxy": "http://127.0.0.1:9", **variables}
     return subprocess.run([sys.executable, *arguments], env=environment, check=False, capture_output=True).returncode
 
 

@@ -25,6 +25,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented_with_its_default(name: str) -> None:
     default = Settings.model_fields[name].default
+    default = "" if default is None else default
     shown = (
         ",".join(default) if isinstance(default, tuple) else f"{default:g}" if isinstance(default, float) else default
     )

@@ -137,8 +137,52 @@ def test_an_unknown_expectation_is_417(server: Server) -> None:
 
 
 def test_what_is_no_http_is_400(server: Server) -> None:
-    status, _ = status_and_problem(raw(server, b"\x16\x03\x01 hello\r\n\r\n"))
+    answer = raw(server, b"\x16\x03\x01 hello\r\n\r\n")
+    status, _ = status_and_problem(answer)
     assert status == 400
+    assert b"x-content-type-options: nosniff" in answer
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/",
+        "/docs/",
+        "/v1/models/",
+        "/v1/anomaly-detection/",
+        "//evil.example/docs/",
+        "/%2F/evil.example/docs/",
+        "/\\evil.example/docs/",
+        "/docs/?next=//evil.example",
+        "/docs//evil.example/",
+        "http://evil.example/",
+        "http://evil.example/docs/",
+        "http://evil.example//evil.example/docs/",
+        "http://evil.example@127.0.0.1/docs/",
+        "https://evil.example:8443/v1/models/",
+    ],
+)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Host: evil.example",
+        "Host: evil.example:80\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-Proto: https",
+        "Host: x\r\nForwarded: host=evil.example;proto=https\r\nX-Forwarded-Server: evil.example",
+        "Host: x\r\nX-Original-URL: //evil.example/\r\nX-Rewrite-URL: //evil.example/",
+        "Host: x\r\nX-Forwarded-Prefix: //evil.example",
+        "Host: x\r\nX-Forwarded-Prefix: http://evil.example",
+    ],
+)
+def test_no_redirect_leads_to_a_host_that_a_client_names(server: Server, target: str, fields: str) -> None:
+    """The peer is one of this machine, and trusted: even so."""
+    for method in ("GET", "HEAD", "POST"):
+        request = f"{method} {target} HTTP/1.1\r\n{fields}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        head, _, _ = raw(server, request.encode()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 ")
+        (location,) = re.findall(rb"(?im)^location: (.*)$", head) or [b""]
+        path = location.partition(b"?")[0].strip()
+        assert not re.match(rb"[/\\]{2}|[a-z]+:", path), head
+        assert b"evil.example" not in re.sub(rb"^/(?!/).*", b"", path), head
 
 
 def test_headers_that_arrive_too_slowly_are_408(server: Server) -> None:

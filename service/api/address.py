@@ -50,9 +50,9 @@ class Address:
     def configured(cls, settings: Settings) -> Address:
         """Where clients on the same machine find the server, without a proxy."""
         if settings.host.startswith(UNIX):
-            return cls("localhost", socket=settings.host.removeprefix(UNIX))
+            return cls("localhost", settings.scheme, socket=settings.host.removeprefix(UNIX))
         host = _ANYWHERE.get(settings.host, settings.host)
-        return cls(f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}")
+        return cls(f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}", settings.scheme)
 
 
 class Addresses:

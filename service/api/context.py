@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from service.graph import Steps
+from service.keys import Key
 from service.runtime.batcher import Batcher, Timings
 
 _KEY = "gridloop.context"
@@ -101,6 +102,7 @@ class RequestContext:
         cors: headers of the answer for pages of other origins.
         prefix: what stands before the path as the client knows it, where a proxy takes it off.
         closing: the server is to stop, so the connection is closed after the answer.
+        key: the API key that was sent; None where none is asked for.
     """
 
     headers: Mapping[bytes, bytes]
@@ -114,6 +116,7 @@ class RequestContext:
     cors: tuple[tuple[bytes, bytes], ...] = ()
     prefix: str = ""
     closing: bool = False
+    key: Key | None = None
 
     @property
     def remaining_s(self) -> float:

@@ -9,6 +9,8 @@ from fastapi import Depends, Request
 from service.api.address import Address, Addresses
 from service.api.context import Workers, context_of
 from service.api.gate import Gate
+from service.errors import NotAllowed, NotAuthorised
+from service.keys import Key
 from service.registry.registry import Registry
 
 
@@ -37,7 +39,29 @@ def get_address(request: Request) -> Address:
     return addresses.of(request.scope, context.headers, context.prefix)
 
 
+def get_key(request: Request) -> Key | None:
+    """The API key that was sent; None where none is asked for."""
+    return context_of(request.scope).key
+
+
+def require_admin(request: Request) -> None:
+    """Lets in only who may change the server: a key made for that, or everybody where no keys are asked for.
+
+    Raises:
+        NotAuthorised: no key was sent.
+        NotAllowed: it is for other things.
+    """
+    key = get_key(request)
+    if key is None and not get_gate(request).keys.is_open:
+        raise NotAuthorised
+    if key is not None and not key.admin:
+        raise NotAllowed(key.name, "change the server")
+
+
+ADMIN = Depends(require_admin)
+"""Among the `dependencies` of a route or router that changes the server."""
 AddressDep = Annotated[Address, Depends(get_address)]
 RegistryDep = Annotated[Registry, Depends(get_registry)]
+KeyDep = Annotated[Key | None, Depends(get_key)]
 GateDep = Annotated[Gate, Depends(get_gate)]
 WorkersDep = Annotated[Workers, Depends(get_workers)]

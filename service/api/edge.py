@@ -58,6 +58,8 @@ CROWDED_S = 0.05
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _PROBES = (*OPEN_PATHS, "/metrics")
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""An answer quotes what callers sent: no browser may take one for a page, whatever its content type says."""
 
 
 class Endpoint(Protocol):
@@ -189,7 +191,7 @@ class Edge:
         context.timeout_s = _timeout_s(headers, self._default_timeout_s)
         if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise HTTPException(417)
-        self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
+        context.key = self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
 
     def _is_alone(self, scope: Any, now: float, arrived: int) -> bool:
         """Whether this is the only request: no other worker has one, and none waits here to be begun."""
@@ -292,17 +294,18 @@ class Edge:
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(telemetry.FLUSH_S, self.flush_metrics)
         if self._access_log and (self._log_probes or scope["path"] not in _PROBES):
-            self._access_log(
-                {
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": status,
-                    "ms": round(seconds * 1e3, 2),
-                    "model": context.model,
-                    "request_id": context.request_id,
-                    "trace_id": context.trace[3:35] if context.trace else None,
-                }
-            )
+            facts = {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round(seconds * 1e3, 2),
+                "model": context.model,
+                "request_id": context.request_id,
+                "trace_id": context.trace[3:35] if context.trace else None,
+            }
+            if context.key is not None:
+                facts["key"] = context.key.name
+            self._access_log(facts)
 
 
 class _Call:
@@ -443,7 +446,7 @@ def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
         t.infer * 1e3,
         t.encode * 1e3,
     )
-    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), *context.cors]
+    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), _NOSNIFF, *context.cors]
     if context.trace:
         headers.append((b"traceparent", context.trace.encode()))
     if context.closing:

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 
 from service import errors
+from service.api import reach
 from service.api.address import Address
-from service.api.deps import AddressDep, RegistryDep
+from service.api.deps import AddressDep, KeyDep, RegistryDep
 from service.api.open_inference import metadata
 from service.api.problems import openapi_responses
 from service.api.tensor_codec import DATATYPES
@@ -28,23 +29,24 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", summary="All models, those that cannot be served included")
-def list_models(registry: RegistryDep, address: AddressDep) -> ModelList:
-    """Every folder of the model repository, with the state of each version."""
-    return ModelList(models=[describe(model, registry, address) for model in registry])
+def list_models(registry: RegistryDep, address: AddressDep, key: KeyDep) -> ModelList:
+    """Every folder of the model repository that the caller's API key reaches, with the state of each version."""
+    return ModelList(models=[describe(model, registry, address) for model in reach.within(registry, key)])
 
 
 @router.get(
     "/{name}",
     summary="One model, with its card",
-    responses=openapi_responses((errors.NotAuthorised, errors.ModelNotFound), "/v1/models/cifar"),
+    responses=openapi_responses((errors.NotAuthorised, errors.NotAllowed, errors.ModelNotFound), "/v1/models/cifar"),
 )
 def get_model(
     name: Annotated[str, Path(description="Name of its folder.", examples=["cifar10-cnn"])],
     registry: RegistryDep,
     address: AddressDep,
+    key: KeyDep,
 ) -> ModelCard:
     """The model card tells what a model is for, what it was trained on, how good it is and where it fails."""
-    model = registry.get(name)
+    model = reach.get(registry, key, name)
     try:
         card = read_text(model.path / "card.md", f"{name}/card.md", missing="is missing.")
     except errors.ManifestInvalid as error:

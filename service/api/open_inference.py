@@ -16,14 +16,15 @@ from fastapi import APIRouter, Path
 from fastapi.responses import JSONResponse
 
 from service import __version__, errors
-from service.api import health
+from service.api import health, reach
 from service.api.body import json_text, receive_body
 from service.api.context import Answer, Asked, RequestContext
-from service.api.deps import GateDep, RegistryDep, WorkersDep
+from service.api.deps import GateDep, KeyDep, RegistryDep, WorkersDep
 from service.api.problems import PROBLEMS
 from service.api.tasks import INFERENCE_FAILURES, attended
 from service.api.tensor_codec import Codec, Reply
 from service.errors import BadRequest, ModelNotFound, ModelNotReady
+from service.keys import Key
 from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
 from service.runtime.batcher import Done
@@ -66,14 +67,15 @@ def match(path: str) -> tuple[str, str | None] | None:
     return (parts[3], parts[5]) if len(parts) == 7 and parts[4] == "versions" and parts[5] else None
 
 
-def find(registry: Registry, name: str, version: str | None) -> ModelHandle:
+def find(registry: Registry, name: str, version: str | None, key: Key | None) -> ModelHandle:
     """The handle of a model, whatever its task.
 
     Raises:
+        NotAllowed: the caller's key does not reach it.
         ModelNotFound: no such model or version.
         ModelNotReady: known, but not loaded.
     """
-    model = registry.get(name)
+    model = reach.get(registry, key, name)
     found = model.versions.get(version or model.default_version or "")
     if version and found is None:
         raise ModelNotFound(version, available=list(model.versions), what=f"version of model {name!r}")
@@ -113,7 +115,7 @@ class InferEndpoint:
         """See `Endpoint`."""
         json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
         size_bytes = len(body)
-        handle = find(self._registry, *(match(scope["path"]) or ("", None)))
+        handle = find(self._registry, *(match(scope["path"]) or ("", None)), context.key)
         context.model = handle.name
         handle.batcher.check(context.remaining_s)
         if json_bytes is None:
@@ -193,7 +195,7 @@ ModelVersion = Annotated[str, Path(description=_VERSION, examples=[_VERSION_EXAM
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
-_OF_MODEL = _failures((errors.NotAuthorised, errors.ModelNotFound, errors.ModelNotReady))
+_OF_MODEL = _failures((errors.NotAuthorised, errors.NotAllowed, errors.ModelNotFound, errors.ModelNotReady))
 
 
 @router.get("", summary="What is this server?", responses=_failures((errors.NotAuthorised,)))
@@ -225,9 +227,9 @@ async def server_ready(registry: RegistryDep, gate: GateDep, workers: WorkersDep
 
 
 @router.get("/models", summary="Which models can infer?", responses=_failures((errors.NotAuthorised,)))
-async def model_names(registry: RegistryDep) -> ModelNames:
-    """Names of the models that are ready."""
-    return ModelNames(models=[model.name for model in registry if model.is_ready])
+async def model_names(registry: RegistryDep, key: KeyDep) -> ModelNames:
+    """Names of the models that are ready, of those that the caller's API key reaches."""
+    return ModelNames(models=[model.name for model in reach.within(registry, key) if model.is_ready])
 
 
 @router.get(
@@ -236,9 +238,9 @@ async def model_names(registry: RegistryDep) -> ModelNames:
     response_model_exclude_none=True,
     responses=_OF_MODEL,
 )
-async def model_metadata(model_name: ModelName, registry: RegistryDep) -> ModelMetadata:
+async def model_metadata(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelMetadata:
     """Names, datatypes and shapes of the graph's tensors; of the version that answers when none is named."""
-    return _metadata(registry, model_name, None)
+    return _metadata(registry, model_name, None, key)
 
 
 @router.get(
@@ -247,15 +249,17 @@ async def model_metadata(model_name: ModelName, registry: RegistryDep) -> ModelM
     response_model_exclude_none=True,
     responses=_OF_MODEL,
 )
-async def version_metadata(model_name: ModelName, model_version: ModelVersion, registry: RegistryDep) -> ModelMetadata:
+async def version_metadata(
+    model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
+) -> ModelMetadata:
     """Names, datatypes and shapes of the graph's tensors."""
-    return _metadata(registry, model_name, model_version)
+    return _metadata(registry, model_name, model_version, key)
 
 
 @router.get("/models/{model_name}/ready", summary="Can a model infer?", responses=_OF_MODEL)
-async def model_ready(model_name: ModelName, registry: RegistryDep) -> ModelReady:
+async def model_ready(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelReady:
     """200 when it can; 404 when there is no such model, 503 when it is not loaded."""
-    return ModelReady(name=find(registry, model_name, None).ref.name, ready=True)
+    return ModelReady(name=find(registry, model_name, None, key).ref.name, ready=True)
 
 
 @router.get(
@@ -263,13 +267,15 @@ async def model_ready(model_name: ModelName, registry: RegistryDep) -> ModelRead
     summary="Can a version of a model infer?",
     responses=_OF_MODEL,
 )
-async def version_ready(model_name: ModelName, model_version: ModelVersion, registry: RegistryDep) -> ModelReady:
+async def version_ready(
+    model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
+) -> ModelReady:
     """200 when it can; 404 when there is no such version, 503 when it is not loaded."""
-    return ModelReady(name=find(registry, model_name, model_version).ref.name, ready=True)
+    return ModelReady(name=find(registry, model_name, model_version, key).ref.name, ready=True)
 
 
-def _metadata(registry: Registry, name: str, version: str | None) -> ModelMetadata:
-    handle = find(registry, name, version)
+def _metadata(registry: Registry, name: str, version: str | None, key: Key | None) -> ModelMetadata:
+    handle = find(registry, name, version, key)
     ready = [v.name for v in registry.get(name).versions.values() if v.handle is not None]
     inputs, outputs = metadata(handle)
     return ModelMetadata.model_validate(

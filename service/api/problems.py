@@ -46,6 +46,7 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
         400, "Bad request", errors.BadRequest("X-Request-Timeout must be a number of seconds above 0.")
     ),
     errors.NotAuthorised: Kind(401, "API key needed", errors.NotAuthorised()),
+    errors.NotAllowed: Kind(403, "API key not allowed", errors.NotAllowed("shop", "ask model 'cifar10-cnn'")),
     errors.ModelNotFound: Kind(404, "Model not found", errors.ModelNotFound("cifar", available=["cifar10-cnn"])),
     errors.BodyTimeout: Kind(408, "Request body too slow", errors.BodyTimeout(20)),
     errors.TooLarge: Kind(

@@ -261,6 +261,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             "content-type": kind,
             "content-length": str(len(body)),
             "x-request-id": request_id,
+            "x-content-type-options": "nosniff",
             "connection": "close",
         }
         fields |= {name.decode(): value.decode("latin-1") for name, value in cors}

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from service import errors
+from service.api import reach
 from service.api.body import INLINE_BYTES, parse_input, parse_small_input, receive_body
 from service.api.context import Answer, Asked, ClientDisconnected, RequestContext
 from service.api.problems import openapi_responses
@@ -30,6 +31,7 @@ RAW_FILE = "application/octet-stream"
 INFERENCE_FAILURES = (
     errors.BadRequest,
     errors.NotAuthorised,
+    errors.NotAllowed,
     errors.ModelNotFound,
     errors.BodyTimeout,
     errors.TooLarge,
@@ -83,7 +85,7 @@ class TaskEndpoint:
         return Answer(done.value)
 
     def _asked(self, context: RequestContext, request: TaskInput, size_bytes: int) -> Asked:
-        handle = self._registry.resolve(self._task.name, request.model)
+        handle = reach.resolve(self._registry, context.key, self._task.name, request.model)
         context.model = handle.name
         return Asked(handle.batcher, handle.answer(request), request.rows, request.work or size_bytes, size_bytes)
 

@@ -22,12 +22,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import orjson
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from service import telemetry
 from service.errors import (
@@ -69,10 +69,25 @@ log = structlog.get_logger(__name__)
 FILES_AT_ONCE = 32
 """Files decoded and run at a time (count): a request may hold thousands, whose tensors should not all be in memory."""
 
+_REFERENCE = r"^[^@]+(@[^@]+)?$"
+
+
+def _check_reference(text: str) -> str:
+    """What cannot name a model, whatever models there are, is wrong in itself; what names none is looked up later."""
+    name, at, version = text.partition("@")
+    if name and bool(at) == bool(version) and "@" not in version:
+        return text
+    hint = f"; write {quoted(name)} for its default version" if name and at and not version else ""
+    raise ValueError(f"{quoted(text)} names no model: it must be `name` or `name@version`, or be left out{hint}")
+
+
+ModelReference = Annotated[
+    str, Field(max_length=256, json_schema_extra={"pattern": _REFERENCE}), AfterValidator(_check_reference)
+]
+"""`name` or `name@version`."""
 ModelField = Field(
     default=None,
     description="`name` or `name@version`; left out: the task's default model at its default version.",
-    max_length=256,
 )
 
 
@@ -87,7 +102,7 @@ class TaskInput(BaseModel):
 
     why_not: ClassVar[Mapping[str, str]] = {}
 
-    model: str | None = ModelField
+    model: ModelReference | None = ModelField
 
     @property
     def rows(self) -> int:

@@ -31,7 +31,7 @@ from pydantic import ConfigDict, Field
 from service.decoding.beam import BEAMS, search
 from service.errors import InferenceFailed, InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.state import LEADS_NOWHERE, OutOfRange
-from service.tasks.base import ModelField, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
+from service.tasks.base import ModelField, ModelFolder, ModelReference, Run, Steps, Task, TaskInput, TaskOutput
 from service.tasks.comparison import difference, ranking_difference
 from service.text.normal_form import normalise, visible
 from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, split_chunk, unfinished_from
@@ -97,7 +97,7 @@ class NextWordInput(TaskInput):
     top_k: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=5, description="Predictions to return; more than there are: all of them.", examples=[5]
     )
-    model: str | None = ModelField
+    model: ModelReference | None = ModelField
     state: str | None = Field(
         default=None,
         description="The `state` of the previous answer, unchanged; left out: the text starts anew.",

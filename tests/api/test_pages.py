@@ -47,6 +47,26 @@ async def test_the_browser_is_told_to_load_from_here_only(client: httpx.AsyncCli
     assert "http" not in policy
 
 
+@pytest.mark.parametrize("page", PAGES)
+async def test_the_browser_is_told_what_a_page_may_do_and_who_may_frame_it(
+    client: httpx.AsyncClient, page: str
+) -> None:
+    headers = (await client.get(page)).headers
+    assert "frame-ancestors 'self'" in headers["content-security-policy"]
+    assert headers["x-frame-options"] == "SAMEORIGIN"
+    assert headers["referrer-policy"] == "no-referrer"
+    for sensor in ("camera", "microphone", "geolocation"):
+        assert f"{sensor}=()" in headers["permissions-policy"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", *PAGES, "/static/docs.js", "/openapi.json", "/v1/models", "/<b>", "/v2/models/<b>"]
+)
+async def test_no_browser_may_take_an_answer_for_something_else(client: httpx.AsyncClient, path: str) -> None:
+    for method in ("GET", "HEAD", "PUT"):
+        assert (await client.request(method, path)).headers["x-content-type-options"] == "nosniff"
+
+
 async def test_there_is_an_icon(client: httpx.AsyncClient) -> None:
     answer = await client.get("/favicon.ico")
     assert answer.headers["content-type"] == "image/x-icon"

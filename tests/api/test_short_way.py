@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from service.api import protocol
 from service.api.edge import Edge
 from service.api.protocol import LimitedHttpProtocol
+from service.keys import Keyring
 from service.runtime.pace import KINDS
 from tests import graphs
 from tests.conftest import running
@@ -284,7 +285,7 @@ async def test_who_may_ask_is_checked_for_a_known_head_too(served: Served, parse
     served.edge._gate.draining = True
     assert [status for status, _ in await served.ask(post())] == [503]
     served.edge._gate.draining = False
-    served.edge._gate.api_keys = ("key",)
+    served.edge._gate.keys = Keyring(("key",))
     assert [status for status, _ in await served.ask(post())] == [401]
     assert len(parsed) == 1
 

@@ -186,7 +186,7 @@ STUCK, QUICK = [[1.0]], [[-1.0]]
 
 @pytest.fixture
 def looping(tmp_path: Path) -> OnnxSession:
-    return OnnxSession(graphs.endless(tmp_path / "endless.onnx"))
+    return OnnxSession(graphs.endless_above_zero(tmp_path / "endless.onnx"))
 
 
 def failed_runs() -> float:

@@ -22,6 +22,13 @@ SECURITY_POLICY = (
 )
 """Enforced by the browser, whatever the libraries of the pages would load."""
 
+SECURITY_HEADERS = {
+    "Content-Security-Policy": SECURITY_POLICY,
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "SAMEORIGIN",  # for browsers older than `frame-ancestors`
+}
+
 _LOGO = "https://cdn.redoc.ly/redoc/logo-mini.svg"
 
 router = APIRouter(include_in_schema=False)
@@ -58,7 +65,7 @@ async def favicon() -> Response:
 
 
 def _page(name: str) -> HTMLResponse:
-    return HTMLResponse(_HTML[name], headers={"Content-Security-Policy": SECURITY_POLICY})
+    return HTMLResponse(_HTML[name], headers=SECURITY_HEADERS)
 
 
 def mount(app: FastAPI) -> None:

@@ -1,0 +1,54 @@
+"""Reach: which models the API key of a request may ask. Of the others it hears nothing, not even in an error."""
+
+from __future__ import annotations
+
+from service.errors import ModelNotFound, NotAllowed, quoted
+from service.keys import Key
+from service.registry.handle import ModelHandle
+from service.registry.registry import Model, Registry
+
+
+def resolve(registry: Registry, key: Key | None, task: str, asked: str | None) -> ModelHandle:
+    """The handle that answers a request, as `Registry.resolve` finds it.
+
+    Raises:
+        NotAllowed: the key does not reach that model, whether or not there is one.
+        ModelNotFound: no such model or version, or it serves another task.
+        ModelNotReady: known, but not loaded.
+    """
+    if key is None or key.models is None:
+        return registry.resolve(task, asked)
+    if asked:
+        _require(key, asked.partition("@")[0])
+    elif not key.may_ask(registry.default(task).name):
+        raise NotAllowed(key.name, f"ask the default model of {task}; another can be named with `model`")
+    try:
+        return registry.resolve(task, asked)
+    except ModelNotFound as error:
+        raise error.among(key.may_ask) from None
+
+
+def get(registry: Registry, key: Key | None, name: str) -> Model:
+    """The model of that name.
+
+    Raises:
+        NotAllowed: the key does not reach a model of that name, whether or not there is one.
+        ModelNotFound: there is none.
+    """
+    if key is None or key.models is None:
+        return registry.get(name)
+    _require(key, name)
+    try:
+        return registry.get(name)
+    except ModelNotFound as error:
+        raise error.among(key.may_ask) from None
+
+
+def within(registry: Registry, key: Key | None) -> list[Model]:
+    """The models that a key reaches: all without one, as where none is asked for."""
+    return [model for model in registry if key is None or key.may_ask(model.name)]
+
+
+def _require(key: Key, model: str) -> None:
+    if not key.may_ask(model):
+        raise NotAllowed(key.name, f"ask model {quoted(model)}")
