@@ -42,6 +42,30 @@ def affine(path: Path, batch: int | str = "batch") -> Path:
     )
 
 
+def endless(path: Path) -> Path:
+    """y = x for x float32 (batch, width) without a number above 0; with one, its loop never ends."""
+    make = helper.make_node
+    flag = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [make("Identity", ["go_on"], ["again"]), make("Identity", ["before"], ["after"])],
+        "round",
+        [flag("round", T.INT64, []), flag("go_on", T.BOOL, []), flag("before", T.FLOAT, None)],
+        [flag("again", T.BOOL, []), flag("after", T.FLOAT, None)],
+    )
+    nodes = [
+        make("ReduceMax", ["x"], ["largest"], keepdims=0),
+        make("Greater", ["largest", "nought"], ["is_above"]),
+        make("Loop", ["", "is_above", "x"], ["y"], body=body),
+    ]
+    return save(
+        path,
+        nodes,
+        [("x", T.FLOAT, ["batch", "width"])],
+        [("y", T.FLOAT, ["batch", "width"])],
+        {"nought": np.float32(0)},
+    )
+
+
 def reciprocal_index(path: Path) -> Path:
     """y = table[x] with a table of 4 entries (10, 20, 30, 40): an index of 4 makes the run itself fail."""
     return save(

@@ -20,6 +20,7 @@ from service.runtime import packed
 from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import give_back_freed_memory
 from service.runtime.onnx_file import activations, read_model, side_files
+from service.runtime.stop import Stop
 from service.runtime.tensors import pad_rows
 
 log = structlog.get_logger(__name__)
@@ -166,6 +167,7 @@ class OnnxSession:
         *,
         alone: bool = False,
         keep_memory: bool = True,
+        stop: Stop | None = None,
     ) -> dict[str, Array]:
         """Compute the outputs for one batch.
 
@@ -174,9 +176,13 @@ class OnnxSession:
             outputs: names of the outputs wanted; empty means all.
             alone: nothing else runs now, so every core may be used.
             keep_memory: keep what the run needed for the next one.
+            stop: ends the run early, from another thread.
 
         Returns:
             Name -> array, with as many rows as the inputs have.
+
+        Raises:
+            Exception: one of the runtime's own; also when it was stopped.
         """
         fixed = self.signature.fixed_batch
         rows = len(next(iter(tensors.values()))) if fixed is not None else 0
@@ -185,7 +191,8 @@ class OnnxSession:
         feeds.update(self.constants)
         names = list(outputs) or self._outputs
         session = self._wide_or_narrow() if alone else self._session
-        values = session.run(names, feeds, None if keep_memory else self._shrink)
+        options = stop.options if stop is not None else None
+        values = session.run(names, feeds, options if keep_memory else self._shrink)
         arrays = [np.asarray(value) for value in values]
         # Only what was added is cut off: an output with rows of its own must be noticed, not shortened to fit.
         return {name: array[:rows] if padded else array for name, array in zip(names, arrays, strict=True)}
