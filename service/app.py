@@ -49,7 +49,9 @@ def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None 
         tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
     """
     limits = Limits(settings.max_image_pixels, settings.max_series_points, settings.max_text_chars)
-    options = LoadOptions(settings.plan().budget.cores, settings.max_queue, limits, tune=True)
+    options = LoadOptions(
+        settings.plan().budget.cores, settings.max_queue, settings.max_queue_bytes, limits=limits, tune=True
+    )
     return Registry(settings.models, options, dict(tasks) if tasks is not None else None)
 
 

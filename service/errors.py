@@ -22,7 +22,8 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── ManifestInvalid         a model folder that cannot be served
     ├── NameTaken               two public types of one name
     ├── Unavailable             nothing wrong with the request, try again
-    │   ├── Overloaded          too many rows wait already
+    │   ├── Overloaded          too many rows, or bytes, wait already
+    │   │   └── TooBusy             so much is to be done before that the answer would be late
     │   └── Draining            the server is stopping
     ├── DeadlineExceeded        the caller's deadline passed first
     └── InferenceFailed         the runtime refused what it was given
@@ -31,6 +32,7 @@ short where it is long, so that the answer stays small whatever was sent.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from reprlib import Repr
@@ -360,16 +362,58 @@ class Unavailable(ServiceError):
     retry_after_s = 1
 
 
+MAX_RETRY_AFTER_S = 60
+"""Longest time after which a caller is told to try again: by then everything may be different (seconds)."""
+
+
 class Overloaded(Unavailable):
-    """The model's queue is full."""
+    """The model's queue is full.
+
+    Args:
+        model: whose queue.
+        waiting: rows or bytes in it.
+        limit: the most of them.
+        unit: what is counted.
+        setting: the environment variable that raises the limit.
+        retry_after_s: when there should be room.
+    """
 
     slug = "overloaded"
 
-    def __init__(self, model: str, *, waiting: int, limit: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        waiting: int,
+        limit: int,
+        unit: str = "rows",
+        setting: str = "GRIDLOOP_MAX_QUEUE",
+        retry_after_s: int = 1,
+    ) -> None:
         super().__init__(
-            f"{waiting} rows already wait for model {model!r} and its queue takes {limit}. Try again in a moment, "
-            "add replicas, or raise GRIDLOOP_MAX_QUEUE."
+            f"{waiting:,} {unit} already wait for model {model!r} and its queue takes {limit:,}. Try again in a "
+            f"moment, add replicas, or raise {setting}."
         )
+        self.retry_after_s = min(max(1, retry_after_s), MAX_RETRY_AFTER_S)
+
+
+class TooBusy(Overloaded):
+    """So much is to be done before that the answer would come too late.
+
+    Args:
+        model: that would have to do it.
+        needed_s: time until the answer, as it is expected.
+        timeout_s: time there is.
+        excess_s: when less would be to be done.
+    """
+
+    def __init__(self, model: str, *, needed_s: float, timeout_s: float, excess_s: float) -> None:
+        Unavailable.__init__(
+            self,
+            f"Model {model!r} is too busy: the answer would take about {needed_s:.2g} s of the {timeout_s:.2g} s that "
+            "there are. Try again later, allow more time with X-Request-Timeout, or add replicas.",
+        )
+        self.retry_after_s = min(max(1, math.ceil(excess_s)), MAX_RETRY_AFTER_S)
 
 
 class Draining(Unavailable):

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=1024, gt=0, description="Rows that may wait per model and worker before 503 (count)."
     )
+    max_queue_bytes: int = Field(
+        default=64 * 1024 * 1024, gt=0, description="Bodies that may wait per model and worker before 503 (bytes)."
+    )
     request_timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="Deadline of requests without `X-Request-Timeout` (seconds)."
     )

@@ -75,9 +75,12 @@ QUEUE_SECONDS = Histogram(
     "gridloop_queue_seconds", "Time a request waited before work on it began.", ["model"], buckets=_LATENCY_BUCKETS_S
 )
 WAITING_ROWS = Gauge("gridloop_waiting_rows", "Rows in a model's queue.", ["model"], multiprocess_mode="livesum")
+DROP_REASONS = ("overloaded", "bytes", "predicted", "late", "deadline", "cancelled", "draining")
+"""A full queue, by rows or by bytes; an answer that would be late, told at arrival or after a wait; time that ran out;
+a caller who left; a server that stops."""
 DROPPED = Counter(
     "gridloop_dropped_requests",
-    "Requests that were not run, by reason: overloaded, deadline, cancelled, draining.",
+    f"Requests that were not run, by reason: {', '.join(DROP_REASONS)}.",
     ["model", "reason"],
 )
 FAILED_RUNS = Counter("gridloop_failed_runs", "Runs that the runtime refused.", ["model"])
@@ -126,9 +129,6 @@ class Recorder:
         """Write what all have noted."""
         for recorder in cls._all:
             recorder.flush()
-
-
-DROP_REASONS = ("overloaded", "deadline", "cancelled", "draining")
 
 
 def announce_model(model: str) -> None:

@@ -118,6 +118,15 @@ def test_every_drop_reason_is_one_the_service_gives() -> None:
     selected = {reason for match in re.findall(r'reason=~"([^"]*)"', ALERTS) for reason in match.split("|")}
     assert selected
     assert selected <= given
+    assert given == set(telemetry.DROP_REASONS)
+
+
+@pytest.mark.parametrize("reason", telemetry.DROP_REASONS)
+def test_every_drop_reason_is_explained_where_its_numbers_are_shown(reason: str) -> None:
+    row = next(line for line in OPERATIONS.splitlines() if "`gridloop_dropped_requests_total`" in line)
+    assert f"`{reason}`" in row
+    panel = next(panel for panel in DASHBOARD["panels"] if panel["title"] == "Requests dropped")
+    assert re.search(rf"\b{reason}\b", panel["description"])
 
 
 # --- what docs/operations.md says of them

@@ -53,11 +53,13 @@ class Answer:
 
 @dataclass(slots=True)
 class Asked:
-    """What a request wants done: which steps, of how many rows, and where."""
+    """What a request wants done: which steps, and where; the rest as `Batcher.begin` takes it."""
 
     batcher: Batcher
     steps: Steps[Any]
     rows: int
+    work: int
+    size_bytes: int
 
 
 class Exchange(Protocol):

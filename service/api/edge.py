@@ -324,7 +324,14 @@ class _Call:
             edge._admit(context, scope)
             self._asked = asked = self._endpoint.ask(context, scope, self._exchange.whole_body() or b"")
             self._job = asked.batcher.begin(
-                asked.steps, self._end, rows=asked.rows, timeout_s=context.remaining_s, alone=context.alone, small=True
+                asked.steps,
+                self._end,
+                rows=asked.rows,
+                timeout_s=context.remaining_s,
+                alone=context.alone,
+                small=True,
+                work=asked.work,
+                size_bytes=asked.size_bytes,
             )
         except Exception as error:
             self._end(error)

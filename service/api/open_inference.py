@@ -107,17 +107,19 @@ class InferEndpoint:
         body = await receive_body(
             context.headers, scope, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
-        return self.answer(await attended(self.ask(context, scope, body), context, receive, body))
+        return self.answer(await attended(self.ask(context, scope, body), context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`."""
         json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
+        size_bytes = len(body)
         handle = find(self._registry, *(match(scope["path"]) or ("", None)))
         context.model = handle.name
+        handle.batcher.check(context.remaining_s)
         if json_bytes is None:
             body = json_text(context.headers.get(b"content-type"), body)
         steps, rows = self._codec(handle).steps(body, json_bytes), _rows(body) if json_bytes != 0 else 1
-        return Asked(handle.batcher, steps, rows)
+        return Asked(handle.batcher, steps, rows, size_bytes, size_bytes)
 
     def answer(self, done: Done[Reply]) -> Answer:
         """See `Endpoint`."""

@@ -21,6 +21,9 @@ from service.tasks.base import TaskInput
 WATCH_AFTER_S = 0.05
 """A request that takes longer is watched for its client hanging up (seconds); shorter ones are not worth a task."""
 
+EARLY_BYTES = 2048
+"""From this size of a body on, it is worth a look at the queue before it is read (bytes)."""
+
 RAW_FILE = "application/octet-stream"
 """The content type of a file that does not say what it is."""
 
@@ -64,25 +67,41 @@ class TaskEndpoint:
         body = await receive_body(
             context.headers, scope, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
         )
+        self._refuse_early(context, scope, body)
         request = await parse_input(self._task, context.headers.get(b"content-type"), scope["query_string"], body)
-        return self.answer(await attended(self._asked(context, request), context, receive, body))
+        return self.answer(await attended(self._asked(context, request, len(body)), context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`."""
+        self._refuse_early(context, scope, body)
         kind = context.headers.get(b"content-type")
-        return self._asked(context, parse_small_input(self._task, kind, scope["query_string"], body))
+        request = parse_small_input(self._task, kind, scope["query_string"], body)
+        return self._asked(context, request, len(body))
 
     def answer(self, done: Done[bytes]) -> Answer:
         """See `Endpoint`."""
         return Answer(done.value)
 
-    def _asked(self, context: RequestContext, request: TaskInput) -> Asked:
+    def _asked(self, context: RequestContext, request: TaskInput, size_bytes: int) -> Asked:
         handle = self._registry.resolve(self._task.name, request.model)
         context.model = handle.name
-        return Asked(handle.batcher, handle.answer(request), request.rows)
+        return Asked(handle.batcher, handle.answer(request), request.rows, request.work or size_bytes, size_bytes)
+
+    def _refuse_early(self, context: RequestContext, scope: Any, body: bytes) -> None:
+        """Refuse a request for the default model before its body is read, where no answer could be in time.
+
+        A body that spells its model with escapes is taken for one that names none: it is told to try again.
+
+        Raises:
+            Overloaded: too much is to be done before.
+        """
+        if len(body) < EARLY_BYTES or b"model" in scope["query_string"] or b'"model"' in body:
+            return
+        with suppress(errors.ModelNotFound, errors.ModelNotReady):  # told once the body was found to be right
+            self._registry.resolve(self._task.name, None).batcher.check(context.remaining_s)
 
 
-async def attended(asked: Asked, context: RequestContext, receive: Any, body: bytes) -> Done[Any]:
+async def attended(asked: Asked, context: RequestContext, receive: Any) -> Done[Any]:
     """Have a request worked on for as long as its client is there."""
     async with Attended(receive):
         done: Done[Any] = await asked.batcher.submit(
@@ -90,7 +109,9 @@ async def attended(asked: Asked, context: RequestContext, receive: Any, body: by
             rows=asked.rows,
             timeout_s=context.remaining_s,
             alone=context.alone,
-            small=len(body) <= INLINE_BYTES,
+            small=asked.size_bytes <= INLINE_BYTES,
+            work=asked.work,
+            size_bytes=asked.size_bytes,
         )
     context.timings = done.timings
     return done

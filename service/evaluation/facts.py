@@ -28,6 +28,7 @@ from service.registry.handle import ModelHandle, PreparedSession
 from service.runtime.batcher import drive
 from service.runtime.onnx_file import read_model, tensors_of
 from service.runtime.session import OnnxSession
+from service.runtime.stop import Stop
 from service.tasks.base import TaskOutput
 
 TIMED_RUNS = 200
@@ -137,7 +138,12 @@ class _Listener:
         self.last: Run | None = None
 
     def run(
-        self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
+        self,
+        tensors: Mapping[str, Array],
+        outputs: tuple[str, ...] = (),
+        *,
+        alone: bool = False,
+        stop: Stop | None = None,
     ) -> Mapping[str, Array]:
         self.last = Run(dict(tensors), outputs)
         return self.session.run(tensors, outputs)

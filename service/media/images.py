@@ -238,6 +238,28 @@ def open_picture(data: bytes, what: str, *, max_pixels: int, least: tuple[int, i
         raise InvalidInput(f"{what} is damaged or cut short ({error}). Send the whole file again.") from None
 
 
+HEADER_BYTES = 64 * 1024
+"""Largest file whose header is looked at to tell its pixels; of other formats than PNG (bytes)."""
+_PIXELS_PER_BYTE = 8
+"""What larger files have, roughly: they are mostly photographs (pixels)."""
+
+
+def pixels_in(data: bytes) -> int:
+    """How many pixels a file would be decoded to, without decoding it; its length where its header cannot be read."""
+    if data[:8] == png.SIGNATURE:
+        return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24])
+    if len(data) > HEADER_BYTES:
+        return len(data) * _PIXELS_PER_BYTE
+    form = format_of(data)
+    if form is None:
+        return len(data)
+    try:
+        width, height = _opened(form, data).size
+    except (UnsupportedKind, *_UNREADABLE):
+        return len(data)
+    return width * height
+
+
 _OPENERS: Mapping[str, Callable[[bytes], ImageFile]] = {
     "JPEG": lambda data: JpegImageFile(io.BytesIO(data)),
     "PNG": png.open_png,

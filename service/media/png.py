@@ -23,7 +23,8 @@ from service.graph import Array
 
 SMALL_PIXELS = 128 * 128
 """Up to so many pixels, opening a PNG takes Pillow longer than decoding it (count)."""
-_PNG = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+"""First bytes of every PNG."""
 _RGB = b"\x08\x02\x00\x00\x00"  # 8 bits, three colours, and not interlaced
 _WITHOUT_EFFECT = frozenset({b"IDAT", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tIME", b"sBIT", b"bKGD"})
 
@@ -41,7 +42,7 @@ def small_png(data: bytes, most_pixels: int) -> Array | None:
         uint8 (height, width, 3), the same as Pillow's; None for every other file and for damaged ones, which are
         Pillow's to read or to refuse.
     """
-    if data[:8] != _PNG or data[12:16] != b"IHDR" or data[24:29] != _RGB:
+    if data[:8] != SIGNATURE or data[12:16] != b"IHDR" or data[24:29] != _RGB:
         return None
     width, height = struct.unpack_from(">II", data, 16)
     if not 0 < width * height <= min(SMALL_PIXELS, most_pixels):
@@ -88,7 +89,7 @@ def without_extras(data: bytes, *, orientation: bool) -> bytes:
     """
     if data[12:16] != b"IHDR":
         raise ValueError("the header does not come first")
-    view, at = memoryview(data), len(_PNG)
+    view, at = memoryview(data), len(SIGNATURE)
     kept: list[tuple[int, int]] = [(0, at)]
     turning: list[tuple[int, int]] = []
     while at + 8 <= len(data):

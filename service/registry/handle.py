@@ -23,6 +23,7 @@ from service.registry.manifest import MOST_ROWS, Batching, Manifest
 from service.runtime.batcher import Batcher, Done, drive
 from service.runtime.packed import packed_copy
 from service.runtime.session import OnnxSession
+from service.runtime.stop import Stop
 from service.runtime.tensors import pad_rows
 from service.runtime.tuning import remembered, tune
 from service.schemas.model_info import Tuning
@@ -45,12 +46,14 @@ class LoadOptions:
     Attributes:
         cores: threads that a run may take which has the machine to itself.
         max_queue: rows that may wait per model.
+        max_queue_bytes: of bodies that may wait per model.
         limits: largest requests taken.
         tune: whether to measure how each graph runs best.
     """
 
     cores: int = 1
     max_queue: int = 1024
+    max_queue_bytes: int = 64 * 1024 * 1024
     limits: Limits = field(default_factory=Limits)
     tune: bool = False
 
@@ -198,6 +201,7 @@ class ModelHandle:
                 max_batch_size=self.tuning.max_batch_size,
                 turn_rows=self.tuning.turn_rows,
                 max_queue=self._options.max_queue,
+                max_queue_bytes=self._options.max_queue_bytes,
             )
         return self._batcher
 
@@ -236,9 +240,14 @@ class PreparedSession:
         return prepared
 
     def run(
-        self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
+        self,
+        tensors: Mapping[str, Array],
+        outputs: tuple[str, ...] = (),
+        *,
+        alone: bool = False,
+        stop: Stop | None = None,
     ) -> Mapping[str, Array]:
-        given = self._graph.run(self.prepare(tensors), outputs, alone=alone)
+        given = self._graph.run(self.prepare(tensors), outputs, alone=alone, stop=stop)
         if self._gives_halves:
             given = {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in given.items()}
         return self._task.finish(given)

@@ -4,7 +4,12 @@ The loop reads as its specification: *wait for somebody; begin the work of all w
 oldest and everybody who fits beside it; send each its own rows; hand out what is finished; never die.*
 
 Waking a thread takes as long as a small run. So a few small requests that arrive together while the thread has nothing
-to do are worked on in the event loop's thread, if they should be done soon. A lock lets only one of the two work.
+to do are worked on in the event loop's thread, if others of their size were done soon. A lock lets only one of the two
+work; the other watches, and stops a run that takes too long there.
+
+Work is begun only for callers who can have its result. The batcher measures its own pace, so it knows how long those
+take who wait, and refuses at once who could not be done in time (`docs/decisions/0007-refuse-by-predicted-time.md`). A
+run whose callers have all left is stopped.
 
 There is no gather delay. While the graph is busy, requests gather; what waits when it becomes free is the next batch
 (continuous batching, as in Orca, Yu et al., OSDI 2022). A request that needs several runs (a beam search, a long
@@ -19,7 +24,7 @@ import math
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -28,8 +33,10 @@ import numpy as np
 import structlog
 
 from service import telemetry
-from service.errors import DeadlineExceeded, Draining, InferenceFailed, Overloaded
+from service.errors import DeadlineExceeded, Draining, InferenceFailed, Overloaded, TooBusy
 from service.graph import Array, Run, Signature, Steps
+from service.runtime.pace import Pace, kind_of
+from service.runtime.stop import Stop
 from service.runtime.tensors import batch_key, split, stack
 
 log = structlog.get_logger(__name__)
@@ -40,8 +47,20 @@ HERE_S = 0.004
 """A few requests that should take no longer are worked on in the event loop's thread (seconds)."""
 FEW = 4
 """So many requests at most (count)."""
-_FORGETS = 0.95
-"""How quickly an unusually long turn of a few requests is forgotten (factor per turn)."""
+INLINE_BUDGET_S = 0.05
+"""A run in the event loop's thread that takes longer is stopped, and done again by the worker thread (seconds)."""
+REST_S = 30.0
+"""After that, the event loop's thread runs nothing of this model for so long (seconds)."""
+WATCH_S = 0.05
+"""So often the worker thread looks at what the event loop's thread does (seconds)."""
+WATCHED_S = 10.0
+"""It does so for so long after the last request; a request that comes later wakes it (seconds)."""
+PATIENCE = 0.9
+"""Largest share of a caller's time that may be needed, by what is expected, for the caller to be taken."""
+STANDING_S = 1.0
+"""A line that has not been empty for so long stands: it would be no shorter if callers waited longer (seconds)…"""
+STANDING_PATIENCE = 0.5
+"""…and a smaller share of a caller's time is left to it, so that a change of pace makes nobody late."""
 _DECODED_AHEAD = 4
 """Batches of rows that may be decoded and waiting for a run (count)."""
 
@@ -52,9 +71,14 @@ class Runnable(Protocol):
     signature: Signature
 
     def run(
-        self, tensors: Mapping[str, Array], outputs: tuple[str, ...] = (), *, alone: bool = False
+        self,
+        tensors: Mapping[str, Array],
+        outputs: tuple[str, ...] = (),
+        *,
+        alone: bool = False,
+        stop: Stop | None = None,
     ) -> Mapping[str, Array]:
-        """Compute the outputs of one batch, on every core when nothing else runs."""
+        """Compute the outputs of one batch, on every core when nothing else runs; raise as soon as it is stopped."""
 
 
 @dataclass(slots=True)
@@ -91,6 +115,13 @@ class Job:
     deliver: Callable[[Outcome[Any]], None]
     since: float  # when it last began to wait
     alone: bool = False  # the only request being answered
+    kind: int = 0  # of its size
+    size_bytes: int = 0
+    is_waiting: bool = False  # counted among those whose work has not begun; guarded by the batcher's lock
+    left_s: float = 0.0  # for which the model will be busy with it, as expected
+    begun: float = 0.0  # when work on it began
+    run_s: float = 0.0  # its share of its runs so far
+    with_few: bool = True  # in all of them
     timer: asyncio.TimerHandle | None = None
     is_settled: bool = False  # answered, or nobody waits for it any more; written on its loop only
     timings: Timings = field(default_factory=Timings)
@@ -151,6 +182,10 @@ class Batcher:
         max_batch_size: most rows in one run.
         turn_rows: most rows stacked at a time and then run one after another; left out, as many as in a run.
         max_queue: rows that may wait before new requests are refused.
+        max_queue_bytes: of the bodies that may wait.
+
+    Attributes:
+        pace: how long requests take.
     """
 
     def __init__(
@@ -161,22 +196,30 @@ class Batcher:
         max_batch_size: int = 32,
         turn_rows: int | None = None,
         max_queue: int = 1024,
+        max_queue_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self._session = session
         self._model = model
         self._max_batch_size = session.signature.fixed_batch or max_batch_size
         self._turn_rows = max(self._max_batch_size, turn_rows or 0)
-        self._max_queue = max_queue
+        self._max_queue, self._max_queue_bytes = max_queue, max_queue_bytes
+        self.pace = Pace()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._arrived: list[Job] = []  # small ones, until no more of them come; on the event loop only
         self._turn = threading.Lock()  # held by whoever works
-        self._waiting = 0
+        self._running: tuple[list[Job], Stop] | None = None  # written by whoever has the turn
+        self._here_since = 0.0  # when the event loop's thread began to work; 0 while it does not
+        self._not_here_before = 0.0
+        self._watched_until = 0.0
         self._lock = threading.Lock()
+        self._waiting = self._waiting_bytes = 0
+        self._waiting_kinds: dict[int, int] = defaultdict(int)  # how many of each kind
+        self._begun_s = 0.0  # for which those whose work has begun will keep the model busy; written with the turn
+        self._busy_since = 0.0  # when the line was last empty
         self._closing = False  # guarded by the lock: no new requests
         self._stopping = False  # of the worker thread: it ends when nobody waits
         self._ready: dict[Hashable, _Group] = {}
         self._ready_rows = 0
-        self._row_s = math.inf  # longest time per row of late, of a few requests; none were seen yet
         self._finished: list[Job] = []
         self._batch_rows = telemetry.Recorder(telemetry.BATCH_ROWS, model)
         self._run_seconds = telemetry.Recorder(telemetry.RUN_SECONDS, model)
@@ -199,13 +242,15 @@ class Batcher:
         timeout_s: float = 30.0,
         alone: bool = False,
         small: bool = False,
+        work: int = 1,
+        size_bytes: int = 0,
     ) -> Done[T]:
         """Have a request worked on, together with others, and wait for its result; the arguments are those of `begin`.
 
         Cancelling the caller drops the request before its next run.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or too much is to be done before for the time there is.
             Draining: the batcher is closing.
             DeadlineExceeded: the time was not enough.
             InferenceFailed: the runtime refused the run.
@@ -220,7 +265,16 @@ class Batcher:
             else:
                 future.set_exception(outcome)
 
-        job = self.begin(steps, deliver, rows=rows, timeout_s=timeout_s, alone=alone, small=small)
+        job = self.begin(
+            steps,
+            deliver,
+            rows=rows,
+            timeout_s=timeout_s,
+            alone=alone,
+            small=small,
+            work=work,
+            size_bytes=size_bytes,
+        )
         try:
             return await future
         except asyncio.CancelledError:
@@ -236,6 +290,8 @@ class Batcher:
         timeout_s: float = 30.0,
         alone: bool = False,
         small: bool = False,
+        work: int = 1,
+        size_bytes: int = 0,
     ) -> Job:
         """Have a request worked on, together with others. On the event loop, without a coroutine.
 
@@ -246,15 +302,17 @@ class Batcher:
             timeout_s: work that has not ended by then is dropped.
             alone: nothing else is being answered on this machine, nor was a moment ago.
             small: so little was sent that it may be worked on in the event loop's thread.
+            work: how much is asked for; requests of about as much take about as long.
+            size_bytes: of what is kept while it waits.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or too much is to be done before for the time there is.
             Draining: the batcher is closing.
         """
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
-        job = Job(steps, rows, timeout_s, now + timeout_s, loop, deliver, now, alone)
-        self._accept(job)
+        job = Job(steps, rows, timeout_s, now + timeout_s, loop, deliver, now, alone, kind_of(work), size_bytes)
+        self._accept(job, now)
         job.timer = loop.call_later(timeout_s, self._expire, job)
         if not small:
             self._queue.put(job)
@@ -271,6 +329,18 @@ class Batcher:
         if not job.is_settled:
             telemetry.DROPPED.labels(self._model, "cancelled").inc()
             job.settle(None)
+            self._let_go(job)
+
+    def check(self, timeout_s: float) -> None:
+        """Refuse a request before anything is known of it, where not even a small one could be done in time.
+
+        Raises:
+            Overloaded: too much is to be done before.
+        """
+        with self._lock:
+            before_s = self._before_s()
+            if before_s > 0.0:
+                self._check_time(before_s, timeout_s, time.perf_counter())
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests, finish what was accepted, stop the thread.
@@ -296,44 +366,122 @@ class Batcher:
 
     def _begin_arrived(self) -> None:
         jobs, self._arrived = self._arrived, []
-        seconds = self._row_s * sum(job.rows for job in jobs)
-        if len(jobs) <= FEW and seconds <= HERE_S and not self._closing and self._turn.acquire(blocking=False):
+        longest_s = self.pace.longest_s
+        if len(jobs) <= FEW and sum([longest_s[job.kind] for job in jobs]) <= HERE_S and self._may_work_here():
             self._work_here(jobs)
             return
         for job in jobs:
             self._queue.put(job)
 
+    def _may_work_here(self) -> bool:
+        """Whether the event loop's thread may work now; it has the turn then.
+
+        Only while it is watched. The second is for the worker thread, which may have looked at the clock just before.
+        """
+        now = time.perf_counter()
+        return (
+            self._not_here_before <= now < self._watched_until - 1.0
+            and not self._closing
+            and self._turn.acquire(blocking=False)
+        )
+
     def _work_here(self, jobs: list[Job]) -> None:
         """Work on a few requests in this thread, which has the turn; what takes longer goes on in the worker thread."""
-        end = time.perf_counter() + HERE_S
+        self._here_since = begun = time.perf_counter()
+        self._watched_until = begun + WATCHED_S
+        end = begun + HERE_S
         try:
             for job in jobs:
-                self._admit(job)
+                if time.perf_counter() < end:
+                    self._admit(job)
+                else:
+                    self._queue.put(job)
             while self._ready and time.perf_counter() < end:
                 if batch := self._next_batch():
                     self._execute(batch)
             finished, self._finished = self._finished, []
             if self._ready:
                 self._queue.put(None)
+            else:
+                self._begun_s = 0.0  # sums of many small numbers drift
         finally:
+            self._here_since = 0.0
             self._turn.release()
+        if (now := time.perf_counter()) > begun + INLINE_BUDGET_S:
+            self._not_here_before = now + REST_S
         self._deliver(finished)
 
-    def _accept(self, job: Job) -> None:
-        """Count a request among those who wait, if there is room for it."""
+    def _accept(self, job: Job, now: float) -> None:
+        """Count a request among those who wait, if there is room for it and it can be done in time."""
         with self._lock:
             if self._closing:
                 telemetry.DROPPED.labels(self._model, "draining").inc()
                 raise Draining
+            before_s = self._begun_s
             # A request larger than the whole queue is taken when nobody waits; else it could never be served.
-            if self._waiting and self._waiting + job.rows > self._max_queue:
-                telemetry.DROPPED.labels(self._model, "overloaded").inc()
-                raise Overloaded(self._model, waiting=self._waiting, limit=self._max_queue)
+            if self._waiting:
+                before_s = self._before_s()
+                self._check_room(job)
+            if before_s > 0.0:
+                self._check_time(before_s + self.pace.through_s(job.kind), job.timeout_s, now)
+            else:  # tried, whatever is expected: how else would it be found wrong?
+                self._busy_since = now
+            job.is_waiting = True
             self._waiting += job.rows
+            self._waiting_bytes += job.size_bytes
+            self._waiting_kinds[job.kind] += 1
+
+    def _before_s(self) -> float:
+        """How long the model will be busy with all that was accepted, as expected now; the lock is held."""
+        seconds = self._begun_s
+        for kind, count in self._waiting_kinds.items():
+            seconds += count * self.pace.busy_s(kind)
+        return seconds
+
+    def _check_room(self, job: Job) -> None:
+        if self._waiting + job.rows > self._max_queue:
+            telemetry.DROPPED.labels(self._model, "overloaded").inc()
+            raise Overloaded(
+                self._model, waiting=self._waiting, limit=self._max_queue, retry_after_s=math.ceil(self._before_s())
+            )
+        if self._waiting_bytes + job.size_bytes > self._max_queue_bytes:
+            telemetry.DROPPED.labels(self._model, "bytes").inc()
+            raise Overloaded(
+                self._model,
+                waiting=self._waiting_bytes,
+                limit=self._max_queue_bytes,
+                unit="bytes",
+                setting="GRIDLOOP_MAX_QUEUE_BYTES",
+                retry_after_s=math.ceil(self._before_s()),
+            )
+
+    def _check_time(self, needed_s: float, timeout_s: float, now: float) -> None:
+        stands = now - self._busy_since > STANDING_S
+        allowed_s = timeout_s * (STANDING_PATIENCE if stands else PATIENCE)
+        if needed_s > allowed_s:
+            telemetry.DROPPED.labels(self._model, "predicted").inc()
+            raise TooBusy(self._model, needed_s=needed_s, timeout_s=timeout_s, excess_s=needed_s - allowed_s)
+
+    def _let_go(self, job: Job) -> None:
+        """Forget a request that nobody waits for any more: its place in the line, or the run that is for it alone."""
+        with self._lock:
+            self._uncount(job)
+        if self._running is not None:
+            _stop_if_unwanted(*self._running)
+
+    def _uncount(self, job: Job) -> bool:
+        """Count a request no more among those who wait, if it was; the lock is held."""
+        was_waiting, job.is_waiting = job.is_waiting, False
+        if was_waiting:
+            self._waiting -= job.rows
+            self._waiting_bytes -= job.size_bytes
+            self._waiting_kinds[job.kind] -= 1
+        return was_waiting
 
     def _expire(self, job: Job) -> None:
         telemetry.DROPPED.labels(self._model, "deadline").inc()
         job.settle(DeadlineExceeded(job.timeout_s))
+        self._let_go(job)
 
     @staticmethod
     def _deliver(jobs: Sequence[Job]) -> None:
@@ -344,13 +492,33 @@ class Batcher:
 
     def _serve(self) -> None:
         while not self._stopping or self._waiting:
-            job = self._queue.get()
-            with self._turn:
+            job = self._next()
+            while not self._turn.acquire(timeout=WATCH_S):
+                self._watch()
+            try:
                 self._take(job)
                 while self._gather():
                     if batch := self._next_batch():
                         self._execute(batch)
                     self._hand_out()
+                self._begun_s = 0.0  # sums of many small numbers drift
+            finally:
+                self._turn.release()
+            self._watched_until = time.perf_counter() + WATCHED_S
+
+    def _next(self) -> Job | None:
+        """Wait for somebody, and watch the event loop's thread meanwhile."""
+        while time.perf_counter() < self._watched_until:
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=WATCH_S)
+            self._watch()
+        return self._queue.get()
+
+    def _watch(self) -> None:
+        """Stop a run in the event loop's thread that takes too long; `_work_here` leaves it to this thread then."""
+        begun, running = self._here_since, self._running
+        if begun and running and time.perf_counter() > begun + INLINE_BUDGET_S:
+            running[1].set()
 
     def _gather(self) -> bool:
         """Begin the work of those who wait, until a batch is full or nobody waits.
@@ -371,20 +539,44 @@ class Batcher:
 
     def _admit(self, job: Job) -> None:
         with self._lock:
-            self._waiting -= job.rows
-        now = time.perf_counter()
+            was_waiting = self._uncount(job)
+        job.begun = now = time.perf_counter()
         self._queue_seconds.observe(now - job.since)
-        if self._is_dead(job, now):
+        if not was_waiting or job.is_settled or now >= job.deadline:
+            job.steps.close()
             return
+        # The last one is tried, whatever is expected: how else would it be found wrong?
+        if (self._waiting or self._ready) and job.deadline - now < self.pace.through_s(job.kind):
+            telemetry.DROPPED.labels(self._model, "late").inc()
+            job.steps.close()
+            needed_s = now - job.since + self.pace.through_s(job.kind)
+            with self._lock:
+                before_s = self._before_s()
+            job.outcome = TooBusy(self._model, needed_s=needed_s, timeout_s=job.timeout_s, excess_s=before_s)
+            self._finished.append(job)
+            return
+        job.left_s = self.pace.busy_s(job.kind)
+        self._begun_s += job.left_s
         self._advance(job, None)
 
     def _advance(self, job: Job, outputs: Mapping[str, Array] | None) -> None:
         busy = self._waiting + self._ready_rows >= self._max_batch_size // 2
         job.advance(outputs, self._session.signature, busy=busy)
-        if job.outcome is not None:
-            self._finished.append(job)
-        else:
+        if job.outcome is None:
             self._line_up(job)
+            return
+        self._finished.append(job)
+        self._begun_s -= job.left_s
+        if isinstance(job.outcome, Done):
+            timings = job.timings
+            busy_s = timings.decode + job.run_s + timings.encode
+            self.pace.note(job.kind, busy_s, time.perf_counter() - job.begun, with_few=job.with_few)
+
+    def _work_off(self, job: Job, seconds: float) -> None:
+        """Expect so much less work."""
+        seconds = min(seconds, job.left_s)
+        job.left_s -= seconds
+        self._begun_s -= seconds
 
     def _line_up(self, job: Job) -> None:
         group = self._ready.get(job.key)
@@ -394,11 +586,11 @@ class Batcher:
         group.rows += job.run_rows
         self._ready_rows += job.run_rows
 
-    @staticmethod
-    def _is_dead(job: Job, now: float) -> bool:
+    def _is_dead(self, job: Job, now: float) -> bool:
         """Whether nobody waits for the job any more: its caller left, or its deadline passed."""
         if job.is_settled or now >= job.deadline:  # an expired job is answered by the timer on the event loop
             job.steps.close()
+            self._work_off(job, job.left_s)
             return True
         return False
 
@@ -445,36 +637,56 @@ class Batcher:
         begun = time.perf_counter()
         for job in batch:
             job.timings.queue += begun - job.since
+        stop = Stop()
+        self._running = batch, stop
+        _stop_if_unwanted(batch, stop)  # who left before the line above has stopped nothing
         try:
             alone = len(batch) == 1 and batch[0].alone
             if runs[0].whole:
-                shares: Sequence[Mapping[str, Array]] = [self._run_whole(runs[0], alone=alone)]
+                shares: Sequence[Mapping[str, Array]] = [self._run_whole(runs[0], alone=alone, stop=stop)]
             else:
-                outputs = self._run(stack(runs, self._session.signature), runs[0].outputs, alone=alone)
+                outputs = self._run(stack(runs, self._session.signature), runs[0].outputs, alone=alone, stop=stop)
                 shares = split(outputs, runs, self._session.signature)
         except Exception as error:  # the batch fails, the batcher lives
-            self._after_failure(batch, error)
+            if stop.is_set:
+                self._after_stop(batch)
+            else:
+                self._after_failure(batch, error)
             return
+        finally:
+            self._running = None
         ended = time.perf_counter()
+        took_s = ended - begun
+        row_s = took_s / sum([job.run_rows for job in batch])
+        with_few = len(batch) <= FEW
         for job, share in zip(batch, shares, strict=True):
-            job.timings.infer += ended - begun
+            job.timings.infer += took_s
             job.since = time.perf_counter()
+            share_s = row_s * job.run_rows
+            job.run_s += share_s
+            job.with_few &= with_few
+            if job.left_s:
+                self._work_off(job, share_s)
             self._advance(job, share)
-        if len(batch) <= FEW:
-            self._took((time.perf_counter() - begun) / sum(job.run_rows for job in batch))
 
-    def _took(self, seconds: float) -> None:
-        """Remember how long a row takes when there are few: the longest of late."""
-        self._row_s = max(seconds, self._row_s * _FORGETS if math.isfinite(self._row_s) else 0.0)
+    def _after_stop(self, batch: list[Job]) -> None:
+        """Drop those whom nobody waits for; the others, who took too long where they were, wait for another run."""
+        now = time.perf_counter()
+        for job in batch:
+            if not self._is_dead(job, now):
+                job.since = now
+                self._line_up(job)
 
-    def _run(self, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool) -> Mapping[str, Array]:
+    def _run(
+        self, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool, stop: Stop
+    ) -> Mapping[str, Array]:
         """Run the graph, in slices when there are more rows than a run may have."""
         rows, most = len(next(iter(feeds.values()))), self._max_batch_size
         parts = []
         for start in range(0, rows, most):
             slice_ = {name: array[start : start + most] for name, array in feeds.items()} if rows > most else feeds
             begun = time.perf_counter()
-            part = self._session.run(slice_, outputs, alone=alone)
+            part = self._session.run(slice_, outputs, alone=alone, stop=stop)
             self._run_seconds.observe(time.perf_counter() - begun)
             expected = min(most, rows - start)
             self._batch_rows.observe(expected)
@@ -483,10 +695,10 @@ class Batcher:
             parts.append(part)
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
-    def _run_whole(self, run: Run, *, alone: bool) -> Mapping[str, Array]:
+    def _run_whole(self, run: Run, *, alone: bool, stop: Stop) -> Mapping[str, Array]:
         """Run the graph with tensors whose axis 0 is no batch."""
         begun = time.perf_counter()
-        outputs = self._session.run(run.tensors, run.outputs, alone=alone)
+        outputs = self._session.run(run.tensors, run.outputs, alone=alone, stop=stop)
         self._run_seconds.observe(time.perf_counter() - begun)
         self._batch_rows.observe(1)
         return outputs
@@ -506,6 +718,7 @@ class Batcher:
     def _failed(self, job: Job, error: Exception) -> InferenceFailed:
         log.error("a run failed", model=self._model, exc_info=error)
         job.steps.close()
+        self._work_off(job, job.left_s)
         failure = InferenceFailed(self._model)
         failure.__cause__ = error
         return failure
@@ -517,6 +730,12 @@ class Batcher:
             mine = [job for job in finished if job.loop is loop]
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to answer
                 loop.call_soon_threadsafe(self._deliver, mine)
+
+
+def _stop_if_unwanted(batch: Sequence[Job], stop: Stop) -> None:
+    """Stop a run whose callers have all left or been told that it is too late."""
+    if batch[0].is_settled and all(job.is_settled for job in batch):
+        stop.set()
 
 
 def drive(session: Runnable, steps: Steps[T]) -> T:

@@ -98,6 +98,11 @@ class AnomalyDetectionInput(TaskInput):
         examples=[None],
     )
 
+    @property
+    def work(self) -> int:
+        """Points; stamps take about as long to read as values to judge."""
+        return len(self.values) + (len(self.timestamps) if self.timestamps else 0)
+
     @model_validator(mode="after")
     def _timestamps_fit(self) -> AnomalyDetectionInput:
         if self.timestamps is None:

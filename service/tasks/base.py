@@ -94,6 +94,16 @@ class TaskInput(BaseModel):
         """Rows of the batch that this request will need at once; what the queue's limit counts."""
         return 1
 
+    @property
+    def work(self) -> int:
+        """How much is asked for, in a unit of the task's own, such as points: who asks for as much takes as long.
+
+        The time that earlier requests of about this size took tells whether one can be answered by its deadline, and
+        whether it is so quick that the event loop's thread may work on it. So it must be known without decoding. 0: the
+        length of the body tells it well enough.
+        """
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:

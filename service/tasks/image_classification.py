@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from service.calibration import energy, sigmoid, softmax
 from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
 from service.media.formats import format_of
-from service.media.images import Filter, Frame, Resize, View, open_picture
+from service.media.images import Filter, Frame, Resize, View, open_picture, pixels_in
 from service.tasks.base import (
     Array,
     FailedFile,
@@ -72,6 +72,11 @@ class ImageClassificationInput(MediaInput):
     explain: bool = Field(
         default=False, description="Add a heatmap: which parts of the image speak for the best label."
     )
+
+    @property
+    def work(self) -> int:
+        """Pixels, as the files' headers say."""
+        return sum([pixels_in(file.data) for file in self.files])
 
 
 class LabelPrediction(BaseModel):

@@ -60,6 +60,8 @@ MAX_TOKENS_AGAIN = 48
 """A longer text is never read twice in one run, as it takes longer than a second run (tokens)."""
 REMEMBERED_CHUNKS = 16_384
 """Chunks whose tokens are remembered: few words make up most of every text (count)."""
+WORD_CHARS = 6
+"""About the length of a word with its space (characters)."""
 MORE_WORDS = 16
 """Words that are looked at beyond those asked for, where an answer is compared with an expected one (count)."""
 REMEMBERED_CHARS = 64
@@ -122,6 +124,12 @@ class NextWordInput(TaskInput):
         if self.words > 1:
             return BEAMS
         return 1 if self.text[-1:].isspace() else 2  # before and after a last word that may be unfinished
+
+    @property
+    def work(self) -> int:
+        """Characters, those that are to be found among them: a word found costs about as much as one read."""
+        more = len(self.text) if self.explain else 0
+        return len(self.text) + more + (BEAMS * WORD_CHARS * self.words if self.words > 1 else 0)
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 from service.api import protocol
 from service.api.edge import Edge
 from service.api.protocol import LimitedHttpProtocol
+from service.runtime.pace import KINDS
 from tests import graphs
 from tests.conftest import running
 
@@ -300,7 +301,7 @@ async def test_a_client_who_leaves_after_a_known_head_is_counted(
         return run(*args, **options)
 
     handle._session.run = held
-    handle.batcher._row_s = math.inf  # so that it is not the event loop that is held
+    handle.batcher.pace.longest_s = [math.inf] * KINDS  # so that it is not the event loop that is held
     first, second = await served.connect(), await served.connect()
     first[1].write(post())
     second[1].write(post())

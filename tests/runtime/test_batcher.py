@@ -20,6 +20,7 @@ from service.graph import Run, Steps
 from service.runtime import batcher as batcher_module
 from service.runtime.batcher import Batcher, Done
 from service.runtime.session import OnnxSession
+from service.runtime.stop import Stop
 from tests import graphs
 
 
@@ -33,12 +34,14 @@ class Gated:
         self.rows: list[int] = []
         self.alone: list[bool] = []
 
-    def run(self, tensors: Any, outputs: tuple[str, ...] = (), *, alone: bool = False) -> dict[str, Any]:
+    def run(
+        self, tensors: Any, outputs: tuple[str, ...] = (), *, alone: bool = False, stop: Stop | None = None
+    ) -> dict[str, Any]:
         self.rows.append(len(next(iter(tensors.values()))))
         self.alone.append(alone)
         self.entered.set()
         assert self.gate.wait(10)
-        return self._session.run(tensors, outputs)
+        return self._session.run(tensors, outputs, stop=stop)
 
     async def busy(self, batcher: Batcher) -> asyncio.Task[Any]:
         """Occupy the graph with one request of its own shape, and close the gate behind it."""
@@ -412,6 +415,7 @@ def noting(threads: list[int], *inputs: Any) -> Steps[Any]:
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine's mood, nothing takes too long for the event loop's thread."""
     monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    monkeypatch.setattr(batcher_module, "INLINE_BUDGET_S", 60.0)
 
 
 async def idle(batcher: Batcher) -> None:
@@ -469,9 +473,9 @@ async def test_who_should_take_longer_goes_to_the_worker_thread(
 ) -> None:
     monkeypatch.setattr(batcher_module, "HERE_S", 0.5)
     batcher = await practised(make(double))
-    for row_s, is_here in ((0.2, True), (0.3, False)):  # of two rows
+    for row_s, is_here in ((0.2, True), (0.3, False)):  # of two requests
         await idle(batcher)
-        batcher._row_s = row_s
+        batcher.pace.longest_s[1] = row_s
         threads: list[int] = []
         await asyncio.gather(*(batcher.submit(noting(threads, [[n]]), small=True) for n in range(2)))
         assert (set(threads) == {threading.get_ident()}) == is_here
@@ -543,7 +547,7 @@ async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
         except StopIteration as stop:
             return stop.value
 
-    batcher._row_s = 0.0
+    batcher.pace.longest_s[1] = 0.0
     threads: list[int] = []
     done = await batcher.submit(slow(threads), alone=True, small=True)
     assert done.value.tolist() == [[5]]
