@@ -3,6 +3,7 @@
     python benchmarks/overload.py                               # some four minutes
     python benchmarks/overload.py --seconds 60                  # calmer, longer
     python benchmarks/overload.py --label before                # beside what was measured before, in the same plot
+    python benchmarks/overload.py --label before --peak 60      # at the loads of another measurement
     python benchmarks/overload.py --factors 0.5,1,5 --seconds 5
     python benchmarks/overload.py --plot                        # draw again what was measured
 
@@ -325,9 +326,11 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     with load.started(settings.models, settings.workers) as server:
         warm_up = Load(server, bodies, 30.0)
         asyncio.run(warm_up.closed(min(2.0, settings.seconds / 2), CLOSED_CONNECTIONS))
-        peak = Load(server, bodies, 30.0)
-        report["peak_per_s"] = round(asyncio.run(peak.closed(min(10.0, settings.seconds), CLOSED_CONNECTIONS)), 1)
-        print(f"peak: {report['peak_per_s']:g} answers/s in a closed loop of {CLOSED_CONNECTIONS} connections")
+        if settings.peak is None:
+            peak = Load(server, bodies, 30.0)
+            settings.peak = round(asyncio.run(peak.closed(min(10.0, settings.seconds), CLOSED_CONNECTIONS)), 1)
+            print(f"peak: {settings.peak:g} answers/s in a closed loop of {CLOSED_CONNECTIONS} connections")
+        report["peak_per_s"] = settings.peak
         for factor in settings.factors:
             time.sleep(REST_S)
             point = measure(server, bodies, factor, factor * report["peak_per_s"], settings)
@@ -422,6 +425,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     option("--seconds", type=float, default=20.0, help="time of each load (default: 20)")
     option("--deadline", type=float, default=2.0, help="of each request, in seconds (default: 2)")
     option("--factors", default=",".join(f"{f:g}" for f in FACTORS), help="of the peak (default: %(default)s)")
+    option(
+        "--peak", type=float, help="answers per second, to compare two servers at the same loads (default: measured)"
+    )
     option("--connections", type=int, default=MOST_CONNECTIONS, help=f"at most (default: {MOST_CONNECTIONS})")
     option("--label", default="after", help="name of this measurement in the file and the plot (default: after)")
     option("--models", type=Path, default=Path("models"), help="the model repository (default: models)")
@@ -438,6 +444,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--factors must be above 0 and at most 10")
     if not (settings.seconds >= 0.5 and settings.seconds * len(settings.factors) <= 10 * MOST_SECONDS):
         parser.error("--seconds must be at least 0.5, and all loads together an hour and 40 minutes at most")
+    if settings.peak is not None and not 0.1 <= settings.peak <= 10_000:
+        parser.error("--peak must be 0.1 to 10,000")
     if not 0.05 <= settings.deadline <= 60:
         parser.error("--deadline must be 0.05 to 60")
     if not 1 <= settings.connections <= MOST_CONNECTIONS:

@@ -24,7 +24,7 @@ import math
 import queue
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -213,7 +213,7 @@ class Batcher:
         self._watched_until = 0.0
         self._lock = threading.Lock()
         self._waiting = self._waiting_bytes = 0
-        self._waiting_kinds: dict[int, int] = {}  # how many of each kind
+        self._waiting_kinds: dict[int, int] = defaultdict(int)  # how many of each kind
         self._begun_s = 0.0  # for which those whose work has begun will keep the model busy; written with the turn
         self._busy_since = 0.0  # when the line was last empty
         self._closing = False  # guarded by the lock: no new requests
@@ -417,9 +417,10 @@ class Batcher:
             if self._closing:
                 telemetry.DROPPED.labels(self._model, "draining").inc()
                 raise Draining
-            before_s = self._before_s()
+            before_s = self._begun_s
             # A request larger than the whole queue is taken when nobody waits; else it could never be served.
             if self._waiting:
+                before_s = self._before_s()
                 self._check_room(job)
             if before_s > 0.0:
                 self._check_time(before_s + self.pace.through_s(job.kind), job.timeout_s, now)
@@ -428,7 +429,7 @@ class Batcher:
             job.is_waiting = True
             self._waiting += job.rows
             self._waiting_bytes += job.size_bytes
-            self._waiting_kinds[job.kind] = self._waiting_kinds.get(job.kind, 0) + 1
+            self._waiting_kinds[job.kind] += 1
 
     def _before_s(self) -> float:
         """How long the model will be busy with all that was accepted, as expected now; the lock is held."""
@@ -474,10 +475,7 @@ class Batcher:
         if was_waiting:
             self._waiting -= job.rows
             self._waiting_bytes -= job.size_bytes
-            if self._waiting_kinds[job.kind] > 1:
-                self._waiting_kinds[job.kind] -= 1
-            else:
-                del self._waiting_kinds[job.kind]
+            self._waiting_kinds[job.kind] -= 1
         return was_waiting
 
     def _expire(self, job: Job) -> None:
@@ -568,11 +566,11 @@ class Batcher:
             self._line_up(job)
             return
         self._finished.append(job)
-        self._work_off(job, job.left_s)
+        self._begun_s -= job.left_s
         if isinstance(job.outcome, Done):
-            own_s = job.timings.decode + job.timings.encode
-            through_s = time.perf_counter() - job.begun
-            self.pace.note(job.kind, own_s + job.run_s, through_s, with_few=job.with_few)
+            timings = job.timings
+            busy_s = timings.decode + job.run_s + timings.encode
+            self.pace.note(job.kind, busy_s, time.perf_counter() - job.begun, with_few=job.with_few)
 
     def _work_off(self, job: Job, seconds: float) -> None:
         """Expect so much less work."""
@@ -658,14 +656,17 @@ class Batcher:
         finally:
             self._running = None
         ended = time.perf_counter()
-        row_s = (ended - begun) / sum([job.run_rows for job in batch])
+        took_s = ended - begun
+        row_s = took_s / sum([job.run_rows for job in batch])
         with_few = len(batch) <= FEW
         for job, share in zip(batch, shares, strict=True):
-            job.timings.infer += ended - begun
+            job.timings.infer += took_s
             job.since = time.perf_counter()
-            job.run_s += row_s * job.run_rows
+            share_s = row_s * job.run_rows
+            job.run_s += share_s
             job.with_few &= with_few
-            self._work_off(job, row_s * job.run_rows)
+            if job.left_s:
+                self._work_off(job, share_s)
             self._advance(job, share)
 
     def _after_stop(self, batch: list[Job]) -> None:

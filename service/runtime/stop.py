@@ -19,7 +19,6 @@ class Stop:
 
     def __init__(self) -> None:
         self.options = ort.RunOptions()
-        self.options.log_severity_level = 4  # being stopped is nothing to log
 
     def set(self) -> None:
         """End the run; one that has ended already does not mind."""

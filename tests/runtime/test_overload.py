@@ -20,7 +20,6 @@ from service.runtime import batcher as batcher_module
 from service.runtime.batcher import Batcher
 from service.runtime.pace import Pace, kind_of
 from service.runtime.session import OnnxSession
-from service.runtime.stop import Stop
 from tests import graphs
 from tests.runtime.test_batcher import Gated, ask, double, idle, make, settled, until
 
@@ -191,14 +190,6 @@ def looping(tmp_path: Path) -> OnnxSession:
 
 def failed_runs() -> float:
     return REGISTRY.get_sample_value("gridloop_failed_runs_total", {"model": "tiny"}) or 0.0
-
-
-def test_a_run_can_be_stopped_from_another_thread(looping: OnnxSession) -> None:
-    stop = Stop()
-    threading.Timer(0.01, stop.set).start()
-    with pytest.raises(Exception, match="terminate flag"):
-        looping.run({"x": np.array(STUCK, np.float32)}, stop=stop)
-    assert looping.run({"x": np.array(QUICK, np.float32)}, stop=Stop())["y"].tolist() == QUICK
 
 
 async def test_a_run_ends_at_the_deadline_of_its_last_caller(looping: OnnxSession, make: Any) -> None:
