@@ -49,7 +49,9 @@ def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None 
         tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
     """
     limits = Limits(settings.max_image_pixels, settings.max_series_points, settings.max_text_chars)
-    options = LoadOptions(settings.plan().budget.cores, settings.max_queue, limits, tune=True)
+    options = LoadOptions(
+        settings.plan().budget.cores, settings.max_queue, limits, tune=True, load_timeout_s=settings.load_timeout_s
+    )
     return Registry(settings.models, options, dict(tasks) if tasks is not None else None)
 
 
@@ -83,6 +85,7 @@ def create_app(
         loading = asyncio.create_task(load())
         yield
         gate.draining = True
+        models.stop_loading()
         await loading
         if not await asyncio.to_thread(models.close, settings.drain_timeout_s):
             log.warning("some requests were not finished within the drain time", seconds=settings.drain_timeout_s)

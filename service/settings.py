@@ -42,6 +42,12 @@ class Settings(BaseSettings):
         default=0, ge=0, le=128, description="Server processes; 0 chooses by the CPU budget (affinity and cgroup)."
     )
     models: Path = Field(default=Path("models"), description="The model repository: one folder per model.")
+    load_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        le=86400,
+        description="Time for loading one version of a model; after it, the version is listed as failed (seconds).",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="`console` for people, `json` for machines; `auto`: console on a terminal."
     )

@@ -108,6 +108,36 @@ def colours(path: Path) -> Path:
     )
 
 
+def endless(path: Path) -> Path:
+    """The classifier of colours with a loop that never ends."""
+    go_on = [helper.make_node("Identity", [name], [f"{name}_again"]) for name in ("true", "values")]
+    body = helper.make_graph(
+        go_on,
+        "body",
+        [
+            helper.make_tensor_value_info("turn", T.INT64, []),
+            helper.make_tensor_value_info("true", T.BOOL, []),
+            helper.make_tensor_value_info("values", T.FLOAT, [None, 3]),
+        ],
+        [
+            helper.make_tensor_value_info("true_again", T.BOOL, []),
+            helper.make_tensor_value_info("values_again", T.FLOAT, [None, 3]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=T.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["means"], axes=[1, 2], keepdims=0),
+        helper.make_node("Loop", ["", "yes", "means"], ["logits"], body=body),
+    ]
+    return save(
+        path,
+        nodes,
+        [("image", T.UINT8, ["batch", 2, 2, 3])],
+        [("logits", T.FLOAT, ["batch", 3])],
+        {"yes": np.bool_(True)},
+    )
+
+
 def colours_and_novelty(path: Path) -> Path:
     """The classifier of colours, which finds a picture the more novel the brighter its brightest colour, in hundreds."""
     nodes = [

@@ -21,6 +21,7 @@ from service.graph import Array, Run, Signature, Steps
 from service.registry.golden import FILENAME, check_golden, golden_request, read_golden
 from service.registry.manifest import MOST_ROWS, Batching, Manifest
 from service.runtime.batcher import Batcher, Done, drive
+from service.runtime.cancelling import Cancellation
 from service.runtime.packed import packed_copy
 from service.runtime.session import OnnxSession
 from service.runtime.tensors import pad_rows
@@ -47,12 +48,14 @@ class LoadOptions:
         max_queue: rows that may wait per model.
         limits: largest requests taken.
         tune: whether to measure how each graph runs best.
+        load_timeout_s: time for loading one version (seconds).
     """
 
     cores: int = 1
     max_queue: int = 1024
     limits: Limits = field(default_factory=Limits)
     tune: bool = False
+    load_timeout_s: float = 120.0
 
 
 class ModelHandle:
@@ -71,7 +74,15 @@ class ModelHandle:
         golden_samples: how many real inputs it was checked with (count).
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, task: type[AnyTask], options: LoadOptions) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        task: type[AnyTask],
+        options: LoadOptions,
+        *,
+        cancellation: Cancellation | None = None,
+    ) -> None:
         """Load one version folder: open the graph, check its golden samples, choose how to run it, warm it up.
 
         Args:
@@ -79,6 +90,7 @@ class ModelHandle:
             manifest: of the model.
             task: the task that the manifest names.
             options: the server's share of the decisions.
+            cancellation: ends the loading.
 
         Raises:
             ManifestInvalid: anything about the folder that keeps it from being served.
@@ -87,7 +99,7 @@ class ModelHandle:
         graph = folder / "model.onnx"
         options_of_task = manifest.options(folder)
         self.claims = manifest.of_version(folder)
-        self._graph = OnnxSession(graph, self.claims.constants)
+        self._graph = OnnxSession(graph, self.claims.constants, cancellation)
         self.signature: Signature = self._graph.signature
         self.ref, self.name = ModelRef(name=name, version=version), f"{name}@{version}"
         model_folder = ModelFolder(
@@ -117,6 +129,7 @@ class ModelHandle:
             self._warm_up(sample, where)
         # Only now: a server with tight limits still checks its models with whatever samples they bring.
         self.task.folder = dataclasses.replace(model_folder, limits=options.limits)
+        self._graph.cannot_be_cancelled()
         self._batcher: Batcher | None = None
 
     def _one_row(self, request: TaskInput) -> Run | None:

@@ -13,6 +13,7 @@ import structlog
 from service import telemetry
 from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady, as_sentence
 from service.registry.handle import LoadOptions, ModelHandle
+from service.registry.loading import Limited, Stopped
 from service.registry.manifest import Manifest
 from service.registry.repository import FoundModel, scan, version_key
 from service.runtime.memory import give_back_memory
@@ -97,6 +98,8 @@ class Registry:
         self.tasks = discover() if tasks is None else tasks
         check_type_names(self.tasks)
         self._options = options or LoadOptions()
+        self._loading: Limited[ModelHandle] | None = None
+        self._stopped = False
         self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models)}
         self._choose_defaults()
 
@@ -149,9 +152,26 @@ class Registry:
             self._announce(model, version)
             return
         begun = time.perf_counter()
-        task = self.tasks[model.manifest.task]
+        manifest, task, limit_s = model.manifest, self.tasks[model.manifest.task], self._options.load_timeout_s
+        self._loading = Limited(
+            f"load-{model.name}@{version.name}",
+            lambda cancellation: ModelHandle(
+                model.path / version.name, manifest, task, self._options, cancellation=cancellation
+            ),
+        )
+        if self._stopped:
+            return
         try:
-            version.handle = ModelHandle(model.path / version.name, model.manifest, task, self._options)
+            version.handle = self._loading.result(limit_s)
+        except Stopped:
+            return
+        except TimeoutError:
+            version.state = "failed"
+            version.reason = (
+                f"{model.name}/{version.name}: was not loaded within {limit_s:g} s. See that its graph and its task's "
+                "code come to an end for each golden sample, or raise GRIDLOOP_LOAD_TIMEOUT_S."
+            )
+            log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
         except ManifestInvalid as error:
             version.state, version.reason = "failed", str(error)
             log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
@@ -167,9 +187,17 @@ class Registry:
                 task=task.name,
                 seconds=round(time.perf_counter() - begun, 2),
             )
+        finally:
+            self._loading = None
         model.choose_default()
         self._choose_defaults()
         self._announce(model, version)
+
+    def stop_loading(self) -> None:
+        """Load nothing more, and give up what is being loaded. From another thread."""
+        self._stopped = True
+        if loading := self._loading:
+            loading.stop()
 
     def announce(self) -> None:
         """Tell the metrics of this process which models there are: of a process forked after loading, nobody has."""

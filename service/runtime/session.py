@@ -17,6 +17,7 @@ from service.errors import ManifestInvalid
 from service.files import is_lfs_pointer, open_file
 from service.graph import Array, Signature, TensorSpec
 from service.runtime import packed
+from service.runtime.cancelling import Cancellation
 from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import give_back_freed_memory
 from service.runtime.onnx_file import activations, read_model, side_files
@@ -57,12 +58,15 @@ class OnnxSession:
         copy: the packed copy that is used instead of the graph itself, if one is.
     """
 
-    def __init__(self, path: Path, constants: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, path: Path, constants: Mapping[str, float] | None = None, cancellation: Cancellation | None = None
+    ) -> None:
         """Load a graph.
 
         Args:
             path: the `.onnx` file.
             constants: values of inputs that no request gives, by name, beside those that are known by their name.
+            cancellation: ends the opening, and all runs until `cannot_be_cancelled`.
 
         Raises:
             ManifestInvalid: the file is missing, is not a graph this runtime can run, uses an unknown tensor type, or
@@ -77,6 +81,11 @@ class OnnxSession:
             _check_side_file(path.parent / name, f"{path.parent.parent.name}/{path.parent.name}/{name}")
         self._path, self._where = path, where
         self.copy: Path | None = None
+        self._cancellation = cancellation
+        self._run_options: ort.RunOptions | None = None  # of every run, while the version is loaded
+        if cancellation:
+            self._run_options = ort.RunOptions()
+            cancellation.cover_runs(self._run_options)
         self._session = self._open()
         self._wide: Any = None
         self._opening = False
@@ -95,6 +104,12 @@ class OnnxSession:
         if not self.signature.free_shape:
             self._shrink = ort.RunOptions()
             self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            if cancellation:
+                cancellation.cover_runs(self._shrink)
+
+    def cannot_be_cancelled(self) -> None:
+        """Loading is over."""
+        self._cancellation = self._run_options = None
 
     def use_copy(self, copy: Path, sample: Mapping[str, Array]) -> None:
         """Go on with a packed copy, if it still gives the same numbers for a sample of every input."""
@@ -154,6 +169,8 @@ class OnnxSession:
             # The arena keeps the largest block of every shape ever seen; with free shapes it only grows.
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
+        if self._cancellation:
+            self._cancellation.cover_opening(options)
         try:
             return ort.InferenceSession(str(self.copy or self._path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
@@ -185,7 +202,7 @@ class OnnxSession:
         feeds.update(self.constants)
         names = list(outputs) or self._outputs
         session = self._wide_or_narrow() if alone else self._session
-        values = session.run(names, feeds, None if keep_memory else self._shrink)
+        values = session.run(names, feeds, self._run_options if keep_memory else self._shrink)
         arrays = [np.asarray(value) for value in values]
         # Only what was added is cut off: an output with rows of its own must be noticed, not shortened to fit.
         return {name: array[:rows] if padded else array for name, array in zip(names, arrays, strict=True)}
