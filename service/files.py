@@ -2,7 +2,8 @@
 
 Editors put byte-order marks in front, a checkout without Git LFS leaves pointers in place of files, a volume has
 folders of another user, a link leads nowhere. Every function here either gives the content or raises `ManifestInvalid`
-with the file's place below the repository and what to do, and never waits for a pipe that nobody writes to.
+with the file's place below the repository and what to do, and never waits for a pipe that nobody writes to. What a
+model's files say is shown to callers, or shapes what they are shown; so a link among them must not lead to other files.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -32,23 +34,26 @@ _REASONS = {
 }
 
 
-def read_text(path: Path, where: str, *, missing: str) -> str:
+def read_text(path: Path, where: str, *, missing: str, inside: Sequence[Path] = ()) -> str:
     """Read a text file: UTF-8 with or without a byte-order mark; every line ends in a single line feed.
 
     Args:
         path: the file.
         where: its place below the model repository, for messages.
         missing: what to say when there is none.
+        inside: folders of which the file must lie in one, once links are followed; left out: it may lie anywhere.
 
     Raises:
         ManifestInvalid: there is no such file, or it cannot be read, or is no UTF-8.
     """
-    return decode(read_bytes(path, where, missing=missing), where).replace("\r\n", "\n").replace("\r", "\n")
+    return (
+        decode(read_bytes(path, where, missing=missing, inside=inside), where).replace("\r\n", "\n").replace("\r", "\n")
+    )
 
 
-def read_bytes(path: Path, where: str, *, missing: str) -> bytes:
+def read_bytes(path: Path, where: str, *, missing: str, inside: Sequence[Path] = ()) -> bytes:
     """Read a whole file, as `open_file` opens it."""
-    with open_file(path, where, missing=missing) as file:
+    with open_file(path, where, missing=missing, inside=inside) as file:
         content = file.read()
     if content.startswith(_LFS_POINTER):
         raise ManifestInvalid(where, "is a Git LFS pointer, not the file itself; run `git lfs pull`.")
@@ -77,19 +82,22 @@ def decode(content: bytes, where: str) -> str:
 
 
 @contextmanager
-def open_file(path: Path, where: str, *, missing: str) -> Iterator[BinaryIO]:
+def open_file(path: Path, where: str, *, missing: str, inside: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     """Open a file for reading if it is one; a pipe or a device is not even opened.
 
     Args:
         path: the file.
         where: its place below the model repository, for messages.
         missing: what to say when there is none.
+        inside: folders of which the file must lie in one, once links are followed; left out: it may lie anywhere.
 
     Raises:
         ManifestInvalid: there is none, it is something else, or it cannot be read.
     """
     try:
         mode = path.stat().st_mode
+        if inside and not _lies_in(path, inside):
+            raise ManifestInvalid(where, "leads out of the model's folder; copy the file itself to this place.")
         if not stat.S_ISREG(mode):
             raise ManifestInvalid(where, f"is {kind_of(mode)}; a file should be here.")
         file = path.open("rb")
@@ -99,6 +107,19 @@ def open_file(path: Path, where: str, *, missing: str) -> Iterator[BinaryIO]:
         raise ManifestInvalid(where, f"{reason_of(error)}.") from None
     with file:
         yield file
+
+
+def _lies_in(path: Path, folders: Sequence[Path]) -> bool:
+    real = path.resolve()
+    return any(real.is_relative_to(folder.resolve()) for folder in folders)
+
+
+_ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:[^/\s\"',:;()\[\]]+/)+")
+
+
+def without_folders(text: str) -> str:
+    """Somebody else's message, with the names of files instead of their paths on this machine."""
+    return _ABSOLUTE.sub("", text)
 
 
 def is_lfs_pointer(path: Path) -> bool:

@@ -118,7 +118,10 @@ class Bounds:
 
     def are_finite(self, array: NDArray[Any]) -> bool:
         """Whether it is such an array and has finite numbers: all that can be wrong where no token was believed."""
-        return array.shape == self.shape and array.dtype == self.dtype and bool(np.isfinite(array).all())
+        if array.shape != self.shape or array.dtype != self.dtype:
+            return False
+        # A product is several times as quick, and finite unless a number is not, or very large.
+        return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
 
 
 def pack(model: str, version: str, state: State) -> str:

@@ -48,7 +48,7 @@ def get_model(
     """The model card tells what a model is for, what it was trained on, how good it is and where it fails."""
     model = reach.get(registry, key, name)
     try:
-        card = read_text(model.path / "card.md", f"{name}/card.md", missing="is missing.")
+        card = read_text(model.path / "card.md", f"{name}/card.md", missing="is missing.", inside=(model.path,))
     except errors.ManifestInvalid as error:
         card = f"# {name}\n\nThis model has no card: card.md {error.problem}"
     return ModelCard(**describe(model, registry, address).model_dump(), card=card)

@@ -60,7 +60,12 @@ def _check_version(folder: Path, manifest: Manifest) -> Finding:
 
 def _check_card(folder: Path) -> Finding:
     try:
-        read_text(folder / "card.md", "card.md", missing="is missing; write what the model is for and where it fails.")
+        read_text(
+            folder / "card.md",
+            "card.md",
+            missing="is missing; write what the model is for and where it fails.",
+            inside=(folder,),
+        )
     except ManifestInvalid as error:
         return Finding("card.md", ok=True, detail=error.problem, hint=True)
     return Finding("card.md", ok=True)

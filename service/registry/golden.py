@@ -14,7 +14,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import ManifestInvalid, ServiceError, as_sentence
-from service.files import read_bytes, read_text
+from service.files import read_bytes, read_text, without_folders
 from service.graph import Steps
 from service.runtime.batcher import Runnable, drive
 from service.tasks import AnyTask
@@ -44,7 +44,8 @@ def read_golden(folder: Path, where: str) -> list[GoldenSample]:
     Raises:
         ManifestInvalid: the file is missing, empty or malformed, or cannot be read.
     """
-    text = read_text(folder / FILENAME, where, missing="is missing; add a real input and its expected output.")
+    missing = "is missing; add a real input and its expected output."
+    text = read_text(folder / FILENAME, where, missing=missing, inside=(folder, folder.parent))
     try:
         samples = [GoldenSample.model_validate(entry) for entry in json.loads(text)]
     except (ValueError, TypeError, ValidationError) as error:
@@ -68,9 +69,10 @@ def golden_request(task: AnyTask, sample: GoldenSample, folder: Path) -> TaskInp
     fields = {key: value for key, value in sample.input.items() if key not in files}
     uploads = []
     for key, value in files.items():
-        where = f"{folder.parent.name}/{folder.name}/{value}"
+        where = f"{folder.parent.name}/{folder.name}/{Path(value).name if Path(value).is_absolute() else value}"
         missing = f"is missing; {FILENAME} names it as {key!r}."
-        uploads.append(Upload(read_bytes(folder / value, where, missing=missing), filename=Path(value).name))
+        content = read_bytes(folder / value, where, missing=missing, inside=(folder, folder.parent))
+        uploads.append(Upload(content, filename=Path(value).name))
     return task.Input.model_validate({**fields, "files": tuple(uploads)})
 
 
@@ -91,7 +93,7 @@ def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], 
             raise ManifestInvalid(where, f"sample {number} is refused: {as_sentence(error)}") from None
         except Exception as error:  # the graph or the task's own code, on the model's own sample
             raise ManifestInvalid(
-                where, f"sample {number} fails: {type(error).__name__}: {as_sentence(error)}"
+                where, f"sample {number} fails: {type(error).__name__}: {without_folders(as_sentence(error))}"
             ) from error
         if difference := task.difference(request, sample.output, answer, sample.tolerance):
             raise ManifestInvalid(where, f"sample {number} differs from its expected answer {difference}.")

@@ -7,9 +7,8 @@ same for each.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from service.registry.golden import FILENAME, check_golden, golden_request, read
 from service.registry.manifest import MOST_ROWS, Batching, Manifest
 from service.runtime.batcher import Batcher, Done, drive
 from service.runtime.cancelling import Cancellation
-from service.runtime.packed import packed_copy
+from service.runtime.packed import forget, packed_copy
 from service.runtime.session import OnnxSession
 from service.runtime.stop import Stop
 from service.runtime.tensors import pad_rows
@@ -110,9 +109,7 @@ class ModelHandle:
         )
         self.task = task(model_folder)
         self._session = PreparedSession(self.task, self._graph)
-        weights = [graph, *(folder / name for name in self._graph.side_files)]
-        self.digest = _digest(weights)
-        self.size_bytes = sum(file.stat().st_size for file in weights)
+        self.digest, self.size_bytes = self._graph.digest, self._graph.size_bytes
         self._options = options
         where = f"{name}/{version}/{FILENAME}"
         sample: Run | None = None
@@ -155,6 +152,11 @@ class ModelHandle:
         inputs = pad_rows(self._session.prepare(sample.tensors), self.signature.fixed_batch or 1)
         copy = packed_copy(graph, self.digest, inputs)
         if copy:
+            try:
+                self._graph.check_unchanged()
+            except ManifestInvalid:
+                forget(copy)  # it may be of what the graph is now
+                raise
             self._graph.use_copy(copy, inputs)
 
     def _tune(self, batching: Batching, sample: Run | None) -> Tuning:
@@ -266,12 +268,3 @@ class PreparedSession:
         if self._gives_halves:
             given = {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in given.items()}
         return self._task.finish(given)
-
-
-def _digest(files: Sequence[Path]) -> str:
-    """SHA-256 of a file; of several, that of their digests, one after another."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256"))
-    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests))).hexdigest()

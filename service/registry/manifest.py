@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,22 +119,25 @@ def read_manifest(folder: Path) -> Manifest:
     """
     where = f"{folder.name}/{FILENAME}"
     try:
-        return Manifest.model_validate(_read_toml(folder / FILENAME, where))
+        return Manifest.model_validate(_read_toml(folder / FILENAME, where, (folder,)))
     except ValidationError as error:
         raise ManifestInvalid(where, as_sentence(error)) from None
 
 
 def _own(version: Path) -> dict[str, Any]:
     """What a version's own manifest says; empty where it has none."""
-    return _read_toml(version / FILENAME, _where(version)) if os.path.lexists(version / FILENAME) else {}
+    if not os.path.lexists(version / FILENAME):
+        return {}
+    return _read_toml(version / FILENAME, _where(version), (version, version.parent))
 
 
 def _where(version: Path) -> str:
     return f"{version.parent.name}/{version.name}/{FILENAME}"
 
 
-def _read_toml(path: Path, where: str) -> dict[str, Any]:
-    text = read_text(path, where, missing="is missing; models/README.md shows a minimal one.")
+def _read_toml(path: Path, where: str, inside: Sequence[Path]) -> dict[str, Any]:
+    missing = "is missing; models/README.md shows a minimal one."
+    text = read_text(path, where, missing=missing, inside=inside)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

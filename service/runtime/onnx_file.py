@@ -86,26 +86,38 @@ def read_model(path: Path) -> Any:
     Raises:
         google.protobuf.message.DecodeError: the file is not one.
     """
-    model = _model_type()()
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         view = memoryview(data)
         try:
-            model.ParseFromString(view)
+            return parse_model(view)
         finally:
             view.release()
+
+
+def parse_model(content: bytes | memoryview) -> Any:
+    """The `Model` message of a file's content, as `read_model`."""
+    model = _model_type()()
+    model.ParseFromString(content)
     return model
 
 
 def graphs_of(model: Any) -> Iterator[Any]:
-    """The graph, and those in its operators' attributes, such as the branches of an If."""
-    waiting = [model.graph]
+    """The graph, and those in its operators' attributes, such as the branches of an If; in its functions', too."""
+    waiting = [model.graph, *(graph for function in model.functions for graph in _inner(function.node))]
     while waiting:
         graph = waiting.pop()
         yield graph
-        for attribute in _attributes(graph.node):
-            waiting += attribute.graphs
-            if attribute.HasField("g"):
-                waiting.append(attribute.g)
+        waiting += _inner(graph.node)
+
+
+def _inner(nodes: Iterable[Any]) -> list[Any]:
+    """The graphs in operators' attributes."""
+    graphs = []
+    for attribute in _attributes(nodes):
+        graphs += attribute.graphs
+        if attribute.HasField("g"):
+            graphs.append(attribute.g)
+    return graphs
 
 
 def tensors_of(model: Any) -> Iterator[Any]:
@@ -114,7 +126,8 @@ def tensors_of(model: Any) -> Iterator[Any]:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-        for attribute in _attributes(graph.node):
+    for holder in (*graphs_of(model), *model.functions):
+        for attribute in _attributes(holder.node):
             yield from attribute.tensors
             if attribute.HasField("t"):
                 yield attribute.t

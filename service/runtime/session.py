@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Mapping
@@ -14,13 +15,13 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from service.errors import ManifestInvalid
-from service.files import is_lfs_pointer, open_file
+from service.files import is_lfs_pointer, open_file, printable, without_folders
 from service.graph import Array, Signature, TensorSpec
 from service.runtime import packed
 from service.runtime.cancelling import Cancellation
 from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import give_back_freed_memory
-from service.runtime.onnx_file import activations, read_model, side_files
+from service.runtime.onnx_file import activations, parse_model, side_files
 from service.runtime.stop import Stop
 from service.runtime.tensors import pad_rows
 
@@ -57,6 +58,9 @@ class OnnxSession:
         side_files: names of the files beside the graph that have weights of it.
         lone_threads: size of that pool; with 1 there is none.
         copy: the packed copy that is used instead of the graph itself, if one is.
+        digest: SHA-256 of the graph file, to tell replicas apart; of it and the files beside it that hold its weights,
+            where there are some.
+        size_bytes: of all these files.
     """
 
     def __init__(
@@ -74,13 +78,13 @@ class OnnxSession:
                 has no such input.
         """
         where = "/".join(path.parts[-3:])
-        with open_file(path, where, missing="is missing; export the graph to this place."):
-            pass  # the runtime reads it by itself, and would wait for a pipe for ever
-        model = _read_model(path)
-        self.side_files = side_files(model) if model else ()
-        for name in self.side_files:
-            _check_side_file(path.parent / name, f"{path.parent.parent.name}/{path.parent.name}/{name}")
         self._path, self._where = path, where
+        content = self._read()
+        model = _parsed(content, where)
+        self.side_files = side_files(model) if model else ()
+        beside = self._read_side_files()
+        self.digest, self.size_bytes = _digest(content, beside), len(content) + sum(map(len, beside.values()))
+        del content, beside  # they are read again for each opening, and not kept
         self.copy: Path | None = None
         self._cancellation = cancellation
         self._run_options: ort.RunOptions | None = None  # of every run, while the version is loaded
@@ -172,10 +176,48 @@ class OnnxSession:
             options.enable_mem_pattern = False
         if self._cancellation:
             self._cancellation.cover_opening(options)
+        source: str | bytes = str(self.copy)
+        beside: dict[str, bytes] = {}
+        if not self.copy:
+            source, beside = self.check_unchanged()
+            # Opened from memory: what is read is what was checked. By itself the runtime would also map the files with
+            # weights, and so take up whatever is written to them later. What is in none of them is looked for here:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(self._path.parent)
+            )
+        if beside:
+            options.add_external_initializers_from_files_in_memory(
+                list(beside), list(beside.values()), [len(content) for content in beside.values()]
+            )
         try:
-            return ort.InferenceSession(str(self.copy or self._path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
             raise ManifestInvalid(self._where, _explain(error, self._path)) from error
+        del beside  # it is copied from until here
+        return session
+
+    def _read(self) -> bytes:
+        with open_file(self._path, self._where, missing="is missing; export the graph to this place.") as file:
+            return file.read()
+
+    def _read_side_files(self) -> dict[str, bytes]:
+        return {name: _read_side_file(self._path, name) for name in self.side_files}
+
+    def check_unchanged(self) -> tuple[bytes, dict[str, bytes]]:
+        """See that the files are those that were read first.
+
+        Returns:
+            The graph's content, and that of the files beside it, by name.
+
+        Raises:
+            ManifestInvalid: they are not, or cannot be read.
+        """
+        content, beside = self._read(), self._read_side_files()
+        if _digest(content, beside) != self.digest:
+            raise ManifestInvalid(
+                self._where, "has changed since it was opened; put what is new into a version folder of its own."
+            )
+        return content, beside
 
     def run(
         self,
@@ -264,21 +306,31 @@ def _value_in_use(spec: TensorSpec) -> float | None:
     return _VALUES_IN_USE.get(spec.name.rpartition("/")[2].partition(":")[0].lower())
 
 
-def _check_side_file(path: Path, where: str) -> None:
-    """See that a file with weights can be read, before the runtime tries."""
+def _digest(content: bytes, beside: Mapping[str, bytes]) -> str:
+    """SHA-256 of a graph's content; with files beside it, that of all their digests, one after another."""
+    digests = [hashlib.sha256(data) for data in (content, *beside.values())]
+    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests))).hexdigest()
+
+
+def _read_side_file(graph: Path, name: str) -> bytes:
+    """The content of a file with weights, which lies in the model's folder."""
+    folder, path = graph.parent, graph.parent / name
+    shown = printable(Path(name).name if Path(name).is_absolute() else name)
+    where = f"{folder.parent.name}/{folder.name}/{shown}"
     missing = "is missing, and model.onnx has weights in it: put it back, or save the graph with its weights inside."
-    with open_file(path, where, missing=missing):
-        pass
+    with open_file(path, where, missing=missing, inside=(folder, folder.parent)) as file:
+        content = file.read()
     if is_lfs_pointer(path):
         raise ManifestInvalid(where, "is a Git LFS pointer, not the weights themselves; run `git lfs pull`.")
+    return content
 
 
-def _read_model(path: Path) -> Any:
-    """The file's content; None where it is none that can be read here, though the runtime could."""
+def _parsed(content: bytes, where: str) -> Any:
+    """A graph file's content; None where it is none that can be read here, though the runtime could."""
     try:
-        return read_model(path)
-    except (DecodeError, OSError, ValueError) as error:
-        log.debug("the operators are not known", graph="/".join(path.parts[-3:]), reason=str(error))
+        return parse_model(content)
+    except (DecodeError, ValueError) as error:
+        log.debug("the operators are not known", graph=where, reason=str(error))
         return None
 
 
@@ -289,13 +341,13 @@ def _explain(error: Exception, path: Path) -> str:
     version = ort.__version__
     if "Unsupported model IR version" in text or ("opset" in text.lower() and "support" in text.lower()):
         return (
-            f"was exported for a newer ONNX than onnxruntime {version} reads ({text}). "
+            f"was exported for a newer ONNX than onnxruntime {version} reads ({without_folders(text)}). "
             "Export it again with a lower opset and IR version, or install a newer onnxruntime."
         )
     if any(words in text.lower() for words in ("external data", "external initializer", "file_size")):
         return "its weights are in a side file that is cut short or not there. Copy it again, or save both in one file."
     if is_lfs_pointer(path):
         return "is a Git LFS pointer, not the graph itself; run `git lfs pull`."
-    if "Protobuf parsing failed" in text or "No graph was found" in text:
+    if "protobuf parsing failed" in text.lower() or "No graph was found" in text:
         return "is not an ONNX file, or only half of one. Copy or export it again."
-    return f"cannot be loaded by onnxruntime {version}: {text}"
+    return f"cannot be loaded by onnxruntime {version}: {without_folders(text)}"

@@ -226,7 +226,11 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         )
         if (sent := stream.sent) is not None:
             values, expected, spread, novelty = values[sent], expected[sent], spread[sent], novelty[sent]
-        return self.encode(values, expected, spread, novelty, request.sensitivity, token)
+        answer = self.encode(values, expected, spread, novelty, request.sensitivity, token)
+        # Numbers that are only believed must not lead to a score that is none, or beyond 1.
+        if request.state is not None and not np.vdot(answer.scores, answer.scores) <= len(values):
+            raise OutOfRange("scores")
+        return answer
 
     def decode(self, request: AnomalyDetectionInput) -> _Stream:
         """What the model is to be given.
@@ -282,18 +286,13 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             novelty: float64 (time,), 0..1, how new the latest points are together; 0 where the model does not say.
             sensitivity: 0..1.
             state: the token to hand on.
-
-        Raises:
-            OutOfRange: a point has no score.
         """
         missing = np.isnan(values)
         blind = spread >= UNBOUNDED
         error = np.abs(values - expected)
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # no score, which is seen below
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # no score
             unexpected = np.where(blind, 0.0, error / (error + spread))  # u / (1 + u), but no quotient that overflows
         scores = np.where(missing, 0.0, np.maximum(unexpected, novelty))
-        if not 0 <= scores.min() <= scores.max() <= 1:
-            raise OutOfRange("scores")
         is_anomaly = (scores >= 1 - sensitivity) & ~missing
         with np.errstate(over="ignore"):
             half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else spread * math.inf

@@ -318,7 +318,7 @@ class ModelFolder:
         """
         where = f"{self.name}/{self.version}/{filename}"
         missing = f"is missing; put {filename} beside model.onnx, one entry a line."
-        text = read_text(self.path / filename, where, missing=missing)
+        text = read_text(self.path / filename, where, missing=missing, inside=(self.path, self.path.parent))
         if not text.strip():
             raise ManifestInvalid(where, "is empty; it needs one entry a line.")
         return text.rstrip("\n").split("\n")
