@@ -25,6 +25,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── SettingUnusable         a file that a setting names
     ├── Unavailable             nothing wrong with the request, try again
     │   ├── Overloaded          too many rows wait already
+    │   ├── TooManyConnections  as many are open as may be, and none is idle
     │   └── Draining            the server is stopping
     ├── DeadlineExceeded        the caller's deadline passed first
     └── InferenceFailed         the runtime refused what it was given
@@ -403,6 +404,18 @@ class Overloaded(Unavailable):
         super().__init__(
             f"{waiting} rows already wait for model {model!r} and its queue takes {limit}. Try again in a moment, "
             "add replicas, or raise GRIDLOOP_MAX_QUEUE."
+        )
+
+
+class TooManyConnections(Unavailable):
+    """As many connections are open as may be, and none of them is idle."""
+
+    slug = "too-many-connections"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "As many connections are open as this server takes, and none of them is idle. Try again in a moment, keep "
+            "connections open instead of opening more, add replicas, or raise GRIDLOOP_MAX_CONNECTIONS."
         )
 
 

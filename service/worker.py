@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import signal
 import socket
 import sys
@@ -132,6 +133,7 @@ def make_server(settings: Settings, *, registry: Registry | None = None, workers
     app = create_app(settings, registry=registry, workers=workers)
     LimitedHttpProtocol.header_timeout_s, LimitedHttpProtocol.workers = settings.body_timeout_s, workers
     LimitedHttpProtocol.edge = app
+    LimitedHttpProtocol.max_connections = math.ceil(settings.max_connections / settings.plan().workers)
     config = uvicorn.Config(
         app,
         http=LimitedHttpProtocol,
