@@ -69,7 +69,10 @@ class Server(uvicorn.Server):
             self._renewing = self._loop.create_task(self.certificate.renewal.keep_fresh())
         await super().startup([])
         for listener in sockets or ():
-            self.servers.append(await self._loop.create_server(self._protocol, sock=listener, **self._encryption()))
+            server = await self._loop.create_server(
+                self._protocol, sock=listener, backlog=self.config.backlog, **self._encryption()
+            )
+            self.servers.append(server)
         if self.channel is not None:
             self.channel.setblocking(False)
             self._adopting: set[asyncio.Task[Any]] = set()
