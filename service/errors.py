@@ -26,6 +26,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── Unavailable             nothing wrong with the request, try again
     │   ├── Overloaded          too many rows, or bytes, wait already
     │   │   └── TooBusy             so much is to be done before that the answer would be late
+    │   ├── TooManyConnections  as many are open as may be, and none is idle
     │   └── Draining            the server is stopping
     ├── DeadlineExceeded        the caller's deadline passed first
     └── InferenceFailed         the runtime refused what it was given
@@ -448,6 +449,18 @@ class TooBusy(Overloaded):
             "there are. Try again later, allow more time with X-Request-Timeout, or add replicas.",
         )
         self.retry_after_s = min(max(1, math.ceil(excess_s)), MAX_RETRY_AFTER_S)
+
+
+class TooManyConnections(Unavailable):
+    """As many connections are open as may be, and none of them is idle."""
+
+    slug = "too-many-connections"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "As many connections are open as this server takes, and none of them is idle. Try again in a moment, keep "
+            "connections open instead of opening more, add replicas, or raise GRIDLOOP_MAX_CONNECTIONS."
+        )
 
 
 class Draining(Unavailable):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -25,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 METRICS_PREFIX = "gridloop-metrics-"
 """What the names of the folders begin with in which the workers share their metrics."""
+OTHER_DESCRIPTORS = 256
+"""File descriptors kept for what is no connection: models, metrics, pipes (count)."""
 UNLOCKED_S = 60.0
 """A folder that is younger may belong to a server that has not locked it yet (seconds)."""
 
@@ -59,6 +62,7 @@ def serve(settings: Settings) -> int:
             reason = error.strerror or str(error)
             log.error("cannot listen", host=settings.host, port=settings.port, reason=reason)
             return 1
+        settings = _with_descriptors(settings)
         log.info(
             "starting",
             url=settings.host
@@ -76,6 +80,25 @@ def serve(settings: Settings) -> int:
             work(server, listener)
             return 0
         return Supervisor(settings, listener, plan.workers).run()
+
+
+def _with_descriptors(settings: Settings) -> Settings:
+    """Have as many file descriptors as the connections need; where the system gives less, take fewer connections.
+
+    Shells commonly allow 1,024 and programs to ask for more. A server that runs out of them can accept nothing, not
+    even to say so.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_connections + OTHER_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return settings
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most == needed:
+        return settings
+    fewer = max(1, most - OTHER_DESCRIPTORS)
+    log.warning("fewer connections are taken: raise the limit of open files (ulimit -n)", max_connections=fewer)
+    return settings.model_copy(update={"max_connections": fewer})
 
 
 @contextlib.contextmanager

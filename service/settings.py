@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     max_queue_bytes: int = Field(
         default=64 * 1024 * 1024, gt=0, description="Bodies that may wait per model and worker before 503 (bytes)."
     )
+    max_connections: int = Field(
+        default=4096,
+        gt=0,
+        description="Connections open at a time, over all workers; for one more the longest idle are closed, or it is "
+        "answered with 503 (count).",
+    )
     request_timeout_s: float = Field(
         default=30.0, gt=0, le=3600, description="Deadline of requests without `X-Request-Timeout` (seconds)."
     )

@@ -92,6 +92,10 @@ REFUSED_FILES = Counter(
 LOST_LOG_LINES = Counter(
     "gridloop_lost_log_lines", "Log lines that could not be written: a full disk, or a reader that stalls or is gone."
 )
+REFUSED_CONNECTIONS = Counter(
+    "gridloop_refused_connections",
+    "Connections answered with 503, because as many were open as may be and none was idle.",
+)
 MODEL_READY = Gauge(
     "gridloop_model_ready", "1 while a model version is loaded.", ["model", "version"], multiprocess_mode="livemin"
 )

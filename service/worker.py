@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import signal
 import socket
 import sys
@@ -68,7 +69,10 @@ class Server(uvicorn.Server):
             self._renewing = self._loop.create_task(self.certificate.renewal.keep_fresh())
         await super().startup([])
         for listener in sockets or ():
-            self.servers.append(await self._loop.create_server(self._protocol, sock=listener, **self._encryption()))
+            server = await self._loop.create_server(
+                self._protocol, sock=listener, backlog=self.config.backlog, **self._encryption()
+            )
+            self.servers.append(server)
         if self.channel is not None:
             self.channel.setblocking(False)
             self._adopting: set[asyncio.Task[Any]] = set()
@@ -132,6 +136,7 @@ def make_server(settings: Settings, *, registry: Registry | None = None, workers
     app = create_app(settings, registry=registry, workers=workers)
     LimitedHttpProtocol.header_timeout_s, LimitedHttpProtocol.workers = settings.body_timeout_s, workers
     LimitedHttpProtocol.edge = app
+    LimitedHttpProtocol.max_connections = math.ceil(settings.max_connections / settings.plan().workers)
     config = uvicorn.Config(
         app,
         http=LimitedHttpProtocol,

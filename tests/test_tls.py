@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -19,9 +20,12 @@ import pytest
 from pydantic import ValidationError
 
 from service.api.address import Address
+from service.api.context import Workers
+from service.api.protocol import LimitedHttpProtocol
 from service.errors import SettingUnusable
 from service.settings import Settings
 from service.tls import Certificate
+from service.worker import make_server
 from tests import graphs
 from tests.test_deploy import run_health_check
 from tests.test_server import Server, free_port
@@ -231,3 +235,26 @@ def test_the_configured_address_is_https(tmp_path: Path) -> None:
     assert Address.configured(Settings(tls_cert=tmp_path / "x.pem", port=8443)).url == "https://127.0.0.1:8443"
     over_socket = Address.configured(Settings(tls_cert=tmp_path / "x.pem", host="unix:/run/x.sock"))
     assert (over_socket.curl, over_socket.url) == ("curl --unix-socket /run/x.sock", "https://localhost")
+
+
+async def test_a_failed_handshake_counts_as_a_closed_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the supervisor, which knows how many it has handed over, would take the worker for ever busier."""
+    models = tmp_path / "models"
+    models.mkdir()
+    graphs.detector_model(models)
+    certificate, key = issue(tmp_path)
+    workers = Workers()
+    for name in ("edge", "header_timeout_s", "max_connections", "workers"):  # of the whole process
+        monkeypatch.setattr(LimitedHttpProtocol, name, getattr(LimitedHttpProtocol, name))
+    server = make_server(Settings(models=models, workers=1, tls_cert=certificate, tls_key=key), workers=workers)
+    server._loop = asyncio.get_running_loop()
+    server.lifespan = server.config.lifespan_class(server.config)
+    for sent in (b"GET / HTTP/1.1\r\n\r\n", b""):
+        here, there = socket.socketpair()
+        here.sendall(sent)
+        here.shutdown(socket.SHUT_WR)
+        await server._adopt(there)
+        here.close()
+    assert list(workers.closed) == [2]

@@ -77,6 +77,7 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
         "Too many requests waiting",
         errors.Overloaded("cifar10-cnn", waiting=1024, limit=1024),
     ),
+    errors.TooManyConnections: Kind(503, "Too many connections", errors.TooManyConnections()),
     errors.Draining: Kind(503, "Server is shutting down", errors.Draining()),
     errors.DeadlineExceeded: Kind(504, "Deadline passed", errors.DeadlineExceeded(0.5)),
 }

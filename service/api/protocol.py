@@ -8,6 +8,9 @@ RFC 9110, section 7.8, lets a server do: the request is answered as if it had no
 
 A client sends the same head again and again, with another body. So the head of a request that went the short way is
 remembered byte for byte, with what it said, and is not parsed when it comes again.
+
+Connections are bounded. To make room for one more, some that have been idle for longest are closed, as their clients
+have to expect at any time; where none is idle, the new one is answered with 503 to whatever it asks.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service import telemetry
 from service.api.context import EXCHANGE, IN_FLIGHT, Workers, new_request_id
 from service.api.edge import Edge, Endpoint, Head
 from service.api.problems import answer_of
-from service.errors import BadRequest, BodyTimeout
+from service.errors import BadRequest, BodyTimeout, TooManyConnections
 
 MAX_URL_BYTES = 16 * 1024
 MAX_HEADER_BYTES = 64 * 1024
@@ -35,6 +39,12 @@ REMEMBERED_HEADS = 512
 """Heads remembered in a process (count): beyond that it begins anew…"""
 REMEMBERED_BYTES = 2048
 """…and how long one may be (bytes)."""
+ROOM = 64
+"""To make room for connections, one in so many that may be open is closed: looking for them costs, too (count)."""
+TURNED_AWAY = 64
+"""Connections over the limit that may be there (count): beyond them, what one asks is not waited for…"""
+TURNED_AWAY_S = 1.0
+"""…nor is it for longer than this (seconds)."""
 LAST_REQUEST_S = 0.5
 """An idle connection of a server that ends is closed after so long: a request may be on its way (seconds)."""
 _OWN = frozenset({b"x-request-id", b"traceparent"})
@@ -50,12 +60,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         workers: where closed connections are counted; set by `worker`.
         edge: what answers by the short way; set by `worker`.
         ending: the server ends; set by `worker`.
+        max_connections: that this process may have open; set by `worker`.
     """
 
     header_timeout_s: float = 20.0
     workers: Workers = Workers()
     edge: Edge | None = None
     ending: bool = False
+    max_connections: int = 4096
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,8 +84,30 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._start_timer()
+        self._idle_since = self.loop.time()
         if self.ending:
             self.shutdown()
+        if len(self.connections) > self.max_connections and not self._make_room():
+            self._turn_away()
+
+    def _make_room(self) -> bool:
+        """Close the connections that have been idle for longest; says whether there were any."""
+        others: Any = self.connections - {self}
+        idle = sorted((o._idle_since, id(o), o) for o in others if o._idle_since < math.inf)
+        for _, _, connection in idle[: max(1, self.max_connections // ROOM)]:
+            connection.transport.close()
+            self.connections.discard(connection)  # it is told of its end a little later
+        return bool(idle)
+
+    def _turn_away(self) -> None:
+        """Answer the first request with 503; without one to read, a client might see no answer but a reset."""
+        telemetry.REFUSED_CONNECTIONS.inc()
+        self._refusal = TooManyConnections()
+        self._idle_since = math.inf
+        self._in_message = True  # whose head is none that is known
+        self._stop_timer()
+        waits = len(self.connections) <= self.max_connections + TURNED_AWAY
+        self._header_timer = self.loop.call_later(TURNED_AWAY_S if waits else 0, self.send_400_response, "")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -113,7 +147,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
                 pieces += [memoryview(piece)[stopped.args[0] :], self._head_without_offer()]
                 self.parser = _new_parser(self)
             except HttpParserError:
-                self.logger.warning("Invalid HTTP request received.")
+                if self._refusal is None:
+                    self.logger.warning("Invalid HTTP request received.")
                 self.send_400_response("")
                 return
 
@@ -181,6 +216,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_timer()
+        if self._refusal is not None:
+            self._refuse(self._refusal)
         much = self._head_bytes + self._piece_bytes > MAX_HEADER_BYTES  # the body may be among it
         if much and sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
             self._refuse(HTTPException(431))
@@ -250,6 +287,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what could not be parsed, or was refused above, and close."""
         self._stop_timer()
+        if self.transport.is_closing():
+            return
         error = self._refusal or BadRequest(
             "This is not HTTP/1.1 as it can be read here. Check the request line and headers."
         )

@@ -40,6 +40,7 @@ INFERENCE_FAILURES = (
     errors.InferenceFailed,
     errors.ModelNotReady,
     errors.Overloaded,
+    errors.TooManyConnections,
     errors.Draining,
     errors.DeadlineExceeded,
 )
