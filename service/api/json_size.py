@@ -13,20 +13,22 @@ from collections.abc import Iterator
 _WINDOW_BYTES = 64 * 1024
 """Piece of a text that is looked at in one go (bytes): others' threads run in between."""
 
-_KEY_ENDS = (b'":', b'" ', b'"\t', b'"\n', b'"\r')
+_VALUE_MARKS = (b",", b"[", b"{")
+"""Before each value but the outermost; and before the end of what is empty."""
+_FIELD_MARKS = (b'":', b'" ', b'"\t', b'"\n', b'"\r')
 """How a field's name may end: with its colon, or with space before that."""
 
 
 def holds_more_values(text: bytes, most: int) -> bool:
     """Whether there are more than so many values: those of fields, elements of lists, and both of these themselves.
 
-    Of a text that is no JSON, what stands before its fault is counted.
+    What is empty counts for two. Of a text that is no JSON, what stands before its fault is counted.
     """
-    if len(text) <= most or _openings_and_commas(text) < most:
+    if len(text) <= most or not _has_more(text, _VALUE_MARKS, most - 1):
         return False
     found = 1
     for piece in _outside_strings(text):
-        found += _openings_and_commas(piece)
+        found += sum(map(piece.count, _VALUE_MARKS))
         if found > most:
             return True
     return False
@@ -34,7 +36,7 @@ def holds_more_values(text: bytes, most: int) -> bool:
 
 def holds_more_fields(text: bytes, most: int) -> bool:
     """Whether all its objects together have more than so many fields."""
-    if len(text) <= 4 * most or sum(map(text.count, _KEY_ENDS)) <= most:
+    if len(text) <= 4 * most or not _has_more(text, _FIELD_MARKS, most):
         return False
     found = 0
     for piece in _outside_strings(text):
@@ -44,8 +46,15 @@ def holds_more_fields(text: bytes, most: int) -> bool:
     return False
 
 
-def _openings_and_commas(text: bytes) -> int:
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+def _has_more(text: bytes, marks: tuple[bytes, ...], most: int) -> bool:
+    """Whether there are more than so many marks, within strings or not."""
+    found = 0
+    for start in range(0, len(text), _WINDOW_BYTES):
+        for mark in marks:
+            found += text.count(mark, start, start + _WINDOW_BYTES + len(mark) - 1)
+        if found > most:
+            return True
+    return False
 
 
 def _outside_strings(text: bytes) -> Iterator[bytes]:
