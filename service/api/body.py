@@ -306,7 +306,10 @@ def _refuse_repeated_names(text: bytes, names: set[str]) -> None:
         text: JSON, of which the last field of a name was taken.
         names: of the fields taken.
     """
-    if text.count(b":") == len(names):  # nearly always
+    colon = -1
+    for _ in names:
+        colon = text.find(b":", colon + 1)
+    if text.find(b":", colon + 1) < 0:  # nearly always; looking for one is ten times quicker than counting
         return
     if b"\\u" not in text and all(text.count(b'"%b"' % name.encode()) == 1 for name in names):
         return  # the other colons are in texts
