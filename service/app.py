@@ -22,6 +22,7 @@ from service.api.context import Workers
 from service.api.cors import Cors
 from service.api.edge import Edge, Endpoint
 from service.api.gate import Gate
+from service.api.in_flight import BytesInFlight
 from service.api.tasks import TaskEndpoint
 from service.keys import Keyring
 from service.registry.handle import LoadOptions
@@ -132,8 +133,9 @@ def create_app(
     addresses = Addresses(settings)
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     routed = {name: task for name, task in models.tasks.items() if task.has_route}
-    endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models) for task in routed.values())}
-    infer = open_inference.InferEndpoint(settings, models)
+    in_flight = BytesInFlight(settings.max_bytes_in_flight)
+    endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())}
+    infer = open_inference.InferEndpoint(settings, models, in_flight)
 
     def endpoint_of(path: str) -> Endpoint | None:
         return endpoints.get(path) or (infer if open_inference.match(path) else None)

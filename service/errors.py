@@ -26,6 +26,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── Unavailable             nothing wrong with the request, try again
     │   ├── Overloaded          too many rows, or bytes, wait already
     │   │   └── TooBusy             so much is to be done before that the answer would be late
+    │   ├── TooManyBytes        too many bytes of bodies are being received and parsed
     │   ├── TooManyConnections  as many are open as may be, and none is idle
     │   └── Draining            the server is stopping
     ├── DeadlineExceeded        the caller's deadline passed first
@@ -108,7 +109,7 @@ class ServiceError(Exception):
         slug: last part of the problem's `type`.
         retry_after_s: when to try again; None where that would not help.
         problems: one `{"loc": [...], "msg": "..."}` for each of the first `MAX_PROBLEMS` parts that are wrong.
-        problem_count: how many parts are wrong.
+        problem_count: how many parts are wrong, of those that were looked at.
     """
 
     slug: ClassVar[str] = "internal-error"
@@ -173,16 +174,17 @@ class ValidationFailed(InvalidInput):
     Args:
         problems: at least the first `MAX_PROBLEMS` of them, each with its place: `{"loc": [...], "msg": "..."}`.
         count: how many there are; left out, as many as are given.
+        at_least: there may be more, which were not looked for.
     """
 
     slug = "validation-failed"
 
-    def __init__(self, problems: Sequence[dict[str, Any]], count: int | None = None) -> None:
+    def __init__(self, problems: Sequence[dict[str, Any]], count: int | None = None, *, at_least: bool = False) -> None:
         self.problems = [_bounded(problem) for problem in problems[:MAX_PROBLEMS]]
         self.problem_count = len(problems) if count is None else count
         first = self.problems[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"
-        more = f" (and {self.problem_count - 1} more)" if self.problem_count > 1 else ""
+        more = f" (and {'at least ' * at_least}{self.problem_count - 1} more)" if self.problem_count > 1 else ""
         super().__init__(f"{place}: {first['msg'].rstrip('.')}{more}. See /docs for the schema of this endpoint.")
 
 
@@ -460,6 +462,18 @@ class TooManyConnections(Unavailable):
         super().__init__(
             "As many connections are open as this server takes, and none of them is idle. Try again in a moment, keep "
             "connections open instead of opening more, add replicas, or raise GRIDLOOP_MAX_CONNECTIONS."
+        )
+
+
+class TooManyBytes(Unavailable):
+    """The bodies that are being received and parsed have as many bytes together as they may."""
+
+    slug = "overloaded"
+
+    def __init__(self, taken: int, limit: int) -> None:
+        super().__init__(
+            f"Bodies of {taken:,} bytes are being received and parsed already, and this server takes {limit:,} at a "
+            "time. Try again in a moment, add replicas, or raise GRIDLOOP_MAX_BYTES_IN_FLIGHT."
         )
 
 

@@ -57,11 +57,18 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, gt=0, description="Largest request body after decompression (bytes)."
     )
+    max_bytes_in_flight: int = Field(
+        default=128 * 1024 * 1024,
+        gt=0,
+        description="Bodies that a worker receives and parses at a time, together, before 503 (bytes).",
+    )
     max_image_pixels: int = Field(
         default=50_000_000, gt=0, description="Largest image (width × height), checked before it is decoded (pixels)."
     )
     max_series_points: int = Field(default=100_000, gt=0, description="Longest series in one request (points).")
     max_text_chars: int = Field(default=100_000, gt=0, description="Longest text in one request (characters).")
+    max_files: int = Field(default=1000, gt=0, description="Files in one request (count).")
+    max_rows: int = Field(default=10_000, gt=0, description="Rows of the tensors of one `/v2` request (count).")
     max_queue: int = Field(
         default=1024, gt=0, description="Rows that may wait per model and worker before 503 (count)."
     )

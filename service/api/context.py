@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from service.errors import DeadlineExceeded
 from service.graph import Steps
 from service.keys import Key
 from service.runtime.batcher import Batcher, Timings
@@ -122,6 +123,15 @@ class RequestContext:
     def remaining_s(self) -> float:
         """Seconds left until the deadline; not below 0."""
         return max(0.0, self.started + self.timeout_s - time.perf_counter())
+
+    def check_deadline(self) -> None:
+        """See that there is time left.
+
+        Raises:
+            DeadlineExceeded: there is none.
+        """
+        if not self.remaining_s:
+            raise DeadlineExceeded(self.timeout_s)
 
 
 def new_request_id() -> str:

@@ -11,7 +11,13 @@ from email.message import Message
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.errors import BadRequest
+from service.errors import BadRequest, TooLarge
+
+MAX_FIELDS = 10_000
+"""Parts that are no files (count): a part takes far longer to read than its few bytes to send."""
+
+FILE = "file"
+"""Name of the parts that are files."""
 
 _CHARSETS = ("utf-8", "iso-8859-1")
 """Those that RFC 8187 asks for."""
@@ -32,13 +38,15 @@ class Part:
     data: bytes
 
 
-def parts(body: bytes, boundary: bytes) -> list[Part]:
+def parts(body: bytes, boundary: bytes, max_files: int) -> list[Part]:
     """All parts of a body, in the order sent; what stands before the first and after the last is for no program.
 
     Raises:
-        BadRequest: it is malformed or cut short.
+        TooLarge: there are more than `max_files` files; the rest is not read.
+        BadRequest: it is malformed or cut short, or has very many fields.
     """
     found: list[Part] = []
+    files = 0
     headers: dict[bytes, bytes] = {}
     name, value, data = bytearray(), bytearray(), bytearray()
     finished = False
@@ -53,7 +61,14 @@ def parts(body: bytes, boundary: bytes) -> list[Part]:
         value.clear()
 
     def end_part() -> None:
-        found.append(_part(headers, bytes(data)))
+        nonlocal files
+        part = _part(headers, bytes(data))
+        files += part.name == FILE
+        if files > max_files:
+            raise TooLarge("The form", limit=max_files, unit="files", setting="GRIDLOOP_MAX_FILES")
+        if len(found) - files > MAX_FIELDS:
+            raise BadRequest(f"The form has more than {MAX_FIELDS:,} fields. Send fewer.")
+        found.append(part)
 
     def finish() -> None:
         nonlocal finished

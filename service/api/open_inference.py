@@ -20,6 +20,7 @@ from service.api import health, reach
 from service.api.body import json_text, receive_body
 from service.api.context import Answer, Asked, RequestContext
 from service.api.deps import GateDep, KeyDep, RegistryDep, WorkersDep
+from service.api.in_flight import BytesInFlight
 from service.api.problems import PROBLEMS
 from service.api.tasks import INFERENCE_FAILURES, attended
 from service.api.tensor_codec import Codec, Reply
@@ -95,24 +96,32 @@ class InferEndpoint:
     Args:
         settings: the server's limits.
         registry: where the models are.
+        in_flight: where large bodies are counted.
     """
 
     path = PATHS[0]
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
-        self._settings, self._registry = settings, registry
+    def __init__(self, settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
+        self._settings, self._registry, self._in_flight = settings, registry, in_flight
         self._codecs: dict[str, tuple[ModelHandle, Codec]] = {}
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         """See `Endpoint`."""
         settings = self._settings
-        body = await receive_body(
-            context.headers, scope, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-        )
-        return self.answer(await attended(self.ask(context, scope, body), context, receive))
+        with self._in_flight.body() as counted:  # until the answer is there: it is the model's thread that parses
+            body = await receive_body(
+                context.headers,
+                scope,
+                receive,
+                counted,
+                max_bytes=settings.max_body_bytes,
+                timeout_s=settings.body_timeout_s,
+            )
+            return self.answer(await attended(self.ask(context, scope, body), context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`."""
+        context.check_deadline()
         json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
         size_bytes = len(body)
         handle = find(self._registry, *(match(scope["path"]) or ("", None)), context.key)
@@ -140,6 +149,7 @@ class InferEndpoint:
                 handle.signature,
                 max_bytes=settings.max_body_bytes,
                 max_length=settings.max_series_points,
+                max_rows=settings.max_rows,
                 whole=handle.task.runs_whole,
             )
             self._codecs[handle.name] = handle, codec
@@ -285,7 +295,9 @@ def _metadata(registry: Registry, name: str, version: str | None, key: Key | Non
 
 def metadata(handle: ModelHandle) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Inputs and outputs of a model as the protocol shows them."""
-    return Codec(handle.ref, handle.signature, max_bytes=0, max_length=0, whole=handle.task.runs_whole).metadata()
+    return Codec(
+        handle.ref, handle.signature, max_bytes=0, max_length=0, max_rows=0, whole=handle.task.runs_whole
+    ).metadata()
 
 
 # --- the OpenAPI document

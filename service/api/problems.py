@@ -78,6 +78,7 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
         errors.Overloaded("cifar10-cnn", waiting=1024, limit=1024),
     ),
     errors.TooManyConnections: Kind(503, "Too many connections", errors.TooManyConnections()),
+    errors.TooManyBytes: Kind(503, "Too many requests waiting", errors.TooManyBytes(134_000_000, 134_217_728)),
     errors.Draining: Kind(503, "Server is shutting down", errors.Draining()),
     errors.DeadlineExceeded: Kind(504, "Deadline passed", errors.DeadlineExceeded(0.5)),
 }
@@ -113,7 +114,7 @@ def problem_of(error: Exception, *, instance: str, request_id: str) -> tuple[int
             headers["Accept-Encoding"] = "gzip, deflate"
         if isinstance(error, errors.NotAuthorised):
             headers["WWW-Authenticate"] = "Bearer"
-        if isinstance(error, errors.TooLarge | errors.BodyTimeout | errors.Draining):
+        if isinstance(error, errors.TooLarge | errors.BodyTimeout | errors.TooManyBytes | errors.Draining):
             headers["Connection"] = "close"  # the rest of the body, or another request, is not worth waiting for
     elif isinstance(error, HTTPException):
         status, title = error.status_code, HTTPStatus(error.status_code).phrase

@@ -45,6 +45,10 @@ TURNED_AWAY = 64
 """Connections over the limit that may be there (count): beyond them, what one asks is not waited for…"""
 TURNED_AWAY_S = 1.0
 """…nor is it for longer than this (seconds)."""
+BODY_GRACE_S = 1.0
+"""A body is cut off so long after whoever waits for it should have refused it (seconds)."""
+MIN_TAKEN_BYTES = 64 * 1024
+"""What a client must take of an answer in the time it has for sending a body (bytes)."""
 LAST_REQUEST_S = 0.5
 """An idle connection of a server that ends is closed after so long: a request may be on its way (seconds)."""
 _OWN = frozenset({b"x-request-id", b"traceparent"})
@@ -53,10 +57,11 @@ _END = b"\r\n\r\n"
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """Refuses long URLs (414), long headers (431) and slow headers (408).
+    """Refuses long URLs (414), long headers (431) and slow headers (408); cuts off slow bodies and slow readers.
 
     Attributes:
-        header_timeout_s: time from a request's first byte to the end of its headers; set by `worker`.
+        header_timeout_s: time from a request's first byte to the end of its headers, then to the end of its body, and
+            for the client to take `MIN_TAKEN_BYTES` of what it is sent; set by `worker`.
         workers: where closed connections are counted; set by `worker`.
         edge: what answers by the short way; set by `worker`.
         ending: the server ends; set by `worker`.
@@ -78,6 +83,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._exchange: _Exchange | None = None
         self._refusal: Exception | None = None
         self._header_timer: TimerHandle | None = None
+        self._body_timer: TimerHandle | None = None
+        self._send_timer: TimerHandle | None = None
+        self._unsent_bytes = 0  # when the timer was started
         self._idle_timer: TimerHandle | None = None
         self._idle_since = math.inf
 
@@ -111,8 +119,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
+        for timer in (self._idle_timer, self._body_timer, self._send_timer):
+            if timer is not None:
+                timer.cancel()
         self.workers.closed[self.workers.own] += 1
         super().connection_lost(exc)
         if self._exchange is not None and self._exchange.on_disconnect is not None:
@@ -135,6 +144,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             super()._start_asgi_task(self.cycle, self.app)
         if self._in_head and not self.transport.is_closing():
             self._await_rest_of_head()
+        elif self._in_message and self._body_timer is None:
+            self._body_timer = self.loop.call_later(self.header_timeout_s + BODY_GRACE_S, self._body_too_slow)
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser. At an offer to upgrade it stops and drops the body: another one goes on from there."""
@@ -243,6 +254,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         super().on_message_complete()
         self._in_message = False
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+            self._body_timer = None
         if self._endpoint is not None and self._exchange is not None and self.edge is not None:
             self._remember(self.edge, self._endpoint)
             self.edge.begin(self._endpoint, self._exchange, self.cycle.scope)
@@ -268,10 +282,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         As uvicorn does, but with one timer that looks again, instead of one set and cancelled for every request.
         """
         if self.pipeline or self.transport.is_closing():
+            if self.transport.is_closing():
+                self._watch_reader()
             super().on_response_complete()
             return
         self.server_state.total_requests += 1
-        self.flow.resume_reading()
+        if not self.flow.write_paused:
+            self.flow.resume_reading()
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
@@ -281,8 +298,36 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left <= 0:
             self.timeout_keep_alive_handler()
+            self._watch_reader()
         elif not self.transport.is_closing():
             self._idle_timer = self.loop.call_later(min(left, self.timeout_keep_alive), self._look_if_idle)
+
+    # --- clients that do not read
+
+    def pause_writing(self) -> None:
+        """The client takes less than it is sent: read nothing more from it, and see that it goes on taking."""
+        super().pause_writing()
+        self.flow.pause_reading()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.pipeline:
+            self.flow.resume_reading()
+
+    def _watch_reader(self) -> None:
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        if self._unsent_bytes and self._send_timer is None:
+            self._send_timer = self.loop.call_later(self.header_timeout_s, self._look_if_taken)
+
+    def _look_if_taken(self) -> None:
+        """Cut the connection if too little was taken; go on watching as long as a lot waits, or it is being closed."""
+        self._send_timer = None
+        unsent = self.transport.get_write_buffer_size()
+        if unsent > max(0, self._unsent_bytes - MIN_TAKEN_BYTES):
+            self.transport.abort()
+        elif self.flow.write_paused or self.transport.is_closing():
+            self._watch_reader()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what could not be parsed, or was refused above, and close."""
@@ -308,6 +353,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         body = b"" if self._is_head() else body
         self.transport.write(b"".join([STATUS_LINE[status], head.encode("latin-1"), b"\r\n", body]))
         self.transport.close()
+        self._watch_reader()
 
     def _is_head(self) -> bool:
         """Whether an answer to what is being parsed must have no body."""
@@ -335,6 +381,18 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             return
         self._refusal = BodyTimeout(self.header_timeout_s)
         self.send_400_response("")
+
+    def _body_too_slow(self) -> None:
+        """Cut off a body that still comes in, whether it is waited for or was answered already."""
+        self._body_timer = None
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_started:
+            self.transport.close()
+            self._watch_reader()
+        else:
+            self._refusal = BodyTimeout(self.header_timeout_s)
+            self.send_400_response("")
 
 
 def _new_parser(callbacks: LimitedHttpProtocol) -> HttpRequestParser:

@@ -12,6 +12,7 @@ from service import errors
 from service.api import reach
 from service.api.body import INLINE_BYTES, parse_input, parse_small_input, receive_body
 from service.api.context import Answer, Asked, ClientDisconnected, RequestContext
+from service.api.in_flight import BytesInFlight
 from service.api.problems import openapi_responses
 from service.registry.registry import Registry
 from service.runtime.batcher import Done
@@ -58,27 +59,34 @@ class TaskEndpoint:
         task: what it answers with.
         settings: the server's limits.
         registry: where its models are.
+        in_flight: where large bodies are counted.
     """
 
-    def __init__(self, task: type[AnyTask], settings: Settings, registry: Registry) -> None:
+    def __init__(self, task: type[AnyTask], settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
         self.path = f"/v1/{task.name}"
-        self._task, self._settings, self._registry = task, settings, registry
+        self._task, self._settings, self._registry, self._in_flight = task, settings, registry, in_flight
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         """See `Endpoint`."""
         settings = self._settings
-        body = await receive_body(
-            context.headers, scope, receive, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s
-        )
-        self._refuse_early(context, scope, body)
-        request = await parse_input(self._task, context.headers.get(b"content-type"), scope["query_string"], body)
+        with self._in_flight.body() as counted:
+            body = await receive_body(
+                context.headers,
+                scope,
+                receive,
+                counted,
+                max_bytes=settings.max_body_bytes,
+                timeout_s=settings.body_timeout_s,
+            )
+            self._refuse_early(context, scope, body)
+            request = await parse_input(self._task, settings, context, scope["query_string"], body)
         return self.answer(await attended(self._asked(context, request, len(body)), context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`."""
         self._refuse_early(context, scope, body)
         kind = context.headers.get(b"content-type")
-        request = parse_small_input(self._task, kind, scope["query_string"], body)
+        request = parse_small_input(self._task, self._settings, kind, scope["query_string"], body)
         return self._asked(context, request, len(body))
 
     def answer(self, done: Done[bytes]) -> Answer:
@@ -86,6 +94,7 @@ class TaskEndpoint:
         return Answer(done.value)
 
     def _asked(self, context: RequestContext, request: TaskInput, size_bytes: int) -> Asked:
+        context.check_deadline()
         handle = reach.resolve(self._registry, context.key, self._task.name, request.model)
         context.model = handle.name
         return Asked(handle.batcher, handle.answer(request), request.rows, request.work or size_bytes, size_bytes)

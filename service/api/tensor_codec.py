@@ -18,16 +18,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
+import re
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 import orjson
 
+from service.api.json_size import holds_more_values
 from service.errors import BadRequest, TooLarge, quoted
 from service.graph import SEQUENCE_LENS, Array, Run, Signature, Steps, TensorSpec
 from service.tasks.base import ModelRef
@@ -42,6 +45,19 @@ REMEMBERED_BYTES = 4096
 
 MAX_EMPTY_ELEMENTS = 2**24
 """Product of the non-zero axes of a tensor without elements (count): no bytes of the caller's bound it."""
+
+COUNTED_BYTES = 64 * 1024
+"""Longer JSON is only parsed when its values have been counted (bytes)."""
+MAX_OTHER_VALUES = 10_000
+"""Values that JSON may have beside those of its tensors (count)."""
+MAX_SHAPES = 1000
+"""Tensors that JSON may describe (count)."""
+MAX_SEARCHED_BYTES = 1024 * 1024
+"""In longer text that is no JSON, the place of a NaN is not looked for (bytes)."""
+
+_PIECE = 65_536
+"""Values that are written into an array in one go (count): other threads run in between."""
+_SHAPE = re.compile(rb'"shape"\s*:\s*\[([\d\s,]{0,1000})\]')
 
 _BATCH = "batch axis"
 """Stands for axis 0 in `_Tensor.shape`, whatever the graph calls it."""
@@ -150,11 +166,19 @@ class Codec:
         signature: of its graph.
         max_bytes: largest answer, as tensors.
         max_length: most steps along the ragged axis of a recurrent graph.
+        max_rows: most rows of a request.
         whole: axis 0 is no batch, whatever it looks like. Where it cannot be one, that is seen from the signature.
     """
 
     def __init__(
-        self, ref: ModelRef, signature: Signature, *, max_bytes: int, max_length: int, whole: bool = False
+        self,
+        ref: ModelRef,
+        signature: Signature,
+        *,
+        max_bytes: int,
+        max_length: int,
+        max_rows: int,
+        whole: bool = False,
     ) -> None:
         self._name, self._version = ref.name, ref.version
         self._whole = whole or signature.batch_problem is not None
@@ -162,7 +186,7 @@ class Codec:
         self._outputs = {name: _tensor(spec, batched=not self._whole) for name, spec in signature.outputs.items()}
         self._states: Mapping[str, str] = {} if self._whole else signature.states
         self._ragged = None if self._whole else signature.ragged_axis
-        self._max_bytes, self._max_length = max_bytes, max_length
+        self._max_bytes, self._max_length, self._max_rows = max_bytes, max_length, max_rows
         self._optional = {*self._states, *([SEQUENCE_LENS] if self._ragged else [])}
         self._frame_again = lru_cache(REMEMBERED_FRAMES)(self._frame)
         self._frame_around: dict[tuple[bytes, bytes], _Frame] = {}
@@ -185,9 +209,12 @@ class Codec:
 
         Raises:
             BadRequest: the request is malformed or does not fit the model.
-            TooLarge: the answer would be, or a series is.
+            TooLarge: the answer would be, or a series is, or there are too many rows.
         """
         identity, frame, tensors = self._read(body, json_bytes)
+        if frame.rows > self._max_rows:
+            most, setting = self._max_rows, "GRIDLOOP_MAX_ROWS"
+            raise TooLarge("The request", limit=most, unit="rows", setting=setting, actual=frame.rows)
         if frame.answer_bytes > self._max_bytes:  # it would need far more memory than the request
             limit, setting = self._max_bytes, "GRIDLOOP_MAX_BODY_BYTES"
             raise TooLarge("The answer", limit=limit, unit="bytes", setting=setting, actual=frame.answer_bytes)
@@ -205,7 +232,7 @@ class Codec:
             return self._read_json(body, None)
         around = body[:begin], body[end:]
         frame = self._frame_around.get(around)
-        if frame is not None:
+        if frame is not None and end - begin <= COUNTED_BYTES:
             text = body[begin:end]
             with contextlib.suppress(orjson.JSONDecodeError):  # what is wrong is said with its place in the whole body
                 values, (given,) = orjson.loads(text), frame.given
@@ -499,20 +526,36 @@ def _array_of_values(body: bytes) -> tuple[int, int]:
 
 def _parse(body: bytes, json_bytes: int | None) -> dict[str, Any]:
     """The JSON part of a body."""
-    text = body if json_bytes is None else memoryview(body)[:json_bytes]
+    text = body if json_bytes is None else body[:json_bytes]
+    if len(text) > COUNTED_BYTES:
+        _check_values(text)
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        _refuse_constants(bytes(text))
+        _refuse_constants(text)
         raise BadRequest(f"The JSON part of the body cannot be read: {error}.") from None
     if type(message) is not dict:
         raise BadRequest("The JSON part of the body must be an object.")
     return message
 
 
+def _check_values(text: bytes) -> None:
+    """Refuse JSON that has more values than the shapes in it take, before anything is built of them."""
+    most = MAX_OTHER_VALUES
+    for number, match in enumerate(_SHAPE.finditer(text)):
+        if number == MAX_SHAPES:
+            raise BadRequest(f"The JSON part of the body describes more than {MAX_SHAPES:,} tensors.")
+        sizes = [int(size) for size in match[1].split(b",") if size.strip().isdigit()]
+        most += sum(accumulate(sizes, operator.mul))  # where `data` is nested, its lists are values as well
+    if holds_more_values(text, most):
+        raise BadRequest(
+            "The JSON part of the body has more values than the shapes of its inputs. Send as many as the shapes say."
+        )
+
+
 def _refuse_constants(text: bytes) -> None:
     """Name the place where text that is no JSON has NaN or Infinity as a value, which is its likeliest fault."""
-    if b"NaN" not in text and b"Infinity" not in text:
+    if len(text) > MAX_SEARCHED_BYTES or (b"NaN" not in text and b"Infinity" not in text):
         return
     try:
         message = json.loads(text)  # takes them, unlike JSON itself
@@ -597,13 +640,13 @@ def _values(data: Any, tensor: _Tensor, count: int, *, words: bool) -> Array:
     strict = words or datatype.code in ("?", "")
     flat = _flatten(data, look=strict)
     try:
-        if len(flat) == count and not (strict and _misfit(flat, datatype)):
+        if len(flat) == count <= _PIECE and not (strict and _misfit(flat, datatype)):
             if datatype.code:
                 return np.frombuffer(struct.pack(f"<{count}{datatype.code}", *flat), datatype.dtype)
             return np.array(flat, object)
     except (struct.error, OverflowError):
         pass
-    return _values_one_by_one(data, tensor, count)
+    return _values_in_pieces(data, tensor, count)
 
 
 def _misfit(flat: list[Any], datatype: Datatype) -> bool:
@@ -614,24 +657,36 @@ def _misfit(flat: list[Any], datatype: Datatype) -> bool:
     return bool in kinds if datatype.code else not kinds <= {str}
 
 
-def _values_one_by_one(data: list[Any], tensor: _Tensor, count: int) -> Array:
-    """The slow way, for lists and values side by side, and for the error that says where it is."""
+def _values_in_pieces(data: list[Any], tensor: _Tensor, count: int) -> Array:
+    """The same for many values, for lists and values side by side, and for the error that says where it is."""
     flat, datatype = _flatten(data, look=True), tensor.datatype
     if len(flat) != count:
         raise BadRequest(f"Input {tensor.name!r} has {len(flat)} values in `data`; its shape has {count}.")
     array = np.empty(count, datatype.dtype)
-    for index, value in enumerate(flat):
-        try:
-            if _misfit([value], datatype):
-                raise TypeError
-            array[index] = struct.unpack("<" + datatype.code, struct.pack("<" + datatype.code, value))[0]
-        except (struct.error, OverflowError, TypeError):
-            shown = json.dumps(value)
+    for start in range(0, count, _PIECE):
+        piece = flat[start : start + _PIECE]
+        if not _fill(array[start : start + _PIECE], piece, datatype):
+            index = next(i for i, value in enumerate(piece) if not _fill(array[:1], [value], datatype))
+            shown = json.dumps(piece[index])
             shown = shown if len(shown) <= 40 else f"{shown[:40]}…"
             raise BadRequest(
-                f"Input {tensor.name!r}: element {index} is {shown}; {datatype.name} takes {datatype.takes}."
-            ) from None
+                f"Input {tensor.name!r}: element {start + index} is {shown}; {datatype.name} takes {datatype.takes}."
+            )
     return array
+
+
+def _fill(array: Array, values: list[Any], datatype: Datatype) -> bool:
+    """Write as many values into an array, if they are all of its datatype."""
+    if _misfit(values, datatype):
+        return False
+    try:
+        if datatype.code:
+            array[:] = np.frombuffer(struct.pack(f"<{len(values)}{datatype.code}", *values), datatype.dtype)
+        else:
+            array[:] = values
+    except (struct.error, OverflowError):
+        return False
+    return True
 
 
 def _from_bytes(body: bytes, start: int, size: int, tensor: _Tensor, count: int) -> Array:
@@ -658,14 +713,15 @@ def _prefixed(data: memoryview, tensor: _Tensor, count: int) -> list[bytes]:
     """Strings, each after its length in 4 bytes."""
     found: list[bytes] = []
     at = 0
-    while at < len(data):
+    while at < len(data) and len(found) <= count + MAX_OTHER_VALUES:
         begin = at + 4
         at = begin + (int.from_bytes(data[at:begin], "little") if begin <= len(data) else 0)
         if at > len(data):
             raise BadRequest(f"Input {tensor.name!r}: element {len(found)} runs past the end of the tensor.")
         found.append(bytes(data[begin:at]))
     if len(found) != count:
-        raise BadRequest(f"Input {tensor.name!r} has {len(found)} strings; its shape has {count}.")
+        more = "at least " if at < len(data) else ""
+        raise BadRequest(f"Input {tensor.name!r} has {more}{len(found)} strings; its shape has {count}.")
     return found
 
 

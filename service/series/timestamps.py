@@ -120,7 +120,9 @@ def written(nanoseconds: int, unit_ns: int | None) -> str:
 def _as_number(stamp: Any) -> int | float | None:
     if isinstance(stamp, bool):
         return None
-    if isinstance(stamp, int | float):
+    if isinstance(stamp, int):
+        return stamp  # of any size: `math.isfinite` takes none over 10^308
+    if isinstance(stamp, float):
         return stamp if math.isfinite(stamp) else None
     if isinstance(stamp, str) and _NUMBER.fullmatch(stamp):
         return float(stamp) if "." in stamp else int(stamp)

@@ -27,7 +27,8 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import numpy as np
 import orjson
 import structlog
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from service import telemetry
 from service.errors import (
@@ -91,16 +92,41 @@ ModelField = Field(
 )
 
 
+def _refuse_booleans(schema: Any) -> None:
+    """Have every field that is a number, or may be one, refuse booleans. In lists only `strict=True` does."""
+    for name, inner in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        if isinstance(inner, dict) and inner.get("type") in ("int", "float") and not inner.get("strict"):
+            schema[name] = core_schema.no_info_before_validator_function(_no_boolean, inner)
+        elif isinstance(inner, dict | list) and name not in ("metadata", "items_schema"):
+            _refuse_booleans(inner)
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number, not true or false")
+    return value
+
+
 class TaskInput(BaseModel):
     """Base of every task's request: unknown fields are refused, so that a typo is not silently ignored.
 
     Attributes:
         why_not: fields that a caller may expect and a task does not have, each with the sentence that refuses it.
+        max_long_lists: lists as long as a series that a request may hold (count): what is over that many values is
+            refused before it is read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     why_not: ClassVar[Mapping[str, str]] = {}
+    max_long_lists: ClassVar[int] = 2
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The schema of all fields, with numbers that are not booleans: pydantic takes `true` for 1."""
+        schema = handler(source)
+        _refuse_booleans(schema)
+        return schema
 
     model: ModelReference | None = ModelField
 

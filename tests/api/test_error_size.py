@@ -24,12 +24,31 @@ def problem_of(answer: httpx.Response, status: int = 422) -> dict[str, Any]:
     return problem
 
 
-async def test_of_many_wrong_values_twenty_are_listed_and_all_counted(client: httpx.AsyncClient) -> None:
+async def test_of_many_wrong_values_twenty_are_listed_and_a_thousand_counted(client: httpx.AsyncClient) -> None:
     problem = problem_of(await client.post(SERIES, json={"values": ["1"] * 50_000}))
     assert [entry["loc"] for entry in problem["errors"]] == [["body", "values", n] for n in range(20)]
     assert {entry["msg"] for entry in problem["errors"]} == {"Input should be a valid number"}
-    assert problem["error_count"] == 50_000
-    assert problem["detail"].startswith("body.values.0: Input should be a valid number (and 49999 more).")
+    assert problem["error_count"] == 1000
+    assert problem["detail"].startswith("body.values.0: Input should be a valid number (and at least 999 more).")
+
+
+async def test_of_up_to_a_thousand_values_all_wrong_ones_are_counted(client: httpx.AsyncClient) -> None:
+    problem = problem_of(await client.post(SERIES, json={"values": [1] * 20_000 + ["1", 1] * 500}))
+    assert [entry["loc"] for entry in problem["errors"]] == [["body", "values", 20_000 + 2 * n] for n in range(20)]
+    assert problem["error_count"] == 500
+    assert problem["detail"].startswith("body.values.20000: Input should be a valid number (and 499 more).")
+
+
+async def test_wrong_values_far_behind_are_told_with_all_else_that_is_wrong(client: httpx.AsyncClient) -> None:
+    body = {"values": [1] * 3000 + ["a", 1, {}], "sensitivity": 2, "more": 1}
+    problem = problem_of(await client.post(SERIES, json=body))
+    assert [entry["loc"][1:] for entry in problem["errors"]] == [
+        ["values", 3000],
+        ["values", 3002],
+        ["sensitivity"],
+        ["more"],
+    ]
+    assert problem["error_count"] == 4
 
 
 async def test_a_few_wrong_values_are_all_listed(client: httpx.AsyncClient) -> None:

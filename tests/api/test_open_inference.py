@@ -139,7 +139,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def codec_of(session: OnnxSession) -> Codec:
-    return Codec(ModelRef(name="m", version="1"), session.signature, max_bytes=2**20, max_length=1000)
+    return Codec(ModelRef(name="m", version="1"), session.signature, max_bytes=2**20, max_length=1000, max_rows=1000)
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +438,7 @@ async def test_a_body_of_bytes_alone_is_a_batch_of_one(v2: httpx.AsyncClient, id
 )
 def test_a_body_of_bytes_alone_must_tell_its_shape(dtype: str, shape: Any, body: bytes, words: tuple[str, ...]) -> None:
     signature = Signature({"x": TensorSpec("x", dtype, shape)}, {"y": TensorSpec("y", dtype, shape)})
-    codec = Codec(ModelRef(name="m", version="1"), signature, max_bytes=100, max_length=100)
+    codec = Codec(ModelRef(name="m", version="1"), signature, max_bytes=100, max_length=100, max_rows=100)
     with pytest.raises(BadRequest) as caught:
         next(codec.steps(body, 0))
     for word in words:

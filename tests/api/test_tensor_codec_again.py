@@ -21,7 +21,7 @@ PLAIN = '{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":%s}]}'
 
 
 def codec(signature: Signature = SIGNATURE) -> Codec:
-    return Codec(ModelRef(name="m", version="1"), signature, max_bytes=1 << 20, max_length=100)
+    return Codec(ModelRef(name="m", version="1"), signature, max_bytes=1 << 20, max_length=100, max_rows=100)
 
 
 def told(reader: Codec, body: str) -> Any:
