@@ -260,7 +260,7 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             state: the token to hand on.
         """
         missing = np.isnan(values)
-        blind = spread >= UNBOUNDED
+        blind = (spread >= UNBOUNDED) | np.isnan(expected)
         error = np.abs(values - expected)
         unexpected = np.where(blind, 0.0, error / (error + spread))  # u / (1 + u), but no quotient that overflows
         scores = np.where(missing, 0.0, np.maximum(unexpected, novelty))
