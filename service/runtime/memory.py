@@ -17,7 +17,7 @@ LARGEST_KEPT = 32 * 2**20
 MOST_KEPT = 64 * 2**20
 """…and so much of free memory at the end of a heap (bytes)."""
 HEAPS = 2
-"""Heaps that all threads share: each keeps freed memory for itself, and by itself glibc makes eight for each core (count)."""
+"""Heaps that all threads share: each keeps what was freed in it, and glibc would make eight for each core (count)."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Parameters of `mallopt`, from glibc's `malloc.h`."""
 _TOLD = re.compile(r"malloc[._](?:trim|mmap)_threshold", re.IGNORECASE)
