@@ -35,6 +35,7 @@ import importlib.util
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import random
@@ -53,6 +54,7 @@ from pathlib import Path
 from typing import Any
 
 import load
+import numpy as np
 from bench import Running, running, targets
 from growth import INK, picture, series, text
 from load import BenchmarkFailed, memory_mib
@@ -75,8 +77,6 @@ FEW_MORE = 12
 RARE = {"JPEG 3000×3000", "WebP 1500×1500", "series, 20,000 points", "text, 300 words", "metrics"}
 MORE_OFTEN = 5
 """Valid requests that are not rare come so many times as often: those take most of the time as it is."""
-KILL_WINDOW_S = 2.0
-"""A connection that breaks so soon after a worker was killed was that worker's (seconds)."""
 ANSWER_TIMEOUT_S = 45.0
 """A request without an answer for so long is lost: the server's own deadline is 30 seconds."""
 SAMPLE_S = 1.0
@@ -171,8 +171,32 @@ def as_json(**fields: Any) -> bytes:
 IMAGES, WORDS, SERIES = "image-classification", "next-word-prediction", "anomaly-detection"
 
 
-def valid(models: Mapping[str, str]) -> list[Sent]:
-    """Requests of every kind that must be answered; models: their names by task."""
+Inputs = Sequence[Mapping[str, Any]]
+"""Of a model, as its metadata tell them: name, datatype, shape."""
+
+
+def infer(model: str, inputs: Inputs, *, binary: bool) -> bytes:
+    """A request to `/v2`: one row of zeros, sixteen steps long where it is a sequence."""
+    entries: list[dict[str, Any]] = []
+    tail = b""
+    for tensor in inputs:
+        first, *others = tensor["shape"]
+        shape = [1 if first < 0 else first, *(16 if size < 0 else size for size in others)]
+        dtype = {"BOOL": "bool", "FP16": "float16", "FP32": "float32", "FP64": "float64"}.get(tensor["datatype"])
+        values = np.full(shape, 16 if tensor["name"] == "sequence_lens" else 0, dtype or tensor["datatype"].lower())
+        entry = {"name": tensor["name"], "datatype": tensor["datatype"], "shape": shape}
+        if binary:
+            entries.append({**entry, "parameters": {"binary_data_size": values.nbytes}})
+            tail += values.tobytes()
+        else:
+            entries.append({**entry, "data": values.ravel().tolist()})
+    head = as_json(inputs=entries)
+    headers = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
+    return http("POST", f"/v2/models/{model}/infer", head + tail, **headers)
+
+
+def valid(models: Mapping[str, Inputs]) -> list[Sent]:
+    """Requests of every kind that must be answered; models: their inputs by name."""
     form_boundary = "soak"
     parts = b"".join(
         f'--{form_boundary}\r\nContent-Disposition: form-data; name="file"; filename="{n}.png"\r\n\r\n'.encode()
@@ -196,7 +220,9 @@ def valid(models: Mapping[str, str]) -> list[Sent]:
             post(SERIES, gzip.compress(as_json(values=series(2_000, n))), Content_Encoding="gzip") for n in range(2)
         ],
         "models": [http("GET", "/v1/models")],
-        "a model's metadata": [http("GET", f"/v2/models/{name}") for name in models.values()],
+        "a model's metadata": [http("GET", f"/v2/models/{name}") for name in models],
+        "tensors in JSON": [infer(name, inputs, binary=False) for name, inputs in models.items()],
+        "tensors in bytes": [infer(name, inputs, binary=True) for name, inputs in models.items()],
         "metrics": [http("GET", "/metrics")],
     }
     return [
@@ -292,9 +318,9 @@ class Traffic:
     def now_s(self) -> float:
         return time.monotonic() - self.began
 
-    def was_killed(self) -> bool:
-        """Whether a worker was, a moment ago."""
-        return bool(self.seen.kills) and self.now_s() - self.seen.kills[-1] < KILL_WINDOW_S
+    def killed_since(self, at_s: float) -> bool:
+        """Whether a worker was killed since a moment at which a connection was still sound."""
+        return bool(self.seen.kills) and self.seen.kills[-1] >= at_s
 
     async def pauses(self, client: str, seed: int) -> AsyncIterator[None]:
         source = random.Random(seed)
@@ -307,10 +333,12 @@ class Traffic:
 
     async def ask(self, client: str, requests: Sequence[Sent], seed: int) -> None:
         """Send requests over one kept-alive connection, drawn with a seed."""
-        source, connection = random.Random(seed), None
+        source, connection, sound_s = random.Random(seed), None, 0.0
         async for _ in self.pauses(client, seed):
             sent = source.choice(requests)
-            began = time.monotonic()
+            began_s = self.now_s()
+            if connection is None:
+                sound_s = began_s
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     reader, writer = connection = connection or await self.connect()
@@ -322,13 +350,14 @@ class Traffic:
                         sending.cancel()
             except (OSError, EOFError, TimeoutError) as error:
                 kind = type(error).__name__
-                killed = self.was_killed() and not isinstance(error, TimeoutError)
+                killed = self.killed_since(sound_s) and not isinstance(error, TimeoutError)
                 self.seen.add(client, sent.name, "lost by a kill" if killed else f"lost: {kind}", fine=killed)
                 kept = False
             else:
                 self.seen.add(client, sent.name, str(status), fine=status in sent.statuses | {503, 504})
                 if status == 200:
-                    self.seen.took(sent.name, began - self.began, time.monotonic() - began)
+                    self.seen.took(sent.name, began_s, self.now_s() - began_s)
+                sound_s = self.now_s()
             if not kept and connection is not None:
                 connection[1].transport.abort()
                 connection = None
@@ -357,7 +386,7 @@ class Traffic:
         source = random.Random(seed)
         turn = itertools.count(seed)
         async for _ in self.pauses("slow", seed):
-            endless = next(turn) % 10 == 0
+            began_s, endless = self.now_s(), next(turn) % 10 == 0
             sent = Sent("a head without end", b"", frozenset({408})) if endless else source.choice(requests)
             try:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -372,7 +401,7 @@ class Traffic:
             except (OSError, EOFError, TimeoutError) as error:
                 if self.now_s() >= self.seconds:
                     return
-                killed = any(kill > self.now_s() - 25 for kill in self.seen.kills)  # it may have begun before the kill
+                killed = self.killed_since(began_s)
                 kind = type(error).__name__
                 self.seen.add("slow", sent.name, "lost by a kill" if killed else f"lost: {kind}", fine=killed)
             else:
@@ -421,7 +450,7 @@ def sample(pids: Sequence[int], at_s: float) -> Sample:
     return Sample(at_s, sum(memory.values()), oldest, threads, descriptors, len(memory))
 
 
-async def put(server: Running, models: Mapping[str, str], seconds: float, kill_every_s: float) -> Seen:
+async def put(server: Running, models: Mapping[str, Inputs], seconds: float, kill_every_s: float) -> Seen:
     """Put all the traffic to a server for so long."""
     traffic = Traffic(server.port, time.monotonic(), seconds, Seen())
     good, bad, large = valid(models), invalid(), oversized()
@@ -583,10 +612,11 @@ def plot(measured: Mapping[str, Any], path: Path) -> None:
     path.write_text("\n".join(line.rstrip() for line in image.getvalue().splitlines()) + "\n", encoding="utf-8")
 
 
-def defaults(port: int) -> dict[str, str]:
-    """Names of the models that answer, by task."""
-    answered = json.loads(load.Server("127.0.0.1", port).ask("/v1/models"))
-    return {model["task"]: model["name"] for model in answered["models"]}
+def inputs_of_models(port: int) -> dict[str, Inputs]:
+    """Inputs of every model that is served, by its name."""
+    server = load.Server("127.0.0.1", port)
+    names = [model["name"] for model in json.loads(server.ask("/v1/models"))["models"]]
+    return {name: json.loads(server.ask(f"/v2/models/{name}"))["inputs"] for name in names}
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -614,6 +644,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.plot:
         plot(json.loads(chosen.json.read_bytes()), chosen.svg)
         return 0
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it tells of every write to a client that has left
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped, too
     workers = max(2, cpu_budget().cores)
     os.environ.setdefault("GRIDLOOP_WORKERS", str(workers))
@@ -627,7 +658,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         with running(next(target for target in targets(1) if target.name == "gridloop"), chosen.models) as server:
-            seen = asyncio.run(put(server, defaults(server.port), chosen.seconds, chosen.kill_every))
+            seen = asyncio.run(put(server, inputs_of_models(server.port), chosen.seconds, chosen.kill_every))
     except (BenchmarkFailed, TimeoutError, KeyboardInterrupt) as error:
         print(f"soak.py: {error or type(error).__name__}", file=sys.stderr)
         return 1

@@ -21,7 +21,7 @@ from service.api.context import Workers
 from service.api.protocol import LimitedHttpProtocol
 from service.app import create_app
 from service.registry.registry import Registry
-from service.runtime.memory import IdleMemory, give_back_freed_memory
+from service.runtime.memory import FreedMemory, give_back_freed_memory
 from service.settings import Settings
 
 ALLOCATIONS = 10_000
@@ -58,7 +58,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._idle_memory = IdleMemory()
+        self._freed_memory = FreedMemory()
         self._show_life(self.config.app.app.state.workers)  # type: ignore[union-attr]
         await super().startup(sockets)
         if self.channel is not None:
@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
 
     def _show_life(self, workers: Workers) -> None:
         workers.beat[workers.own] = now = time.monotonic()
-        if self._idle_memory.is_due(now):
+        if self._freed_memory.is_due(now):
             self._loop.run_in_executor(None, give_back_freed_memory)
         self._loop.call_later(BEAT_S, self._show_life, workers)
 

@@ -25,6 +25,8 @@ _TOLD_HEAPS = re.compile(r"malloc[._]arena_max", re.IGNORECASE)
 """Whoever starts the server can choose these: of names of environment variables, and of the tunables in one."""
 IDLE_S = 5.0
 """A process that has done next to nothing for so long gives back what it keeps (seconds)."""
+BUSY_S = 60.0
+"""One that always has something to do gives it back so often: holes between what is kept would add up (seconds)."""
 IDLE_CPU_S = 0.1
 """What is next to nothing: probes and timers (seconds of CPU time in `IDLE_S`)."""
 _DONTNEED = 4
@@ -64,8 +66,8 @@ def give_back_memory() -> None:
     give_back_freed_memory()
 
 
-class IdleMemory:
-    """Gives back what a process keeps once it has nothing to do, and not again before it has worked.
+class FreedMemory:
+    """When a process gives back what it keeps: once it has nothing to do, and now and then while it works.
 
     Args:
         cpu_s: CPU time of the process so far (seconds); a test has its own.
@@ -73,8 +75,8 @@ class IdleMemory:
 
     def __init__(self, cpu_s: Callable[[], float] = time.process_time) -> None:
         self._cpu_s = cpu_s
-        self._since_s, self._used_s = 0.0, cpu_s()
-        self._worked = False
+        self._looked_s, self._used_s = 0.0, cpu_s()
+        self._busy_since_s: float | None = None
 
     def is_due(self, now_s: float) -> bool:
         """Whether memory is to be given back now; asked every second or so.
@@ -82,12 +84,14 @@ class IdleMemory:
         Args:
             now_s: of the monotonic clock.
         """
-        if now_s - self._since_s < IDLE_S:
+        if now_s - self._looked_s < IDLE_S:
             return False
         used_s = self._cpu_s()
-        was_idle = used_s - self._used_s < IDLE_CPU_S
-        due = was_idle and self._worked
-        self._since_s, self._used_s, self._worked = now_s, used_s, not was_idle
+        is_idle = used_s - self._used_s < IDLE_CPU_S
+        busy_since_s = now_s if self._busy_since_s is None else self._busy_since_s
+        due = now_s - busy_since_s >= BUSY_S or (is_idle and self._busy_since_s is not None)
+        self._looked_s, self._used_s = now_s, used_s
+        self._busy_since_s = None if is_idle else now_s if due else busy_since_s
         return due
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from service.runtime.memory import IDLE_CPU_S, IDLE_S, IdleMemory
+from service.runtime.memory import BUSY_S, IDLE_CPU_S, IDLE_S, FreedMemory
 
 PROGRAM = """
 import numpy as np
@@ -85,22 +85,32 @@ def test_a_run_finds_the_memory_of_the_one_before() -> None:
 
 def test_memory_is_given_back_once_after_work() -> None:
     used = [0.0]
-    idle, now_s = IdleMemory(lambda: used[0]), 0.0
+    freed, now_s = FreedMemory(lambda: used[0]), 0.0
     due = []
     for work_s in (1.0, 0.0, 0.0, IDLE_CPU_S / 2, 0.5, 0.5, IDLE_CPU_S / 2, 0.0):
         used[0] += work_s
         now_s += IDLE_S
-        due.append(idle.is_due(now_s))
+        due.append(freed.is_due(now_s))
     assert due == [False, True, False, False, False, False, True, False]
 
 
 def test_a_process_is_idle_only_after_a_while() -> None:
     used = [0.0]
-    idle = IdleMemory(lambda: used[0])
+    freed = FreedMemory(lambda: used[0])
     used[0] = 1.0
-    assert not idle.is_due(IDLE_S)
-    assert not idle.is_due(IDLE_S * 1.9)
-    assert idle.is_due(IDLE_S * 2)
+    assert not freed.is_due(IDLE_S)
+    assert not freed.is_due(IDLE_S * 1.9)
+    assert freed.is_due(IDLE_S * 2)
+
+
+def test_a_process_that_always_works_gives_memory_back_now_and_then() -> None:
+    used = [0.0]
+    freed, due = FreedMemory(lambda: used[0]), []
+    for look in range(1, 40):
+        used[0] += 1.0
+        if freed.is_due(look * IDLE_S):
+            due.append(look * IDLE_S)
+    assert due == [IDLE_S + BUSY_S, IDLE_S + 2 * BUSY_S, IDLE_S + 3 * BUSY_S]
 
 
 HEAPS_OF_THREADS = """
