@@ -452,9 +452,9 @@ def sample(pids: Sequence[int], at_s: float) -> Sample:
 
 async def put(server: Running, models: Mapping[str, Inputs], seconds: float, kill_every_s: float) -> Seen:
     """Put all the traffic to a server for so long."""
-    traffic = Traffic(server.port, time.monotonic(), seconds, Seen())
     good, bad, large = valid(models), invalid(), oversized()
     small = [sent for sent in good if len(sent.wire) < 100_000]
+    traffic = Traffic(server.port, time.monotonic(), seconds, Seen())
     work: list[Awaitable[None]] = [traffic.watch(server)]
     work += [traffic.ask("valid", good, seed) for seed in range(CLIENTS["valid"])]
     work += [traffic.ask("invalid", bad, seed) for seed in range(CLIENTS["invalid"])]
