@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 PROMISES: Mapping[str, Sequence[str]] = {
     # --- requests
-    "Nothing that a client sends is a 5xx but 503 and 504.": (
+    "Nothing that a client sends is a 5xx but 503 and 504 (one exception below).": (
         "test_contract.py::test_every_operation_answers_as_documented",
         "test_bad_inputs.py::test_every_bad_input_gets_its_status",
         "test_never_500.py::test_any_message_of_tensors_is_answered_or_refused",
@@ -17,6 +17,11 @@ PROMISES: Mapping[str, Sequence[str]] = {
         "test_never_500.py::test_any_fields_are_answered_or_refused",
         "test_never_500.py::test_a_mutated_picture_is_answered_or_refused",
         "test_never_500.py::test_any_bytes_of_any_type_are_answered_or_refused",
+    ),
+    "The exception: values below `/v2` that only the graph's own run can refuse, such as an index beyond its table, are 500, and "
+    "harm no other request.": (
+        "api/test_open_inference.py::test_a_run_that_fails_is_500_in_the_protocols_form",
+        "api/test_open_inference.py::test_a_caller_whose_run_fails_does_not_harm_the_others",
     ),
     "Every answer has a documented status and content type, and fits its schema.": (
         "test_contract.py::test_every_operation_answers_as_documented",
