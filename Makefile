@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test bench lint dist pins clean
+.PHONY: help serve test bench soak lint dist sbom pins clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +20,10 @@ test: $(VENV)/.dev      ## install what development needs; lint, type-check and 
 bench: $(VENV)/.serve   ## compare with plain FastAPI and with no HTTP at all on this machine (under six minutes)
 	$(BIN)/python benchmarks/bench.py
 
+SECONDS ?= 900
+soak: $(VENV)/.dev      ## mixed traffic for 15 minutes (SECONDS=60: one), workers killed meanwhile; fails when anything grows or is lost
+	$(BIN)/python benchmarks/soak.py --seconds $(SECONDS)
+
 lint: $(VENV)/.dev      ## rewrite the code the way ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -28,6 +32,19 @@ dist: $(VENV)/.serve    ## build the wheels of the service and of the small mode
 	rm -rf dist
 	$(BIN)/python -m hatchling build -d dist
 	cd deploy/gridloop-models && $(abspath $(BIN))/python -m hatchling build -t wheel -d $(abspath dist)
+
+sbom: $(VENV)/.sbom     ## write the bill of materials of what serving installs (CycloneDX) and its licences into dist/
+	mkdir -p dist
+	$(VENV)/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json $(VENV)/serving/bin/python
+	$(BIN)/python deploy/licences.py dist/sbom.cdx.json > dist/licences.md
+
+# An environment of nothing but the pins of serving, and one of the tool that reads it.
+$(VENV)/.sbom: requirements.txt requirements-sbom.txt $(VENV)/.serve
+	$(PYTHON) -m venv --clear --without-pip $(VENV)/serving
+	$(BIN)/python -m pip --python $(VENV)/serving/bin/python install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(PYTHON) -m venv --clear --without-pip $(VENV)/sbom
+	$(BIN)/python -m pip --python $(VENV)/sbom/bin/python install --quiet --disable-pip-version-check --require-hashes -r requirements-sbom.txt
+	touch $@
 
 # A stamp per set of pins: an unchanged requirements file installs nothing again.
 $(VENV)/.serve: requirements.txt pyproject.toml
@@ -43,6 +60,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.serve
 pins:            ## rewrite the hashed pins from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group build pyproject.toml -o requirements.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group build --group dev pyproject.toml -o requirements-dev.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group sbom -o requirements-sbom.txt
 
 clean:           ## remove what the other commands made
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

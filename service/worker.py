@@ -23,6 +23,7 @@ from service.api.context import Workers
 from service.api.protocol import LimitedHttpProtocol
 from service.app import create_app
 from service.registry.registry import Registry
+from service.runtime.memory import FreedMemory, give_back_freed_memory
 from service.settings import Settings
 from service.tls import Certificate
 
@@ -64,6 +65,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._freed_memory = FreedMemory()
         self._show_life(self.config.app.app.state.workers)  # type: ignore[union-attr]
         if self.certificate is not None:
             self._renewing = self._loop.create_task(self.certificate.renewal.keep_fresh())
@@ -83,7 +85,9 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _show_life(self, workers: Workers) -> None:
-        workers.beat[workers.own] = time.monotonic()
+        workers.beat[workers.own] = now = time.monotonic()
+        if self._freed_memory.is_due(now):
+            self._loop.run_in_executor(None, give_back_freed_memory)
         self._loop.call_later(BEAT_S, self._show_life, workers)
 
     def _take(self, channel: socket.socket) -> None:

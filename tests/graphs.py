@@ -357,6 +357,25 @@ def detector_model(models: Path, name: str = "steps", **manifest: Any) -> Path:
     return write_model(models / name, task="anomaly-detection", graph=last_value, golden=golden, **manifest)
 
 
+def words_model(models: Path, name: str = "words") -> Path:
+    """A language model of eight words that follow each other in a circle, most of the time, as a model folder."""
+    words = ["<eos>", "<unk>", "the", "cat", "sat", "on", "a", "mat"]
+    table = np.full((len(words), len(words)), 0.02)
+    for number in range(len(words)):
+        table[number, max(2, (number + 1) % len(words))] = 0.86
+
+    def graph(path: Path) -> Path:
+        inputs = [("tokens", T.INT64, ["batch", "time"]), ("sequence_lens", T.INT32, ["batch"])]
+        inputs += [("state", T.FLOAT, ["batch", 1]), ("explain", T.BOOL, ["batch"])]
+        outputs = [("logits", T.FLOAT, ["batch", len(words)]), ("next_state", T.FLOAT, ["batch", 1])]
+        outputs += [("surprisal", T.FLOAT, ["batch", "time"])]
+        return save(path, bigram_nodes("surprisal"), inputs, outputs, bigram_constants(table))
+
+    folder = write_model(models / name, task="next-word-prediction", graph=graph)
+    (folder / "1" / "vocabulary.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
 def bigram_nodes(surprisal: str) -> list[Any]:
     """A language model that knows what follows each word; its state is the number of the last token.
 

@@ -455,3 +455,34 @@ def test_a_container_whose_server_is_gone_is_unhealthy() -> None:
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     server.server_close()
     assert run_health_check(server.server_port) == 1
+
+
+BILL = {
+    "components": [
+        {"name": "b", "version": "2", "licenses": [{"license": {"name": "License :: OSI Approved :: MIT License"}}]},
+        {"name": "A", "version": "1", "licenses": [{"expression": "MIT OR Apache-2.0"}]},
+        {"name": "protobuf", "version": "7", "licenses": [{"license": {"name": "declared license of 'protobuf'"}}]},
+    ]
+}
+
+
+def test_a_bill_of_materials_becomes_a_table_of_licences(tmp_path: Path) -> None:
+    script, bill = ROOT / "deploy" / "licences.py", tmp_path / "bill.json"
+    bill.write_text(json.dumps(BILL))
+    found = subprocess.run([sys.executable, script, bill], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.splitlines()[2:] == [
+        "| A | 1 | MIT OR Apache-2.0 |",
+        "| b | 2 | MIT License |",
+        "| protobuf | 7 | BSD-3-Clause |",
+    ]
+    bill.write_text(json.dumps({"components": [{"name": "secret", "version": "1"}]}))
+    found = subprocess.run([sys.executable, script, bill], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "secret" in found.stderr
+
+
+def test_the_bill_of_materials_is_of_the_pins_of_serving() -> None:
+    rules = (ROOT / "Makefile").read_text()
+    assert "$(VENV)/.sbom: requirements.txt requirements-sbom.txt" in rules
+    assert "cyclonedx-bom==" in (ROOT / "requirements-sbom.txt").read_text()

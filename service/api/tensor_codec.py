@@ -43,6 +43,8 @@ REMEMBERED_FRAMES = 256
 REMEMBERED_BYTES = 4096
 """…and how long the JSON of one may be without its values (bytes)."""
 
+MAX_ELEMENTS = 2**32
+"""Most elements of an input that is left out: more than a body has rows, fewer than NumPy cannot count with (count)."""
 MAX_EMPTY_ELEMENTS = 2**24
 """Product of the non-zero axes of a tensor without elements (count): no bytes of the caller's bound it."""
 
@@ -356,6 +358,8 @@ class Codec:
             shape: tuple[int, ...] = (rows,)
             if name in self._states:
                 shape = tuple(axis if isinstance(axis, int) else axes.get(axis or "", 1) for axis in tensor.shape)
+            if math.prod(shape) > MAX_ELEMENTS:
+                raise BadRequest(f"The inputs have {rows} rows, which is too many.")
             value = 0 if name in self._states else steps or 0
             left_out[name] = np.broadcast_to(np.array(value, tensor.datatype.dtype), shape)
         names = {name for name, _ in wanted}

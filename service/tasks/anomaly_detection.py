@@ -288,7 +288,7 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             state: the token to hand on.
         """
         missing = np.isnan(values)
-        blind = spread >= UNBOUNDED
+        blind = (spread >= UNBOUNDED) | np.isnan(expected)
         error = np.abs(values - expected)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # no score
             unexpected = np.where(blind, 0.0, error / (error + spread))  # u / (1 + u), but no quotient that overflows

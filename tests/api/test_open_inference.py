@@ -588,6 +588,13 @@ def test_what_does_not_fit_is_refused_and_named(affine: OnnxSession, message: An
     refuses(affine, words, json.dumps(message).encode())
 
 
+@pytest.mark.parametrize("shape", [[2**62, 2], [2**40, 1], [2**63 - 1, 1]])
+def test_a_shape_beyond_what_can_be_counted_is_refused(sums: OnnxSession, shape: list[int]) -> None:
+    """Before state and lengths that are left out are made as large as it."""
+    message = {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape, "data": [1]}]}
+    refuses(sums, ("rows, which is too many",), json.dumps(message).encode())
+
+
 def test_a_request_that_looks_like_one_before_is_checked_as_strictly(affine: OnnxSession) -> None:
     codec = codec_of(affine)
 

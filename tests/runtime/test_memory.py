@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from service.runtime.memory import BUSY_S, IDLE_CPU_S, IDLE_S, FreedMemory
+
 PROGRAM = """
 import numpy as np
 import onnxruntime  # a library with much code
@@ -79,3 +81,82 @@ def test_a_run_finds_the_memory_of_the_one_before() -> None:
     # Who runs the server has the last word.
     assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072") > 1000
     assert faults("keep", GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072") > 1000
+
+
+def test_memory_is_given_back_once_after_work() -> None:
+    used = [0.0]
+    freed, now_s = FreedMemory(lambda: used[0]), 0.0
+    due = []
+    for work_s in (1.0, 0.0, 0.0, IDLE_CPU_S / 2, 0.5, 0.5, IDLE_CPU_S / 2, 0.0):
+        used[0] += work_s
+        now_s += IDLE_S
+        due.append(freed.is_due(now_s))
+    assert due == [False, True, False, False, False, False, True, False]
+
+
+def test_a_process_is_idle_only_after_a_while() -> None:
+    used = [0.0]
+    freed = FreedMemory(lambda: used[0])
+    used[0] = 1.0
+    assert not freed.is_due(IDLE_S)
+    assert not freed.is_due(IDLE_S * 1.9)
+    assert freed.is_due(IDLE_S * 2)
+
+
+def test_a_process_that_always_works_gives_memory_back_now_and_then() -> None:
+    used = [0.0]
+    freed, due = FreedMemory(lambda: used[0]), []
+    for look in range(1, 40):
+        used[0] += 1.0
+        if freed.is_due(look * IDLE_S):
+            due.append(look * IDLE_S)
+    assert due == [IDLE_S + BUSY_S, IDLE_S + 2 * BUSY_S, IDLE_S + 3 * BUSY_S]
+
+
+HEAPS_OF_THREADS = """
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from service.runtime.memory import give_back_freed_memory, keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+together = threading.Barrier(8)
+
+
+def work():
+    together.wait()
+    kept = [np.ones(2**20, np.uint8) for _ in range(20)]
+    together.wait()
+    del kept
+    together.wait()
+
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) / 256
+
+
+before = resident_mib()
+for _ in range(2):
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+busy = resident_mib()
+give_back_freed_memory()
+print(busy - before, resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_several_threads_have_freed_is_bounded_and_given_back() -> None:
+    """Eight threads with 20 MiB each, in blocks that are kept: two heaps keep at most 64 MiB at the end of each."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", HEAPS_OF_THREADS, "keep"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    busy, idle = map(float, found.stdout.split())
+    assert busy < 145  # MiB of 160
+    assert idle < 20

@@ -268,6 +268,14 @@ def test_a_token_with_a_made_up_grid_is_refused(detect: Any) -> None:
         detect([1], state=token)
 
 
+def test_after_a_graph_that_expects_no_number_a_point_has_a_score_all_the_same(detect: Any) -> None:
+    """This one expects what came before, and that was missing."""
+    answer = detect([1.0, None, 100.0])
+    assert answer["expected"][2] is None
+    assert (answer["lower"][2], answer["upper"][2]) == (None, None)
+    assert (answer["scores"][2], answer["is_anomaly"][2]) == (0, False)
+
+
 def test_what_the_model_expects_is_null_where_it_cannot_judge(detect_age: Any) -> None:
     answer = detect_age([4, 4])
     assert (answer["expected"], answer["lower"], answer["upper"]) == ([None, 1], [None, 0], [None, 2])
