@@ -16,6 +16,10 @@ SEQUENCE_LENS = "sequence_lens"
 """Name of the graph input, int32 (batch,), that makes the axis after the batch ragged."""
 
 
+class ValuesRefused(Exception):
+    """A run found values that its graph cannot compute with, such as an index beyond a table; the text says which."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A graph input or output.

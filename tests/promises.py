@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 PROMISES: Mapping[str, Sequence[str]] = {
     # --- requests
-    "Nothing that a client sends is a 5xx but 503 and 504 (one exception below).": (
+    "Nothing that a client sends is a 5xx but 503 and 504.": (
         "test_contract.py::test_every_operation_answers_as_documented",
         "test_bad_inputs.py::test_every_bad_input_gets_its_status",
         "test_never_500.py::test_any_message_of_tensors_is_answered_or_refused",
@@ -18,9 +18,8 @@ PROMISES: Mapping[str, Sequence[str]] = {
         "test_never_500.py::test_a_mutated_picture_is_answered_or_refused",
         "test_never_500.py::test_any_bytes_of_any_type_are_answered_or_refused",
     ),
-    "The exception: values below `/v2` that only the graph's own run can refuse, such as an index beyond its table, are 500, and "
-    "harm no other request.": (
-        "api/test_open_inference.py::test_a_run_that_fails_is_500_in_the_protocols_form",
+    "Values that only the graph's own run can refuse, such as an index beyond its table, are 400 and named, and harm no other request.": (
+        "api/test_open_inference.py::test_values_that_the_graph_cannot_compute_with_are_400_and_named",
         "api/test_open_inference.py::test_a_caller_whose_run_fails_does_not_harm_the_others",
     ),
     "Every answer has a documented status and content type, and fits its schema.": (
@@ -37,7 +36,7 @@ PROMISES: Mapping[str, Sequence[str]] = {
         "api/test_short_way.py::test_a_crash_is_a_500_and_the_others_are_answered",
     ),
     "Errors are short, however long what was wrong, and show no path of the server.": (
-        "api/test_error_size.py::test_of_many_wrong_values_twenty_are_listed_and_all_counted",
+        "api/test_error_size.py::test_of_many_wrong_values_twenty_are_listed_and_a_thousand_counted",
         "api/test_error_size.py::test_a_long_path_is_not_sent_back",
         "api/test_edge.py::test_a_crash_leaves_by_the_same_door",
     ),
@@ -59,6 +58,40 @@ PROMISES: Mapping[str, Sequence[str]] = {
         "test_never_500.py::test_a_forged_state_of_a_text_is_answered_or_refused",
     ),
     # --- overload
+    "Work and memory of reading a request stay in proportion to what is answered: values, fields, files, rows and bytes are counted before anything is built.": (
+        "api/test_hostile_bodies.py::test_a_hostile_body_is_refused_in_a_few_words",
+        "api/test_hostile_bodies.py::test_hostile_tensors_are_refused_in_a_few_words",
+        "api/test_hostile_bodies.py::test_values_and_fields_are_counted_as_they_are",
+        "api/test_hostile_bodies.py::test_bodies_beyond_what_may_be_in_flight_are_503",
+    ),
+    "Under overload a request that cannot be answered in time is refused at once, with a time to wait.": (
+        "runtime/test_overload.py::test_a_request_that_cannot_be_done_in_time_is_refused_at_once",
+        "runtime/test_overload.py::test_bytes_bound_a_queue_too",
+    ),
+    "A run ends at the deadline of its last caller, and the event loop is never held by one.": (
+        "runtime/test_overload.py::test_a_run_ends_at_the_deadline_of_its_last_caller",
+        "runtime/test_overload.py::test_a_run_whose_callers_have_all_left_is_stopped",
+        "runtime/test_overload.py::test_a_run_that_takes_too_long_in_the_event_loops_thread_goes_on_in_the_other",
+    ),
+    "Loading a version has a time limit, and what was checked is what is served.": (
+        "test_loading_server.py::test_what_never_ends_is_listed_and_the_rest_is_served",
+        "registry/test_files.py::test_lone_runs_have_the_weights_of_all_others",
+        "registry/test_files.py::test_files_that_lie_elsewhere_are_refused",
+    ),
+    "A token that the server issued is always taken back.": (
+        "test_forged_tokens.py::test_forged_memories_of_the_real_detector",
+        "test_forged_tokens.py::test_forged_memories_of_the_real_language_model",
+        "test_forged_tokens.py::test_the_largest_state_fits_in_a_token",
+    ),
+    "Keys are stored as hashes, re-read without a restart, and limited to their models.": (
+        "test_keys.py::test_a_key_is_256_random_bits_of_which_the_file_has_the_hash_alone",
+        "api/test_access.py::test_every_worker_reads_the_keys_again_while_it_serves",
+        "api/test_access.py::test_a_key_for_some_models_is_403_on_the_others_by_every_way",
+    ),
+    "Connections are bounded.": (
+        "test_connections.py::test_the_longest_idle_make_room_for_new_connections",
+        "test_connections.py::test_where_none_is_idle_a_new_connection_is_503_until_there_is_room",
+    ),
     "A full queue refuses at once, with 503.": (
         "runtime/test_batcher.py::test_a_full_queue_refuses_at_once",
         "api/test_open_inference.py::test_a_full_queue_is_503",

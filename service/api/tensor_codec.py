@@ -31,8 +31,8 @@ import numpy as np
 import orjson
 
 from service.api.json_size import holds_more_values
-from service.errors import BadRequest, TooLarge, quoted
-from service.graph import SEQUENCE_LENS, Array, Run, Signature, Steps, TensorSpec
+from service.errors import BadRequest, InferenceFailed, TooLarge, quoted
+from service.graph import SEQUENCE_LENS, Array, Run, Signature, Steps, TensorSpec, ValuesRefused
 from service.tasks.base import ModelRef
 
 MAX_DEPTH = 100
@@ -220,7 +220,12 @@ class Codec:
         if frame.answer_bytes > self._max_bytes:  # it would need far more memory than the request
             limit, setting = self._max_bytes, "GRIDLOOP_MAX_BODY_BYTES"
             raise TooLarge("The answer", limit=limit, unit="bytes", setting=setting, actual=frame.answer_bytes)
-        outputs = (yield Run(tensors, frame.run_outputs, whole=self._whole)) if frame.rows else self._no_rows(frame)
+        try:
+            outputs = (yield Run(tensors, frame.run_outputs, whole=self._whole)) if frame.rows else self._no_rows(frame)
+        except InferenceFailed as failure:
+            if isinstance(failure.__cause__, ValuesRefused):  # a typed task would never send them
+                raise BadRequest(f"The graph cannot compute with these values: {failure.__cause__}.") from None
+            raise
         return self._write(identity, frame, outputs)
 
     # --- requests

@@ -13,10 +13,11 @@ import numpy as np
 import onnxruntime as ort
 import structlog
 from google.protobuf.message import DecodeError
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from service.errors import ManifestInvalid
 from service.files import is_lfs_pointer, open_file, printable, without_folders
-from service.graph import Array, Signature, TensorSpec
+from service.graph import Array, Signature, TensorSpec, ValuesRefused
 from service.runtime import packed
 from service.runtime.cancelling import Cancellation
 from service.runtime.eight_bits import keep_sums_exact
@@ -241,6 +242,7 @@ class OnnxSession:
             Name -> array, with as many rows as the inputs have.
 
         Raises:
+            ValuesRefused: the graph cannot compute with these values.
             Exception: one of the runtime's own; also when it was stopped.
         """
         fixed = self.signature.fixed_batch
@@ -251,7 +253,10 @@ class OnnxSession:
         names = list(outputs) or self._outputs
         session = self._wide_or_narrow() if alone else self._session
         options = stop.options if stop is not None else self._run_options
-        values = session.run(names, feeds, options if keep_memory else self._shrink)
+        try:
+            values = session.run(names, feeds, options if keep_memory else self._shrink)
+        except InvalidArgument as error:
+            raise ValuesRefused(str(error).rpartition("Status Message: ")[2]) from error
         arrays = [np.asarray(value) for value in values]
         # Only what was added is cut off: an output with rows of its own must be noticed, not shortened to fit.
         return {name: array[:rows] if padded else array for name, array in zip(names, arrays, strict=True)}

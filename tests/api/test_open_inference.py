@@ -749,8 +749,8 @@ async def test_every_answer_has_the_callers_id(v2: httpx.AsyncClient) -> None:
         assert "decode;dur=" in answer.headers["server-timing"]
 
 
-async def test_a_run_that_fails_is_500_in_the_protocols_form(v2: httpx.AsyncClient) -> None:
-    refused(await post(v2, "table", {"inputs": [listed("x", "INT64", [4])]}), 500, "table")
+async def test_values_that_the_graph_cannot_compute_with_are_400_and_named(v2: httpx.AsyncClient) -> None:
+    refused(await post(v2, "table", {"inputs": [listed("x", "INT64", [4])]}), 400, "idx=4 must be within")
     assert (await outputs_of(v2, "table", listed("x", "INT64", [3, 0])))["y"] == [40, 10]
 
 
@@ -889,7 +889,7 @@ async def test_a_caller_whose_run_fails_does_not_harm_the_others(v2: httpx.Async
     answers = await asyncio.gather(*(post(v2, "table", {"inputs": [listed("x", "INT64", [n % 5])]}) for n in range(20)))
     for n, answer in enumerate(answers):
         if n % 5 == 4:
-            refused(answer, 500)
+            refused(answer, 400)
         else:
             assert answer.json()["outputs"][0]["data"] == [10 * (n % 5 + 1)]
 
