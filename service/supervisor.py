@@ -16,6 +16,7 @@ import gc
 import math
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import socket
 import sys
@@ -54,7 +55,7 @@ _FORK = multiprocessing.get_context("fork")
 
 
 class _Stop(BaseException):
-    """A signal asked the server to stop."""
+    """A signal asked the server to stop while it loads."""
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ class Supervisor:
         self._turn = 0
         self._woke = self._looked = time.monotonic()
         self._one_has_begun = False
+        self._pid, self._signals, self._is_serving = os.getpid(), 0, False
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT.
@@ -112,8 +114,11 @@ class Supervisor:
         Returns:
             The exit code: 0 after a signal, 1 when a worker cannot live.
         """
+        self._wake, waker = socket.socketpair()
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno())  # a signal ends the wait for connections
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _stop)
+            signal.signal(number, self._on_signal)
         greeter: BaseProcess | None = None
         try:
             registry = make_registry(self._settings)
@@ -128,12 +133,11 @@ class Supervisor:
             say_ready(self._settings, registry)
             let_go_of_files()  # from here on this process only accepts
             self._listening.setblocking(False)
-            try:
-                self._serve(begin, math.inf)
-            except _Stop:
-                self._slots.leaving[0] = 1
-                self._serve(begin, time.monotonic() + self._settings.drain_grace_s)  # unless it is told a second time
-                self._accept()  # who waits in the kernel's queue would be reset
+            self._is_serving = True
+            self._serve(begin, math.inf, signals=1)
+            self._slots.leaving[0] = 1
+            self._serve(begin, time.monotonic() + self._settings.drain_grace_s, signals=2)
+            self._accept()  # who waits in the kernel's queue would be reset
         except _Stop:
             pass
         except _WorkerCannotLive:
@@ -141,19 +145,31 @@ class Supervisor:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
+            signal.set_wakeup_fd(-1)
             self._listening.close()
             self._end(*([greeter] if greeter else []), *(worker.process for worker in self._workers))
         return 0
 
-    def _serve(self, begin: _Begin, until: float) -> None:
-        """Look after the workers and hand out connections until a moment of the monotonic clock, or a signal."""
-        while (left_s := until - time.monotonic()) > 0:
+    def _on_signal(self, *_: Any) -> None:
+        """Note a signal. An exception would be lost where it met a fork's own calls, so it ends nothing but loading."""
+        if os.getpid() != self._pid:  # a worker that was forked a moment ago
+            sys.exit(0)
+        self._signals += 1
+        if not self._is_serving:
+            raise _Stop
+
+    def _serve(self, begin: _Begin, until: float, signals: int) -> None:
+        """Look after the workers and hand out connections until a moment of the monotonic clock, or so many signals."""
+        while self._signals < signals and (left_s := until - time.monotonic()) > 0:
             self._look_after_workers(begin)
             alive = [worker for worker in self._workers if worker.start_again is None]
-            waiting: list[Any] = [worker.process.sentinel for worker in alive]
+            waiting: list[Any] = [self._wake, *(worker.process.sentinel for worker in alive)]
             if any(self._is_well(index) for index in range(self._count)):  # else clients wait in the kernel's queue
                 waiting.append(self._listening)
-            if self._listening in multiprocessing.connection.wait(waiting, min(left_s, self._patience_s())):
+            ready = multiprocessing.connection.wait(waiting, min(left_s, self._patience_s()))
+            if self._wake in ready:
+                self._wake.recv(1024)
+            if self._listening in ready:
                 self._accept()
 
     def _fork(self, target: Any, *arguments: Any) -> BaseProcess:
@@ -281,10 +297,6 @@ def _untaken(channel: socket.socket) -> Iterator[socket.socket]:
             return
 
 
-def _stop(*_: Any) -> None:
-    raise _Stop
-
-
 def _greet(settings: Settings, listening: socket.socket, registry: Registry) -> None:
     """Answer probes, and everything else with "still loading", until the workers are there."""
     _quiet()
@@ -310,5 +322,6 @@ def _work(begin: _Begin, slots: Workers, index: int, channel: socket.socket, inh
 
 def _quiet() -> None:
     """Until uvicorn handles signals, one ends the process."""
+    signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -145,8 +146,12 @@ def spoil(file: Path, content: str | bytes | Path | None) -> None:
 
 @pytest.mark.parametrize("content", SPOILT.values(), ids=SPOILT)
 def test_a_new_file_that_cannot_be_used_leaves_the_old_keys_and_is_told_of_once(
-    tmp_path: Path, content: str | bytes | Path | None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    content: str | bytes | Path | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)  # the command line's tests silence all logs
     secret, key = made()
     file = write(tmp_path / "keys.toml", key)
     keys = Keyring((), file)

@@ -120,7 +120,7 @@ def series(tmp_path: Path) -> Path:
     folder = tmp_path / "series"
     folder.mkdir()
     (folder / "one.csv").write_text("timestamp,value,label\n" + "\n".join(
-        f"{i},{value},{label}" for i, (value, label) in enumerate(zip([0, 0, 5, 5, 0, 0, 9, 9, 9, ""], [0, 0, 1, 1, 0, 0, 0, 0, 0, 0], strict=True))
+        f"{i},{value},{label}" for i, (value, label) in enumerate(zip([0, 0, 5, 5, 0, 0, 9, 9, "", 9], [0, 0, 1, 1, 0, 0, 0, 0, 0, 0], strict=True))
     ))  # fmt: skip
     (folder / "two.csv").write_text("Value,Anomaly\n0,0\n0,1\n0,0\n0.5,0\n")
     return folder

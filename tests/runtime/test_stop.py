@@ -17,7 +17,7 @@ STUCK, QUICK = np.array([[1.0]], np.float32), np.array([[-1.0]], np.float32)
 
 @pytest.fixture
 def session(tmp_path: Path) -> OnnxSession:
-    return OnnxSession(graphs.endless(tmp_path / "endless.onnx"))
+    return OnnxSession(graphs.endless_above_zero(tmp_path / "endless.onnx"))
 
 
 def test_a_run_can_be_stopped_from_another_thread(session: OnnxSession) -> None:
