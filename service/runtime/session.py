@@ -195,6 +195,7 @@ class OnnxSession:
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
             raise ManifestInvalid(self._where, _explain(error, self._path)) from error
         del beside  # it is copied from until here
+        session._model_bytes = None  # kept for a fallback to other providers, of which there are none
         return session
 
     def _read(self) -> bytes:

@@ -171,3 +171,10 @@ def test_links_within_a_folder_and_to_whole_folders_are_followed(models: Path, t
 )
 def test_messages_of_libraries_name_files_without_folders(text: str, shown: str) -> None:
     assert without_folders(text) == shown
+
+
+def test_the_content_of_a_graphs_file_is_not_kept(tmp_path: Path) -> None:
+    """ONNX Runtime's Python object would hold all that it was opened from, beside the weights that it has made of it."""
+    session = OnnxSession(graphs.affine(tmp_path / "model.onnx"))
+    held = [value for value in vars(session._session).values() if isinstance(value, bytes)]
+    assert held == []
