@@ -146,7 +146,8 @@ class Supervisor:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
             signal.set_wakeup_fd(-1)
-            self._listening.close()
+            for end in (self._wake, waker, self._listening):
+                end.close()
             self._end(*([greeter] if greeter else []), *(worker.process for worker in self._workers))
         return 0
 
