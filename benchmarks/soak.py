@@ -319,7 +319,7 @@ class Traffic:
         return time.monotonic() - self.began
 
     def killed_since(self, at_s: float) -> bool:
-        """Whether a worker was killed since a moment at which a connection was still sound."""
+        """Whether a worker was killed since a moment after which the one at the other end of a connection was alive."""
         return bool(self.seen.kills) and self.seen.kills[-1] >= at_s
 
     async def pauses(self, client: str, seed: int) -> AsyncIterator[None]:
@@ -357,7 +357,7 @@ class Traffic:
                 self.seen.add(client, sent.name, str(status), fine=status in sent.statuses | {503, 504})
                 if status == 200:
                     self.seen.took(sent.name, began_s, self.now_s() - began_s)
-                sound_s = self.now_s()
+                sound_s = began_s  # the worker was alive after this moment; its answer may have been read late
             if not kept and connection is not None:
                 connection[1].transport.abort()
                 connection = None
