@@ -16,7 +16,7 @@ import orjson
 from pydantic import ValidationError
 
 from service import bench
-from service.api.tensor_codec import DATATYPES
+from service.api.open_inference.datatypes import DATATYPES
 from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Ask, Conversation, EvaluationFailed, Infer, Item, Question, Subject
 from service.graph import Array, Run, Steps
