@@ -13,8 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from measuring import BenchmarkFailed
 from measuring.machine import memory_mib, process_tree
@@ -92,6 +93,26 @@ class LocalServer:
         return {"total_mib": sum(sizes) if sizes else None, "worker_mib": max(sizes, default=None)}
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def launch(command: Sequence[str], log: IO[bytes], **environment: str) -> subprocess.Popen[bytes]:
+    """Start a server, which writes to this log and asks for no API keys.
+
+    In a process group of its own: Ctrl-C reaches this process only, which then stops the server in order. Not a session,
+    to which Linux may give its own share of the processor (autogroup).
+    """
+    ours = {name: value for name, value in os.environ.items() if name != "GRIDLOOP_API_KEYS"}
+    return subprocess.Popen(
+        command, env=ours | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+    )
+
+
 @contextlib.contextmanager
 def started(models: Path, workers: int) -> Iterator[LocalServer]:
     """A server of our own on a free port, stopped at the end.
@@ -99,12 +120,9 @@ def started(models: Path, workers: int) -> Iterator[LocalServer]:
     Raises:
         BenchmarkFailed: it did not become ready, or did not end with exit code 0 after SIGTERM.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--models", str(models), "--workers", str(workers)]
-    environment = {name: value for name, value in os.environ.items() if name != "GRIDLOOP_API_KEYS"}
     with tempfile.TemporaryFile() as log:
 
         def fate() -> str:
@@ -122,11 +140,7 @@ def started(models: Path, workers: int) -> Iterator[LocalServer]:
 
         server = LocalServer("127.0.0.1", port)
         began = time.perf_counter()
-        # A process group of its own: Ctrl-C reaches this process only, which then stops the server in order. Not a
-        # session, to which Linux may give its own share of the processor (autogroup).
-        server.process = process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-        )
+        server.process = process = launch(command, log)
         try:
             wait_until_ready(server, began)
             yield server

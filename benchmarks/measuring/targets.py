@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from measuring import BenchmarkFailed
 from measuring.machine import cpu_seconds, memory_mib, process_tree
-from measuring.servers import READY_TIMEOUT_S, stop
+from measuring.servers import READY_TIMEOUT_S, free_port, launch, stop
 from measuring.workloads import Workload
 from service.client.http import ClientFailed, Server, ServerAddress
 
@@ -114,18 +113,11 @@ def running(target: Target, models: Path) -> Iterator[Running]:
     Raises:
         BenchmarkFailed: it does not become ready; the message has its last words.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [part.format(port=port, models=models) for part in target.command]
-    environment = {name: value for name, value in os.environ.items() if name != "GRIDLOOP_API_KEYS"}
-    environment["GRIDLOOP_MODELS"] = str(models)
     with tempfile.TemporaryFile() as log:
         began = time.perf_counter()
-        # A process group of its own, so that Ctrl-C reaches only this process, which stops the server in order.
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-        )
+        process = launch(command, log, GRIDLOOP_MODELS=str(models))
         server = Running(process, port)
         try:
             _wait_until_ready(target, server, process, began)
