@@ -33,8 +33,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import load
-from load import BenchmarkFailed, Server
+from measuring import BenchmarkFailed, options
+from measuring.machine import machine
+from measuring.servers import LocalServer, started
+from measuring.tables import write_results
+from measuring.workloads import series
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
@@ -56,7 +59,7 @@ class Clients:
         slowest_s: time of the slowest answer.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: LocalServer) -> None:
         self._server = server
         self._messages = [_message(body) for points in POINTS for body in _bodies(points)]
         self.outcomes: Counter[str] = Counter()
@@ -105,7 +108,7 @@ class Clients:
 
 
 def _bodies(points: int) -> list[bytes]:
-    return [json.dumps({"values": values}).encode() for values in load.series(points)[:8]]
+    return [json.dumps({"values": values}).encode() for values in series(points)[:8]]
 
 
 def _message(body: bytes) -> bytes:
@@ -113,14 +116,14 @@ def _message(body: bytes) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def workers_of(server: Server) -> list[int]:
+def workers_of(server: LocalServer) -> list[int]:
     """The processes that answer."""
     assert server.process is not None
     found = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
     return [int(pid) for pid in found]
 
 
-async def until_replaced(server: Server, victim: int, count: int) -> float:
+async def until_replaced(server: LocalServer, victim: int, count: int) -> float:
     """Time until a worker is gone and there are as many as before (seconds).
 
     Raises:
@@ -134,7 +137,7 @@ async def until_replaced(server: Server, victim: int, count: int) -> float:
     return time.perf_counter() - begun
 
 
-async def under_load(server: Server, fault: Any) -> tuple[dict[str, Any], Any]:
+async def under_load(server: LocalServer, fault: Any) -> tuple[dict[str, Any], Any]:
     """What clients see while a fault happens, and what it gives."""
     clients = Clients(server)
     load_ = asyncio.create_task(clients.run())
@@ -148,7 +151,7 @@ async def under_load(server: Server, fault: Any) -> tuple[dict[str, Any], Any]:
     return clients.report(), seen
 
 
-async def kills(server: Server, count: int, every_s: float, workers: int) -> list[float]:
+async def kills(server: LocalServer, count: int, every_s: float, workers: int) -> list[float]:
     """Kill workers, the one that was started first each time; the times until they are replaced."""
     taken = []
     for _ in range(count):
@@ -159,14 +162,14 @@ async def kills(server: Server, count: int, every_s: float, workers: int) -> lis
     return taken
 
 
-async def stop_one(server: Server, workers: int) -> float:
+async def stop_one(server: LocalServer, workers: int) -> float:
     """Stop a worker for ever; the time until it is replaced."""
     victim = workers_of(server)[0]
     os.kill(victim, signal.SIGSTOP)
     return await until_replaced(server, victim, workers)
 
 
-async def drain(server: Server) -> float:
+async def drain(server: LocalServer) -> float:
     """Tell the server to end; the time until it has (seconds)."""
     assert server.process is not None
     begun = time.perf_counter()
@@ -178,7 +181,7 @@ async def drain(server: Server) -> float:
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
     """All three faults."""
     found: dict[str, Any] = {}
-    with load.started(settings.models, settings.workers) as server:
+    with started(settings.models, settings.workers) as server:
         seen, taken = asyncio.run(
             under_load(server, lambda: kills(server, settings.kills, settings.every, settings.workers))
         )
@@ -188,7 +191,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         found["stop"] = {"replaced_after_s": round(stopped_s, 2), **seen}
     for grace_s in (2, 0):
         os.environ["GRIDLOOP_DRAIN_GRACE_S"] = str(grace_s)
-        with load.started(settings.models, settings.workers) as server:
+        with started(settings.models, settings.workers) as server:
             seen, took_s = asyncio.run(under_load(server, lambda server=server: drain(server)))
         found[f"drain, grace of {grace_s} s"] = {"ended_after_s": round(took_s, 2), **seen}
     return found
@@ -211,21 +214,14 @@ def shortcomings(found: Mapping[str, Any]) -> list[str]:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--models", type=Path, default=ROOT / "models", help="the model repository (default: models)")
-    parser.add_argument("--workers", type=int, default=2, help="of the server, 2 to 64 (default: 2)")
-    parser.add_argument("--kills", type=int, default=10, help="1 to 100 (default: 10)")
-    parser.add_argument("--every", type=float, default=3.0, help="seconds between two kills, 0 to 60 (default: 3)")
-    parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="where the numbers go")
+    parser = options.parser(__doc__)
+    options.add_models(parser)
+    option = parser.add_argument
+    option("--workers", type=options.bounded(int, 2, 64), default=2, help="of the server, 2 to 64 (default: 2)")
+    option("--kills", type=options.bounded(int, 1, 100), default=10, help="1 to 100 (default: 10)")
+    option("--every", type=options.bounded(float, 0, 60), default=3.0, help="seconds between two kills (default: 3)")
+    option("--json", type=Path, default=RESULTS, metavar="FILE", help="where the numbers go")
     settings = parser.parse_args(arguments)
-    if not 2 <= settings.workers <= 64:
-        parser.error("--workers must be 2 to 64")
-    if not 1 <= settings.kills <= 100:
-        parser.error("--kills must be 1 to 100")
-    if not 0 <= settings.every <= 60:
-        parser.error("--every must be 0 to 60")
     settings.models = settings.models.resolve()
     return settings
 
@@ -233,11 +229,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     settings = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
+    options.leave_on_sigterm()
     os.environ.setdefault("GRIDLOOP_LOG_LEVEL", "warning")
     head = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": load.machine(),
+        "machine": machine(),
         "clients": CLIENTS,
         "workers": settings.workers,
     }
@@ -246,8 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BenchmarkFailed, KeyboardInterrupt) as error:
         print(f"faults.py: {error or 'interrupted'}", file=sys.stderr)
         return 1
-    settings.json.parent.mkdir(parents=True, exist_ok=True)
-    settings.json.write_text(json.dumps({**head, **found}, indent=1) + "\n", encoding="utf-8")
+    write_results(settings.json, {**head, **found})
     for name, part in found.items():
         print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in part.items()))
     for sentence in (said := shortcomings(found)):
