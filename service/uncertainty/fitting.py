@@ -18,57 +18,14 @@ import math
 import numpy as np
 
 from service.graph import Array
+from service.uncertainty.scores import softmax
 
 __all__ = [
-    "energy",
     "expected_calibration_error",
     "fit_abstain_threshold",
     "fit_set_threshold",
     "fit_temperature",
-    "sigmoid",
-    "softmax",
 ]
-
-
-def softmax(logits: Array) -> Array:
-    """Turn scores into probabilities, subtracting the maximum first so that large logits do not overflow.
-
-    Args:
-        logits: float (batch, classes).
-
-    Returns:
-        The same dtype, (batch, classes); each row sums to 1.
-    """
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def sigmoid(logits: Array) -> Array:
-    """Turn each score into a probability of its own, as classes need that do not exclude one another.
-
-    Args:
-        logits: float (batch, classes).
-
-    Returns:
-        The same dtype, (batch, classes), each 0..1.
-    """
-    return np.asarray(np.exp(-np.logaddexp(0, -logits)), logits.dtype)  # exp(-logits) by itself would overflow
-
-
-def energy(logits: Array) -> Array:
-    """How strange an input looks to a classifier: -log of the sum of exp(logit), larger for what it never saw.
-
-    Args:
-        logits: float (batch, classes).
-
-    Returns:
-        The same dtype, (batch,).
-
-    References:
-        Liu, Wang, Owens, Li, "Energy-based Out-of-distribution Detection" (NeurIPS 2020), at temperature 1.
-    """
-    highest = logits.max(axis=1)
-    return np.asarray(-highest - np.log(np.exp(logits - highest[:, None]).sum(axis=1)))
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
