@@ -26,12 +26,13 @@ class Heatmap(BaseModel):
     )
 
 
-def heatmap(activations: Array, view: View) -> Array:
+def heatmap(activations: Array, view: View, *, average: bool = True) -> Array:
     """Spread what a model says of places over the whole image that was sent.
 
     Args:
         activations: float (rows, columns) over the part of the image that the model saw, larger where more counts.
         view: the image's size and that part.
+        average: False: of a map that is finer than the heatmap the nearest cells are taken, and others are skipped.
 
     Returns:
         float32 grid in the image's aspect ratio, `HEATMAP_CELLS` along the longer side, scaled to 0..1 and rounded to
@@ -40,8 +41,11 @@ def heatmap(activations: Array, view: View) -> Array:
     longer = max(view.width, view.height)
     width, height = (max(LEAST_CELLS, round(HEATMAP_CELLS * side / longer)) for side in (view.width, view.height))
     grid = replace(view, width=width, height=height)
-    left, top, right, bottom = grid.seen
-    values, seen = np.zeros((height, width), np.float32), grid.resized(activations)[top:bottom, left:right]
-    if seen.size and (high := seen.max()) > (low := seen.min()):
-        values[top:bottom, left:right] = np.round((seen - low) / (high - low), 3)
+    spread = grid.resized(activations, average=average)
+    low, high = spread.min(), spread.max()
+    values = np.zeros((height, width), np.float32)
+    if high > low:
+        left, top, right, bottom = grid.seen
+        seen = (slice(top, bottom), slice(left, right))
+        values[seen] = np.round((spread[seen] - low) / (high - low), 3)
     return values

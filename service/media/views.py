@@ -67,7 +67,7 @@ class View:
         columns, rows = _inside(left, right, self.width), _inside(top, bottom, self.height)
         return columns[0], rows[0], columns[1], rows[1]
 
-    def tiles(self, scores: Array) -> Iterator[tuple[Tile, Array]]:
+    def tiles(self, scores: Array, *, average: bool = True) -> Iterator[tuple[Tile, Array]]:
         """Resize a stack of maps to the picture's own size, tile by tile: whole, large ones would take gigabytes.
 
         Bilinear, as Pillow does it: between the middles of the map's cells where it is enlarged, averages where it is
@@ -76,6 +76,7 @@ class View:
         Args:
             scores: float (classes, rows, columns) over what the model saw, such as logits: enlarging those, and not
                 the labels, keeps the outlines smooth.
+            average: False: a map that is made smaller is looked up between its nearest cells, and others are skipped.
 
         Yields:
             The rows and columns of the picture, and float32 (classes, these rows, these columns), which is written over
@@ -88,19 +89,19 @@ class View:
         memory = np.empty((classes, high, broad), np.float32)
         scores = np.asarray(scores, np.float32)
         for some_columns in _parts(self.width, broad):
-            wide = Taps.of(some_columns, self.width, columns, left, right).along_columns(scores)
+            wide = Taps.of(some_columns, self.width, columns, left, right, average).along_columns(scores)
             for some_rows in _parts(self.height, high):
                 tile = memory[:, : some_rows.stop - some_rows.start, : some_columns.stop - some_columns.start]
-                Taps.of(some_rows, self.height, rows, top, bottom).along_rows(wide, tile)
+                Taps.of(some_rows, self.height, rows, top, bottom, average).along_rows(wide, tile)
                 yield (some_rows, some_columns), tile
 
-    def resized(self, values: Array) -> Array:
+    def resized(self, values: Array, *, average: bool = True) -> Array:
         """Resize one map, float (rows, columns) over what the model saw: float32 (height, width) over the picture.
 
         What `tiles` says holds. For a coarser result than the picture, ask a view of the same `box` and another size.
         """
         whole = np.empty((self.height, self.width), np.float32)
-        for tile, part in self.tiles(values[None]):
+        for tile, part in self.tiles(values[None], average=average):
             whole[tile] = part[0]
         return whole
 
@@ -118,7 +119,7 @@ class Taps:
     weights: Array
 
     @classmethod
-    def of(cls, pixels: slice, length: int, cells: int, start: float, stop: float) -> Taps:
+    def of(cls, pixels: slice, length: int, cells: int, start: float, stop: float, average: bool) -> Taps:
         """The taps of Pillow's "bilinear", whose triangle is as wide as a cell or a pixel, whichever is wider.
 
         Args:
@@ -127,10 +128,11 @@ class Taps:
             cells: of the map's side (count).
             start: fraction of the picture's side where the map begins.
             stop: fraction of it where the map ends.
+            average: whether all cells count where there are more of them than pixels.
         """
         centres = ((np.arange(pixels.start, pixels.stop) + 0.5) / length - start) / (stop - start) * cells - 0.5
         centres = np.clip(centres, 0, cells - 1)[:, None]
-        reach = max(1.0, cells / ((stop - start) * length))
+        reach = max(1.0, cells / ((stop - start) * length)) if average else 1.0
         taps = np.maximum(np.floor(centres - reach).astype(np.int64) + 1, 0) + np.arange(
             min(math.ceil(2 * reach), cells)
         )

@@ -39,3 +39,12 @@ def test_a_fine_map_is_averaged_and_none_of_its_spots_is_missed() -> None:
     values = heatmap(spot, Frame(256, 256).view(640, 640))
     assert values[0, 0] == pytest.approx(1)
     assert values[1:].max() < 0.5
+
+
+def test_a_fine_map_may_be_sampled_as_classifiers_do() -> None:
+    """Of every four cells the two in the middle are looked up."""
+    fine = np.zeros((64, 64))
+    fine[4, 20] = 1
+    assert not heatmap(fine, Frame(64, 64).view(640, 640), average=False).any()
+    fine[5, 21] = 1
+    assert heatmap(fine, Frame(64, 64).view(640, 640), average=False)[1, 5] == 1
