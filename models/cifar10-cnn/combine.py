@@ -42,7 +42,7 @@ from publishing import (
 )
 from torch import Tensor
 
-from service.calibration import fit_temperature
+from service.uncertainty.fitting import fit_temperature
 
 BLOCK = 5
 """Pixels a side that version 1 sees as one."""

@@ -65,8 +65,8 @@ from publishing import (
 )
 from torch import Tensor, nn
 
-from service.calibration import fit_temperature
 from service.cpu import processor_name
+from service.uncertainty.fitting import fit_temperature
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of `efficientnet-lite0-57934424.pth`."""

@@ -37,15 +37,11 @@ from pictures import FILTERS, Augmentations, Pictures, checksums, enlarged, read
 from PIL import Image
 from torch import Tensor
 
-from service.calibration import (
-    expected_calibration_error,
-    fit_abstain_threshold,
-    fit_set_threshold,
-    softmax,
-)
 from service.cpu import processor_name
 from service.evaluation.statistics import wilson
 from service.runtime.eight_bits import keep_sums_exact
+from service.uncertainty.fitting import expected_calibration_error, fit_abstain_threshold, fit_set_threshold
+from service.uncertainty.scores import softmax
 
 MODEL_FOLDER = Path(__file__).resolve().parent
 GOLDEN_TEST_PICTURES = (0, 1, 6)

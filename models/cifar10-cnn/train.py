@@ -38,8 +38,8 @@ from pictures import Augmentation, Pictures, read_train
 from publishing import Graph, Novelty, Options, Version, check_equal, flags, publish, to_int8
 from torch import Tensor, nn
 
-from service.calibration import fit_temperature
 from service.cpu import processor_name
+from service.uncertainty.fitting import fit_temperature
 
 
 @dataclasses.dataclass(frozen=True)
