@@ -144,7 +144,9 @@ class GraphBuilder:
         """What was built: the body of a Loop, or a branch of an If."""
         return helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self._weights.values()))
 
-    def model(self, name: str, *, opset: int = OPSET, ir_version: int = IR_VERSION) -> onnx.ModelProto:
+    def model(
+        self, name: str, *, producer: str = "gridloop", opset: int = OPSET, ir_version: int = IR_VERSION
+    ) -> onnx.ModelProto:
         """The checked model.
 
         Raises:
@@ -152,7 +154,7 @@ class GraphBuilder:
         """
         model = helper.make_model(
             self.graph(name),
-            producer_name=name,
+            producer_name=producer,
             opset_imports=[helper.make_opsetid("", opset)],
             ir_version=ir_version,
         )

@@ -98,17 +98,18 @@ class Average:
 
     Args:
         network: whose weights are averaged.
-        keep: share of the average that stays in an update, such as 0.998; less in the first ones.
+        keep: share of the average that stays in an update, such as 0.998.
+        warm_up: whether less stays in the first updates, so that the random weights are soon forgotten.
     """
 
-    def __init__(self, network: nn.Module, keep: float) -> None:
-        self.network, self.keep, self.updates = network, keep, 0
+    def __init__(self, network: nn.Module, keep: float, *, warm_up: bool = True) -> None:
+        self.network, self.keep, self.warm_up, self.updates = network, keep, warm_up, 0
         self.values: dict[str, Tensor] = {name: value.clone() for name, value in network.state_dict().items()}
 
     def update(self) -> None:
         """Take the weights as they are now into it; after each step."""
         self.updates += 1
-        keep = min(self.keep, (1 + self.updates) / (10 + self.updates))
+        keep = min(self.keep, (1 + self.updates) / (10 + self.updates)) if self.warm_up else self.keep
         for name, value in self.network.state_dict().items():
             if value.dtype.is_floating_point:
                 self.values[name].lerp_(value, 1 - keep)

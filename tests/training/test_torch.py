@@ -55,7 +55,7 @@ def trained(config: Config, ended_in: int | None = None) -> tuple[list[float], l
         if epoch.number == ended_in:
             break
     average.swap()
-    return [float(value) for parameter in network.parameters() for value in parameter.flatten()], seen
+    return torch.cat([value.detach().flatten() for value in network.parameters()]).tolist(), seen
 
 
 def test_a_training_that_was_ended_goes_on_as_if_it_had_not_been(config: Config, tmp_path: Path) -> None:
