@@ -12,7 +12,7 @@ makes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ OPSET = 18
 IR_VERSION = 10
 """Version of ONNX's file format."""
 
-Shape = Sequence[int | str | None]
+Shape = Sequence[int | str | None] | None
+"""Of a tensor: a number, a symbol's name or None for each axis; None where even their number is open."""
 
 
 class GraphBuilder:
@@ -89,6 +90,11 @@ class GraphBuilder:
         if self._weights.setdefault(name, tensor).raw_data != tensor.raw_data:
             raise ValueError(f"there are two weights named {name!r}")
         return name
+
+    def take(self, nodes: Iterable[onnx.NodeProto], weights: Iterable[onnx.TensorProto]) -> None:
+        """Add nodes and weights of another graph as they are; their names must be none of this one's."""
+        self.nodes += nodes
+        self._weights |= {weight.name: weight for weight in weights}
 
     # ---------------------------------------------------------------------------------------------- inputs and outputs
 

@@ -51,22 +51,23 @@ import onnx
 import photographs
 import torch
 import torch.nn.functional as F
+from graph import Graph, Novelty
 from pictures import FILTERS, Augmentation, Pictures, read_train, relit, resampling_matrix, resized, uniform
 from publishing import (
-    Graph,
-    Novelty,
     Options,
     Version,
     check_equal,
-    flags,
+    in_batches,
     publish,
-    to_int8,
     whole_photographs,
 )
 from torch import Tensor, nn
 
 from service.calibration import fit_temperature
 from service.cpu import processor_name
+from training.flags import read_flags
+from training.loop import save_state
+from training.quantise import to_int8
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """Of `efficientnet-lite0-57934424.pth`."""
@@ -89,14 +90,14 @@ EXACT = ("stem.weight", "blocks.0.0.weight", "blocks.0.1.weight", "classifier.we
 """Weights that stay float32: rounded to 8 bits, the first ones cost 0.4 points. Seven bits of the others would cost 3.5."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """Every knob; each becomes a command-line flag."""
 
-    pretrained: str = "efficientnet-lite0-57934424.pth"
+    pretrained: Path = Path("efficientnet-lite0-57934424.pth")
     """File with the weights that ImageNet taught."""
-    initial: str = ""
-    """Checkpoint of an earlier run to go on from (empty: from the pre-trained weights)."""
+    initial: Path | None = None
+    """Checkpoint of an earlier run to go on from, instead of the pre-trained weights."""
     initial_share: float = 0.5
     """Share of its weights in the average with the pre-trained ones."""
     share: float = 0.8
@@ -381,7 +382,7 @@ class Photographs:
     """Height and width that all are kept at; those of Flickr8k are so (pixels)."""
 
     def __init__(self, config: Config, names: list[str], generator: torch.Generator) -> None:
-        data = Path(config.data)
+        data = config.data
         flickr = list(photographs.flickr8k(data / "flickr8k", "training"))
         cars = list(photographs.camvid_cars(data / "camvid", "training", margin=0.5))
         every = [*flickr, *cars, *photographs.camvid_streets(data / "camvid", "training")]
@@ -435,8 +436,8 @@ def train(
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    before = pretrained(Path(config.pretrained), names)
-    network = pretrained(Path(config.pretrained), names)
+    before = pretrained(config.pretrained, names)
+    network = pretrained(config.pretrained, names)
     if config.initial:
         state = torch.load(config.initial, weights_only=True)["network"]
         network.load_state_dict(average(before, state, config.initial_share))
@@ -455,8 +456,8 @@ def train(
         betas=(0.9, 0.99),
     )
     step, epoch, spent_s, cpu_s = 0, 0, 0.0, 0.0
-    path = Path(config.checkpoint)
-    if path.exists():
+    path = config.checkpoint
+    if config.resume and path.exists():
         state = torch.load(path, weights_only=True)
         network.load_state_dict(state["network"])
         adam.load_state_dict(state["adam"])
@@ -467,12 +468,10 @@ def train(
     begin, cpu_begin = time.perf_counter() - spent_s, time.process_time() - cpu_s
 
     def save() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {"network": network.state_dict(), "adam": adam.state_dict(), "generator": generator.get_state()}
         state |= {"step": step, "epoch": epoch, "flip_first": data.flip_first}
         state |= {"spent_s": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu_begin}
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        save_state(path, state)
 
     progress = spent_s / config.budget_s
     total, correct, seen = 0.0, 0, 0
@@ -539,53 +538,53 @@ def accuracy(network: Network, pictures: Pictures) -> float:
 
 def add_network(graph: Graph, network: Network, *, head: bool = True) -> tuple[str, int]:
     """The network's nodes; returns the name of its `features`, or of its `body`, and how many cells a side these have."""
-    add, constant = graph.add, graph.constant
-    zero, six = constant("zero", np.array(0, np.float32)), constant("six", np.array(6, np.float32))
+    zero, six = graph.weight("zero", np.array(0, np.float32)), graph.weight("six", np.array(6, np.float32))
     cells = graph.side
 
     def unit(x: str, own: ConvNorm, name: str) -> str:
         nonlocal cells
         x = graph.normalised(x, own.conv, own.norm, name, pads=own.padding(cells))
         cells = math.ceil(cells / own.conv.stride[0])
-        return add("Clip", x, zero, six) if own.active else x
+        return graph("Clip", x, zero, six) if own.active else x
 
-    x = add("Sub", graph.pixels, constant("middle", np.array(127, np.float32)))
-    x = unit(add("Mul", x, constant("scale", np.array(1 / 128, np.float32))), network.stem, "stem")
+    x = graph("Sub", graph.pixels, graph.weight("middle", np.array(127, np.float32)))
+    x = unit(graph("Mul", x, graph.weight("scale", np.array(1 / 128, np.float32))), network.stem, "stem")
     for i, block in enumerate(network.blocks):
         y = x
         for j, own in enumerate(block.units):
             y = unit(y, own, f"blocks.{i}.{j}")
-        x = add("Add", x, y) if block.skip else y
+        x = graph("Add", x, y) if block.skip else y
     return (unit(x, network.head, "head") if head else x), cells
 
 
 def to_onnx(network: Network, side: int, temperature: float, novelty: Novelty) -> onnx.ModelProto:
     """The float32 graph; `maps_and_features` says how the activation map comes about."""
     graph = Graph(side)
-    add, constant = graph.add, graph.constant
     x, cells = add_network(graph, network)
     weight, bias = network.classifier.weight, network.classifier.bias
-    fine = add("Conv", x, constant("classifier.weight", weight), constant("classifier.bias", bias), kernel_shape=[1, 1])
+    fine = graph(
+        "Conv", x, graph.weight("classifier.weight", weight), graph.weight("classifier.bias", bias), kernel_shape=[1, 1]
+    )
     kinds = graph.spatial_mean(fine)  # (N, J)
     members = torch.repeat_interleave(torch.eye(len(network.counts)), torch.tensor(network.counts), dim=0)  # (J, K)
-    second, space = constant("second", np.array([1])), constant("last_two", np.array([2, 3]))
-    peak = add("ReduceMax", kinds, second, keepdims=1)
-    powers = add("Exp", add("Sub", kinds, peak))
-    sums = add("MatMul", powers, constant("members", members))
-    logits = add("Add", add("Log", sums), peak)  # (N, K), at a temperature of 1
-    shares = add("Div", powers, add("MatMul", sums, constant("members.transposed", members.T)))
-    weighted = add("Mul", fine, add("Unsqueeze", shares, space))
-    split = add("Conv", weighted, constant("classes", members.T[:, :, None, None]), kernel_shape=[1, 1])
-    rest = add("Unsqueeze", add("Sub", logits, graph.spatial_mean(split)), space)
-    cold = constant("cold", np.array(1 / temperature, np.float32))
-    add("Mul", add("Add", split, rest), cold, output="activation_map")
+    second, space = graph.weight("second", np.array([1])), graph.weight("last_two", np.array([2, 3]))
+    peak = graph("ReduceMax", kinds, second, keepdims=1)
+    powers = graph("Exp", graph("Sub", kinds, peak))
+    sums = graph("MatMul", powers, graph.weight("members", members))
+    logits = graph("Add", graph("Log", sums), peak)  # (N, K), at a temperature of 1
+    shares = graph("Div", powers, graph("MatMul", sums, graph.weight("members.transposed", members.T)))
+    weighted = graph("Mul", fine, graph("Unsqueeze", shares, space))
+    split = graph("Conv", weighted, graph.weight("classes", members.T[:, :, None, None]), kernel_shape=[1, 1])
+    rest = graph("Unsqueeze", graph("Sub", logits, graph.spatial_mean(split)), space)
+    cold = graph.weight("cold", np.array(1 / temperature, np.float32))
+    graph("Mul", graph("Add", split, rest), cold, name="activation_map")
     return graph.finished(graph.spatial_mean(x), novelty, len(network.counts), cells)
 
 
 def main(config: Config) -> None:
     """Data -> pre-trained weights -> loop -> average -> calibrate -> export -> check -> evaluate."""
     torch.set_num_threads(config.threads)
-    data = Path(config.data)
+    data = config.data
     training, names = read_train(data / "cifar10")
     training, held_out = training[: -config.held_out], training[-config.held_out :]
     training = training[: config.subset or len(training)]
@@ -599,7 +598,7 @@ def main(config: Config) -> None:
     state, effort = train(config, training, names, checks)
     if config.photographs:
         return  # combine.py goes on from the checkpoint
-    network = pretrained(Path(config.pretrained), names)
+    network = pretrained(config.pretrained, names)
     network.load_state_dict(average(network, state, config.share))
 
     unseen, seen = fitted(held_out), fitted(training[: config.novelty_pictures])
@@ -615,7 +614,7 @@ def main(config: Config) -> None:
     logits = maps.mean((2, 3))
     expected = {"activation_map": maps, "logits": logits, "novelty": novelty(features, logits)}
     difference = check_equal(model, few, expected, tolerance=1e-3)
-    quantised = to_int8(model, seen.images[:: len(seen) // 100], (*EXACT, "classes"), seven_bits=False)
+    quantised = to_int8(model, in_batches(seen.images[:: len(seen) // 100]), exact=(*EXACT, "classes"))
     parameters = sum(p.numel() for p in network.parameters())
     notes = [
         f"Version 3: {parameters:,} parameters; temperature {temperature:.3f}; largest difference between ONNX "
@@ -628,4 +627,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(flags(Config, __doc__))
+    main(read_flags(Config, __doc__))
