@@ -34,3 +34,11 @@ def test_the_detector_of_series_is_written_anew_from_its_own_weights() -> None:
         graph = load_script(folder / "graph.py")
         made = graph.build_graph(graph.Weights.from_graph(published), graph.Adaptation())
     assert made == onnx.load(published)
+
+
+def test_the_language_model_is_written_anew_from_its_own_weights() -> None:
+    folder = MODELS / "english-lstm"
+    with beside(folder):
+        graph = load_script(folder / "graph.py")
+        made = graph.build_graph(graph.Weights.read(folder / "1"))
+    assert made == onnx.load(folder / "1" / "model.onnx")
