@@ -25,7 +25,8 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from finetune import Network, Photographs, add_network, pretrained
+from efficientnet import Network, pretrained
+from finetune import Photographs, add_network
 from graph import Graph, Novelty
 from onnx import compose, utils
 from pictures import Pictures, read_train, resized
