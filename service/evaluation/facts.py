@@ -29,7 +29,7 @@ from service.runtime.batcher import drive
 from service.runtime.onnx_file import read_model, tensors_of
 from service.runtime.session import OnnxSession
 from service.runtime.stop import Stop
-from service.tasks.base import TaskOutput
+from service.tasks.base import MediaAnswer, TaskOutput
 
 TIMED_RUNS = 200
 TIMED_S = 3.0
@@ -125,7 +125,7 @@ def _answer(handle: ModelHandle, listener: _Listener, question: Question) -> Ans
     """A question answered in this thread."""
     if isinstance(question, Infer):
         return listener.run(question.tensors, question.outputs)
-    steps: Steps[TaskOutput] = handle.task.steps(task_request(handle, question))
+    steps: Steps[TaskOutput | MediaAnswer] = handle.task.steps(task_request(handle, question))
     answer: dict[str, Any] = orjson.loads(drive(listener, steps).to_json())
     return answer
 

@@ -30,6 +30,7 @@ from service.media.images import Filter, Frame, Resize, View, open_picture, pixe
 from service.tasks.base import (
     Array,
     FailedFile,
+    MediaAnswer,
     MediaInput,
     MediaTask,
     ModelFolder,
@@ -439,11 +440,10 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
             )
         return None
 
-    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
+    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput | MediaAnswer]:
         if request.explain and self._map not in self.folder.signature.outputs:
             raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
-        results = yield from self.each_file(request)
-        return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
+        return (yield from super().steps(request))
 
     def decode_file(self, file: Upload, what: str) -> tuple[Array, View]:
         """Turn an encoded picture into pixels, uint8 (height, width, channels), and what part of it they show.
