@@ -79,13 +79,18 @@ class InProcess:
             value = (await self._handle.predict(request, timeout_s=PATIENCE_S)).value
         except (ServiceError, ValidationError) as error:
             raise Refused(as_sentence(error)) from error
-        if isinstance(value, MediaAnswer):
-            return _media(value.model.model_dump(), value.content_type, value.data)
-        answer: dict[str, Any] = orjson.loads(value)
-        return answer
+        return as_answer(value)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._handle.close, 10.0)
+
+
+def as_answer(value: bytes | MediaAnswer) -> Answer:
+    """What a task has answered, JSON as its bytes, as an evaluation gets it."""
+    if isinstance(value, MediaAnswer):
+        return _media(value.model.model_dump(), value.content_type, value.data)
+    answer: Answer = orjson.loads(value)
+    return answer
 
 
 def _media(model: Mapping[str, Any], content_type: str, data: bytes) -> Answer:
