@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service import __version__
-from service.cli import main, read_series
+from service.cli import main
 from service.settings import Settings
+from service.tasks.series_file import SERIES_FILE
 from tests import graphs
 
 
@@ -35,6 +36,11 @@ def series(tmp_path: Path) -> Path:
 
 def gridloop(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def read_series(path: Path, column: str | None = None) -> Any:
+    """What `--series` makes of a file."""
+    return SERIES_FILE.read(path.read_bytes(), path.name, {"column": column} if column else {}).fields["values"]
 
 
 def test_the_version_is_the_packages() -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,8 +44,10 @@ from service.errors import (
 )
 from service.files import read_text
 from service.graph import Array, Run, Signature, Steps, TensorSpec
+from service.limits import Limits
 from service.state import MAX_ARRAY_BYTES, Bounds, OutOfRange, State, StateRange, pack, unpack
 from service.tasks.comparison import difference
+from service.tasks.terminal import Failure, FileReader, Shown, fields_shown
 
 __all__ = [
     "Array",
@@ -263,15 +265,6 @@ OutputT = TypeVar("OutputT", bound=TaskOutput)
 InputT = TypeVar("InputT", bound=TaskInput)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest requests that a server takes; each has a `GRIDLOOP_` setting of the same name."""
-
-    max_image_pixels: int = 50_000_000
-    max_series_points: int = 100_000
-    max_text_chars: int = 100_000
-
-
 @dataclass(frozen=True)
 class ModelFolder:
     """One version of a model on disk, as a task sees it.
@@ -420,6 +413,8 @@ class Task(ABC, Generic[InputT, OutputT]):
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
         sample_data_url: a small file as a data URL, which the documentation page sends.
+        file_reader: how a file that the command line is given becomes fields of a JSON task; None: it takes typed ones.
+        by_default: whether the command line means this task where several would do and none is named.
         has_route: whether it has an endpoint of its own; without one its models are asked over `/v2` alone.
         runs_whole: whether axis 0 of the graph's tensors is no batch, so that every run is for one caller.
     """
@@ -433,6 +428,8 @@ class Task(ABC, Generic[InputT, OutputT]):
     other_answers: ClassVar[Mapping[str, str]] = {}
     sample_file: ClassVar[str] = "file"
     sample_data_url: ClassVar[str] = ""
+    file_reader: ClassVar[FileReader | None] = None
+    by_default: ClassVar[bool] = False
     has_route: ClassVar[bool] = True
 
     options: TaskOptions
@@ -533,6 +530,15 @@ class Task(ABC, Generic[InputT, OutputT]):
         """
         return difference(expected, got, tolerance)
 
+    def shown(self, request: InputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
+        """What a terminal shows of an answer; which model gave it is shown already.
+
+        Args:
+            request: what was asked.
+            answer: to it, as JSON.
+        """
+        yield from fields_shown({name: value for name, value in answer.items() if name not in ("model", "state")})
+
     def other_answer(self, request: InputT) -> str | None:
         """The content type of the answer that a request asks for; None where that is JSON."""
         return self.other_answers.get(getattr(request, "format", "")) if self.other_answers else None
@@ -590,6 +596,18 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
             files: some of its files, at least one and at most `FILES_AT_ONCE`.
             decoded: what `decode_file` made of them.
         """
+
+    def shown(self, request: MediaInputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
+        for result in answer["results"]:
+            if "error" in result:
+                yield Failure(result["error"]["detail"])
+            else:
+                yield from self.shown_result(request, result)
+
+    def shown_result(self, request: MediaInputT, result: Mapping[str, Any]) -> Iterator[Shown]:
+        """What a terminal shows of one file's result, as `shown` does of a whole answer."""
+        rest = {name: value for name, value in result.items() if name != "filename"}
+        yield from fields_shown(rest, result.get("filename") or "")
 
     def render(self, request: MediaInputT, file: Upload, decoded: DecodedT, result: Any) -> bytes:
         """The answer for one file in the format of `other_answers` that the request asks for.
