@@ -375,3 +375,17 @@ def test_a_server_does_not_start_with_a_task_that_takes_anothers_name(
     assert done.returncode == 2, done.stderr
     assert "task 'image-classification' is there already, in service.tasks.image_classification" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_installed_plug_in_that_takes_a_built_in_name_is_refused(tmp_path: Path, models: Path) -> None:
+    """A distribution as pip leaves it: a module, and metadata that name its task."""
+    (tmp_path / "namesake.py").write_text(NAMESAKE)
+    metadata = tmp_path / "namesake-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: namesake\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[gridloop.tasks]\nmine = namesake:Mine\n")
+    command = [sys.executable, "-m", "service", "check", str(models / "colours")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "namesake.Mine: task 'image-classification' is there already" in done.stderr

@@ -63,7 +63,8 @@ class PredictCommand(click.Command):
         tasks = find_tasks(first.params.get("task_folder"))
         context.meta[_SHORT] = choice.short_options(tasks)
         options = {flag: option for task in tasks.values() for option in options_of(task) for flag in option.opts}
-        seen = self._skimmed(context, args, list(dict.fromkeys(options.values())))
+        every = list(dict.fromkeys(options.values()))
+        seen = self._skimmed(context, args, every)
         model, name = seen.params.get("model"), seen.params.get("task")
         given = {
             str(parameter.name).removeprefix(PREFIX)
@@ -77,18 +78,24 @@ class PredictCommand(click.Command):
             context.meta[_REGISTRY] = registry = open_registry(seen.params["models"], tasks)
             context.meta[_TASK] = choice.of_model(registry, model)
         elif not wants_help:
-            files = [file for file in map(Path, seen.params.get("files") or ()) if file.is_file()]
-            context.meta[_TASK] = choice.fitting(tasks, files, given)
+            try:
+                context.meta[_TASK] = choice.fitting(tasks, seen.params.get("files") or (), given)
+            except click.UsageError:
+                self._skimmed(context, args, every, resilient=False)  # a file that is not there says more
+                raise
         if _REGISTRY not in context.meta and not wants_help:
             context.meta[_REGISTRY] = open_registry(seen.params["models"], tasks)
 
-    def _skimmed(self, context: click.Context, args: Sequence[str], options: Sequence[click.Option]) -> click.Context:
-        """The arguments as far as they can be read, without a word about those that cannot."""
+    def _skimmed(
+        self, context: click.Context, args: Sequence[str], options: Sequence[click.Option], *, resilient: bool = True
+    ) -> click.Context:
+        """The arguments as far as they can be read; with `resilient`, without a word about those that cannot."""
         fixed = super().get_params(context)
         taken = {flag for parameter in fixed for flag in parameter.opts}
         more = [option for option in options if not taken & set(option.opts)]
-        skimming = click.Command(self.name, params=[*fixed, *more], context_settings={"ignore_unknown_options": True})
-        return skimming.make_context(self.name, list(args), parent=context.parent, resilient_parsing=True)
+        settings = {"ignore_unknown_options": resilient}
+        skimming = click.Command(self.name, params=[*fixed, *more], context_settings=settings)
+        return skimming.make_context(self.name, list(args), parent=context.parent, resilient_parsing=resilient)
 
 
 @click.command(name="predict", cls=PredictCommand)
