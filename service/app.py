@@ -23,7 +23,7 @@ from service.api.cors import Cors
 from service.api.edge import Edge, Endpoint
 from service.api.gate import Gate
 from service.api.in_flight import BytesInFlight
-from service.api.tasks import TaskEndpoint
+from service.api.tasks import TaskEndpoint, answer_headers
 from service.keys import Keyring
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
@@ -154,7 +154,7 @@ def create_app(
         app,
         endpoint_of=endpoint_of,
         gate=gate,
-        cors=Cors(settings.cors_origins),
+        cors=Cors(settings.cors_origins, answer_headers(routed.values())),
         addresses=addresses,
         workers=workers,
         default_timeout_s=settings.request_timeout_s,

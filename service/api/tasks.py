@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -117,6 +117,12 @@ class TaskEndpoint:
             self._registry.resolve(self._task.name, None).batcher.check(context.remaining_s)
 
 
+def answer_headers(tasks: Iterable[type[AnyTask]]) -> list[str]:
+    """Headers that answers of these tasks may have because they are no JSON."""
+    headers = [name for task in tasks if task.other_answers for name in (MODEL_HEADER, *task.other_headers)]
+    return list(dict.fromkeys(headers))
+
+
 def _media_answer(answer: MediaAnswer) -> Answer:
     """An answer that is no JSON: which model gave it, a header says."""
     headers = {MODEL_HEADER: f"{answer.model.name}@{answer.model.version}", **answer.headers}
@@ -215,11 +221,14 @@ def _success(task: type[AnyTask], gives: Mapping[str, str]) -> dict[str, Any]:
     if not others:
         return success
     asked = ", ".join(f"`{kind}` with `format` = `{name}`" for name, kind in others.items())
-    header = {"description": "The model that answered, as `name@version`.", "schema": {"type": "string"}}
+    headers = {MODEL_HEADER: "The model that answered, as `name@version`.", **task.other_headers}
     return {
         **success,
         "description": f"The answer: JSON, or {asked}.",
-        "headers": {MODEL_HEADER: {**header, "required": False}},
+        "headers": {
+            name: {"description": f"{meaning} Not with JSON.", "schema": {"type": "string"}}
+            for name, meaning in headers.items()
+        },
     }
 
 

@@ -30,7 +30,6 @@ from service.media.images import Filter, Frame, Resize, View, open_picture, pixe
 from service.tasks.base import (
     Array,
     FailedFile,
-    MediaAnswer,
     MediaInput,
     MediaTask,
     ModelFolder,
@@ -442,10 +441,11 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
             )
         return None
 
-    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput | MediaAnswer]:
+    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
         if request.explain and self._map not in self.folder.signature.outputs:
             raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
-        return (yield from super().steps(request))
+        results = yield from self.each_file(request)
+        return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
 
     def shown_result(self, request: ImageClassificationInput, result: Mapping[str, Any]) -> Iterator[Shown]:
         rows = [(prediction["label"], f"{prediction['score']:.3f}") for prediction in result["predictions"]]
