@@ -15,19 +15,27 @@ and the energy of Liu et al., "Energy-based Out-of-distribution Detection" (Neur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
+from service.errors import InferenceFailed, ManifestInvalid
 from service.media.heatmaps import Heatmap, heatmap
 from service.media.views import View
 from service.tasks.base import Array, FailedFile, ModelFolder, Steps, TaskOutput, TensorSpec, Upload
 from service.tasks.comparison import difference, near, ranking_difference
-from service.tasks.picture import PictureInput, PictureOptions, PictureResult, PictureTask, PictureTensors, shown
+from service.tasks.picture import (
+    PictureInput,
+    PictureOptions,
+    PictureResult,
+    PictureTask,
+    PictureTensors,
+    picture_fields,
+)
+from service.tasks.terminal import Shown, Table
 from service.uncertainty.scores import MOST_SORTED, energy, prediction_sets, sigmoid, softmax, top_k
 from service.uncertainty.table import Calibration
 
@@ -163,6 +171,7 @@ class ImageClassification(PictureTask[ImageClassificationInput, ImageClassificat
     Options = ImageClassificationOptions
     options: ImageClassificationOptions
     kind = "an image classifier"
+    by_default = True
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
@@ -244,11 +253,9 @@ class ImageClassification(PictureTask[ImageClassificationInput, ImageClassificat
             )
         return None
 
-    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
-        if request.explain and self._map not in self.folder.signature.outputs:
-            raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
-        results = yield from self.each_file(request)
-        return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
+    def shown_result(self, request: ImageClassificationInput, result: Mapping[str, Any]) -> Iterator[Shown]:
+        rows = [(prediction["label"], f"{prediction['score']:.3f}") for prediction in result["predictions"]]
+        yield Table(("label", "score"), rows, result["filename"] or "")
 
     def answer_pictures(
         self, request: ImageClassificationInput, files: Sequence[Upload], views: Sequence[View], pixels: Array
@@ -294,7 +301,7 @@ class ImageClassification(PictureTask[ImageClassificationInput, ImageClassificat
         results = []
         for row, (file, view, (indices, probabilities)) in enumerate(zip(files, views, pairs, strict=True)):
             found: dict[str, Any] = {
-                **shown(file, view),
+                **picture_fields(file, view),
                 "predictions": [
                     {"label": self.labels[index], "score": score, "index": index}
                     for index, score in zip(indices, probabilities, strict=True)

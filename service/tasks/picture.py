@@ -11,11 +11,10 @@ mean and std. A task says which outputs it wants and what they mean:
         def answer_pictures(self, request, files, views, pixels):
             outputs = yield self.run(pixels, ("sharpness",))
             levels = outputs["sharpness"].tolist()
-            return [{**shown(file, view), "level": level} for file, view, level in zip(files, views, levels)]
+            return [{**picture_fields(file, view), "level": level} for file, view, level in zip(files, views, levels)]
 
-        def steps(self, request):
-            results = yield from self.each_file(request)
-            return SharpnessOutput.model_construct(model=self.folder.ref, results=results)
+One whose answer can be drawn takes a `DrawablePictureInput`, has `other_answers = {"png": "image/png"}`, and says in
+`render` what is drawn on `displayed(file)`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field, model_validator
 
-from service.errors import InvalidInput, ManifestInvalid
+from service.errors import ManifestInvalid
 from service.media.formats import format_of
 from service.media.images import Filter, Frame, Resize, open_picture, pixels_in
 from service.media.views import View
@@ -77,26 +76,15 @@ class PictureResult(BaseModel):
 
 
 class DrawablePictureInput(PictureInput):
-    """Base of requests whose answer can be drawn on the picture."""
+    """Base of requests whose answer can be drawn on the picture: for tasks with `other_answers` in PNG."""
 
     format: Literal["json", "png"] = Field(
         default="json",
         description="`png`: the one picture sent, as large as it is displayed, with the answer drawn on it.",
     )
 
-    def check_is_one_if_drawn(self) -> None:
-        """Check that a picture to draw on was sent, and no other.
 
-        Raises:
-            InvalidInput: the answer should be a picture, and none or several were sent.
-        """
-        if self.format == "png" and len(self.files) != 1:
-            raise InvalidInput(
-                f"format=png answers one picture, and {len(self.files)} were sent. Send one, or leave format out."
-            )
-
-
-def shown(file: Upload, view: View) -> dict[str, Any]:
+def picture_fields(file: Upload, view: View) -> dict[str, Any]:
     """The fields of `PictureResult`."""
     return {"filename": file.filename, "width": view.width, "height": view.height}
 
@@ -284,7 +272,7 @@ class PictureTask(MediaTask[PictureInputT, OutputT, Decoded], Generic[PictureInp
         view = frame.view(picture.width, picture.height)
         return frame.pixels(picture, view), view
 
-    def displayed(self, file: Upload, what: str) -> Image.Image:
+    def displayed(self, file: Upload, what: str = "Image") -> Image.Image:
         """The whole picture as a person sees it, RGB and upright: to draw on. Raises what `decode_file` does."""
         limit = self.folder.limits.max_image_pixels
         pixels = open_picture(file.data, what, max_pixels=limit, least=None).pixels

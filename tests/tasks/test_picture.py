@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from PIL import Image
 
 from service.errors import InvalidInput, ManifestInvalid
 from service.graph import Array, Signature, Steps, TensorSpec
+from service.media.overlays import to_png
 from service.media.views import View
 from service.tasks import discover
 from service.tasks.base import FailedFile, ModelFolder, TaskOutput, Upload
-from service.tasks.picture import DrawablePictureInput, PictureInput, PictureResult, PictureTask, shown
+from service.tasks.picture import DrawablePictureInput, PictureInput, PictureResult, PictureTask, picture_fields
 from tests import graphs
 from tests.media.reading import encoded
 
@@ -39,11 +41,10 @@ class Brightness(PictureTask[PictureInput, BrightnessOutput]):
     ) -> Steps[list[dict[str, Any]]]:
         outputs = yield self.run(pixels, ("level",))
         levels = outputs["level"].tolist()
-        return [{**shown(file, view), "level": level} for file, view, level in zip(files, views, levels, strict=True)]
-
-    def steps(self, request: PictureInput) -> Steps[BrightnessOutput]:
-        results = yield from self.each_file(request)
-        return BrightnessOutput.model_construct(model=self.folder.ref, results=results)
+        return [
+            {**picture_fields(file, view), "level": level}
+            for file, view, level in zip(files, views, levels, strict=True)
+        ]
 
 
 def brightness(tmp_path: Path, shape: tuple[Any, ...] = (4, 8, 3), **options: Any) -> Brightness:
@@ -116,12 +117,43 @@ def test_the_displayed_picture_is_whole_upright_and_on_white(tmp_path: Path) -> 
     assert (picture.mode, picture.size, picture.getpixel((0, 0))) == ("RGB", (40, 60), (255, 255, 255))
 
 
-@pytest.mark.parametrize(("files", "sent"), [((), 0), ((BRIGHT, DARK), 2)])
-def test_a_drawn_answer_is_for_one_picture(files: tuple[Upload, ...], sent: int) -> None:
-    with pytest.raises(InvalidInput, match=f"format=png answers one picture, and {sent} were sent"):
-        DrawablePictureInput(format="png", files=files).check_is_one_if_drawn()
-    DrawablePictureInput(format="json", files=files).check_is_one_if_drawn()
-    DrawablePictureInput(format="png", files=(BRIGHT,)).check_is_one_if_drawn()
+class DrawnOutput(BrightnessOutput):
+    pass
+
+
+class Drawn(Brightness):
+    """Its answer can be drawn: here as the picture itself."""
+
+    name, Input, Output = "drawn", DrawablePictureInput, DrawnOutput
+    other_answers: ClassVar[Mapping[str, str]] = {"png": "image/png"}
+
+    def render(self, request: Any, file: Upload, decoded: Any, result: Any) -> bytes:
+        picture = self.displayed(file)
+        assert picture.size == (result["width"], result["height"])
+        return to_png(picture)
+
+
+def drawn(tmp_path: Path, *files: Upload) -> Any:
+    task = Drawn(brightness(tmp_path).folder)
+    steps = task.steps(DrawablePictureInput(format="png", files=files))
+    try:
+        next(steps)
+        steps.send({"level": np.zeros(1, np.float32)})
+    except StopIteration as stop:
+        return stop.value
+
+
+def test_a_drawn_answer_is_as_large_as_the_picture(tmp_path: Path) -> None:
+    answer = drawn(tmp_path, BRIGHT)
+    assert answer.content_type == "image/png"
+    assert Image.open(io.BytesIO(answer.data)).size == (10, 6)
+
+
+def test_a_drawn_answer_is_for_one_picture(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="format=png answers one image, and 2 were sent"):
+        drawn(tmp_path, BRIGHT, DARK)
+    with pytest.raises(InvalidInput, match="No image was sent"):
+        drawn(tmp_path)
 
 
 def test_a_base_of_tasks_is_no_task() -> None:
