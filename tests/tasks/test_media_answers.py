@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from service import bench
+from service.client.http import Server, split_url
 from service.evaluation.base import Ask, Subject
 from service.evaluation.transport import InProcess
 from service.registry.handle import LoadOptions, ModelHandle
@@ -197,7 +197,9 @@ async def test_an_evaluation_gets_the_same_bytes_through_http(repository: Path) 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        transport = Http(bench.Server("127.0.0.1", port, ""), Subject("player", "1", "tune", Signature({}, {})))
+        transport = Http(
+            Server(split_url(f"http://127.0.0.1:{port}"), ""), Subject("player", "1", "tune", Signature({}, {}))
+        )
         told = await transport.ask(Ask({"number": 20, "format": "midi"}))
         await transport.close()
     assert told == {"model": {"name": "player", "version": "1"}, "content_type": "audio/midi", "data": b"\x29"}
