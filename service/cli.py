@@ -29,7 +29,8 @@ from service.tables import choose_series, read_table
 if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for them
     from service.evaluation.report import Report
     from service.evaluation.runner import Progress
-    from service.registry.registry import Model, Registry
+    from service.registry.model import Model
+    from service.registry.registry import Registry
     from service.settings import Settings
 
 # What is printed is the models' and the callers' text, in which brackets and colons are just that.

@@ -45,7 +45,7 @@ from service.api.cors import Cors
 from service.api.gate import OPEN_PATHS, Gate
 from service.api.problems import answer_of
 from service.errors import BadRequest, InferenceFailed, ServiceError
-from service.runtime.batcher import Done, Job, Outcome
+from service.runtime.job import Done, Job, Outcome
 
 log = structlog.get_logger(__name__)
 

@@ -18,7 +18,8 @@ from service.api.problems import openapi_responses
 from service.files import read_text
 from service.registry.handle import ModelHandle
 from service.registry.manifest import Claims
-from service.registry.registry import Model, Registry, Version
+from service.registry.model import Model, Version
+from service.registry.registry import Registry
 from service.schemas.model_info import ModelCard, ModelInfo, ModelList, TensorInfo, VersionInfo
 from service.tasks.base import MediaInput
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from service.errors import ModelNotFound, NotAllowed, quoted
 from service.keys import Key
 from service.registry.handle import ModelHandle
-from service.registry.registry import Model, Registry
+from service.registry.model import Model
+from service.registry.registry import Registry
 
 
 def resolve(registry: Registry, key: Key | None, task: str, asked: str | None) -> ModelHandle:

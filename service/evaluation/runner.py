@@ -22,6 +22,7 @@ from service.evaluation.report import IN_PROCESS, THROUGH_HTTP, Report, Run
 from service.evaluation.transport import Http, InProcess, Transport, hold
 from service.graph import Signature, TensorSpec
 from service.registry.handle import LoadOptions, ModelHandle
+from service.registry.loading import load_version
 from service.registry.repository import FoundModel, read_folder
 from service.tasks import discover
 
@@ -146,7 +147,7 @@ def _load(models: Path, name: str, version: str) -> _Local:
         raise EvaluationFailed(str(ModelNotFound(f"{name}@{version}", available=there, what="version")))
     version = version or found.manifest.default_version or found.versions[-1]
     try:
-        handle = ModelHandle(found.path / version, found.manifest, tasks[found.manifest.task], LoadOptions())
+        handle = load_version(found.path / version, found.manifest, tasks[found.manifest.task], LoadOptions())
     except ManifestInvalid as error:
         raise EvaluationFailed(str(error)) from error
     subject = Subject(name, version, found.manifest.task, handle.signature, found.path / version)

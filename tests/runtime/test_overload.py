@@ -229,7 +229,7 @@ async def test_a_run_goes_on_while_one_of_its_callers_waits(looping: OnnxSession
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any request is expected to be quick enough for the event loop's thread."""
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 60.0)
     monkeypatch.setattr(batcher_module, "INLINE_BUDGET_S", 0.05)
 
 
@@ -268,7 +268,7 @@ async def test_only_what_is_small_by_its_like_is_worked_on_in_the_event_loops_th
     double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three pictures of 6 kB held the event loop up for seconds, as small bodies of another size had been quick."""
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 60.0)
     monkeypatch.setattr(batcher_module, "INLINE_BUDGET_S", 60.0)
     batcher = make(double)
     here = threading.get_ident()
@@ -287,7 +287,7 @@ async def test_only_what_is_small_by_its_like_is_worked_on_in_the_event_loops_th
 async def test_the_event_loops_thread_works_only_while_it_is_watched(
     double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 60.0)
     monkeypatch.setattr(batcher_module, "WATCHED_S", 0.0)
     batcher = make(double)
     threads: list[int] = []

@@ -16,7 +16,7 @@ from service.errors import BadRequest, ModelNotFound, ModelNotReady
 from service.keys import Key
 from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
-from service.runtime.batcher import Done
+from service.runtime.job import Done
 from service.settings import Settings
 
 PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer")
