@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from service.errors import Draining
 from service.graph import Signature, Steps
 from service.registry.manifest import OfVersion
 from service.registry.prepared import PreparedGraph
@@ -84,6 +85,7 @@ class ModelHandle:
         self.size_bytes = sum(session.size_bytes for session in sessions)
         self._options = options
         self._batcher: Batcher | None = None
+        self._is_closed = False
 
     async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes]:
         """Answer a request, batched with whatever else waits for this model.
@@ -98,8 +100,14 @@ class ModelHandle:
 
     @property
     def batcher(self) -> Batcher:
-        """Where any generator of runs is worked on, batched with whatever else waits for this model."""
+        """Where any generator of runs is worked on, batched with whatever else waits for this model.
+
+        Raises:
+            Draining: the handle was closed before anybody asked.
+        """
         if self._batcher is None:  # not before a server has forked its workers: threads do not survive that
+            if self._is_closed:
+                raise Draining
             self._batcher = Batcher(
                 self.graphs,
                 model=self.ref.name,
@@ -121,4 +129,5 @@ class ModelHandle:
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Finish what was accepted and release the thread; says whether that worked in time."""
+        self._is_closed = True
         return self._batcher is None or self._batcher.close(timeout_s)

@@ -11,7 +11,7 @@ from service.registry.handle import ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import version_key
 
-VersionState = Literal["loading", "ready", "failed"]
+VersionState = Literal["loading", "ready", "failed", "unloaded"]
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class Version:
 
     Attributes:
         name: of its folder.
-        state: how far it has come.
+        state: "unloaded" once it was taken out of service.
         reason: why it is not ready.
         handle: what answers; None unless it is ready.
     """
@@ -33,7 +33,7 @@ class Version:
 
 @dataclass(slots=True)
 class Model:
-    """A model folder and its versions, oldest first."""
+    """A model folder and its versions, oldest first; `versions` is replaced when one comes or goes, never changed."""
 
     name: str
     path: Path

@@ -1,4 +1,4 @@
-"""Registry: the models of a repository. Loads their versions and tells how far they are."""
+"""Registry: the models of a repository. Loads their versions, adds, replaces, drains and removes them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import structlog
 
 from service import telemetry
-from service.errors import ManifestInvalid
+from service.errors import ManifestInvalid, ModelNotFound
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.loading import load_version
 from service.registry.manifest import Manifest
 from service.registry.model import Model, Version, VersionState
-from service.registry.repository import FoundModel, scan, version_key
+from service.registry.repository import FoundModel, read_folder, scan, version_key
 from service.registry.selection import Selection
 from service.registry.time_limit import Limited, Stopped
 from service.runtime.memory import give_back_memory
@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 class Registry:
     """All models of a repository.
+
+    Requests are answered, on an event loop, while versions come and go in another thread: one of them at a time.
 
     Args:
         models: the model repository.
@@ -149,6 +151,118 @@ class Registry:
         self._stopped = True
         if loading := self._loading:
             loading.stop()
+
+    # --- versions come and go
+
+    def add(self, name: str, version: str) -> Version:
+        """Load a version whose folder has come since the repository was read, and serve it beside the others. Blocking.
+
+        Args:
+            name: of the model, which may be new as well.
+            version: the folder's name.
+
+        Returns:
+            The version, with its reason where it cannot be served.
+
+        Raises:
+            ModelNotFound: there is no such folder.
+            ManifestInvalid: the model's folder cannot be served as it is; what was served goes on.
+            ValueError: the version is served already.
+        """
+        found, manifest = self._read(name)
+        if version not in found.versions:
+            there = [f"{name}@{each}" for each in found.versions]
+            raise ModelNotFound(f"{name}@{version}", available=there, what="version")
+        model = self._models.get(name)
+        before = model.versions if model else {}
+        if version in before and before[version].handle:
+            raise ValueError(f"{name}@{version} is served already; replace it")
+        added = found.versions[version]
+        model = model or found
+        model.manifest, model.problem = manifest, None
+        versions = before | {version: added}
+        model.versions = {each: versions[each] for each in sorted(versions, key=version_key)}
+        self._update(self._models | {name: model})
+        self._load(model, added)
+        give_back_memory()
+        return added
+
+    def replace(self, name: str, version: str, *, timeout_s: float) -> bool:
+        """Load a version's folder anew; from then on requests go to what is new. Blocking.
+
+        What was served before finishes what it has accepted.
+
+        Args:
+            name: of the model.
+            version: of it.
+            timeout_s: for what was accepted.
+
+        Returns:
+            Whether that was finished in time.
+
+        Raises:
+            ModelNotFound: there is no such version.
+            ManifestInvalid: what is new cannot be served; what was served goes on.
+            Stopped: loading was given up; what was served goes on.
+        """
+        model, present = self._version(name, version)
+        handle = self._loaded(model, self._read(name)[1], version)
+        before, present.handle = present.handle, handle
+        present.state, present.reason = "ready", None
+        self._update(self._models)
+        self._announce(model, present)
+        finished = before is None or before.close(timeout_s)
+        give_back_memory()
+        return finished
+
+    def drain(self, name: str, version: str, *, timeout_s: float) -> bool:
+        """Take a version out of service: it stays listed, answers nothing new, and finishes what it has accepted.
+
+        Blocking; the arguments and what is returned are those of `replace`.
+
+        Raises:
+            ModelNotFound: there is no such version.
+        """
+        model, present = self._version(name, version)
+        before, present.handle = present.handle, None
+        present.state, present.reason = "unloaded", f"{name}/{version}: was taken out of service."
+        self._update(self._models)
+        self._announce(model, present)
+        finished = before is None or before.close(timeout_s)
+        del before
+        give_back_memory()
+        return finished
+
+    def remove(self, name: str, version: str, *, timeout_s: float) -> bool:
+        """Drain a version, and list it no more; with its last version goes the model. See `drain`."""
+        finished = self.drain(name, version, timeout_s=timeout_s)
+        model = self.get(name)
+        model.versions = {each: kept for each, kept in model.versions.items() if each != version}
+        self._update({each: kept for each, kept in self._models.items() if kept.versions or kept is not model})
+        return finished
+
+    def _read(self, name: str) -> tuple[Model, Manifest]:
+        """A model's folder as it is now.
+
+        Raises:
+            ManifestInvalid: it cannot be served.
+        """
+        found = self._model(read_folder(self.path / name, self.tasks))
+        if found.manifest is None or found.problem:
+            raise ManifestInvalid(*(found.problem or name).split(": ", 1))
+        return found, found.manifest
+
+    def _version(self, name: str, version: str) -> tuple[Model, Version]:
+        model = self.get(name)
+        if version not in model.versions:
+            there = [f"{name}@{each}" for each in model.versions]
+            raise ModelNotFound(f"{name}@{version}", available=there, what="version")
+        return model, model.versions[version]
+
+    def _update(self, models: dict[str, Model]) -> None:
+        """Serve these models: a new dictionary, as another thread may be going through the old one."""
+        self._models = dict(sorted(models.items()))
+        self.selection.update(self._models)
 
     # --- what is served
 

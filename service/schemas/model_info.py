@@ -40,7 +40,7 @@ class VersionInfo(BaseModel):
     """One version of a model."""
 
     version: str = Field(examples=["1"])
-    state: Literal["ready", "loading", "failed"]
+    state: Literal["ready", "loading", "failed", "unloaded"]
     reason: str | None = Field(default=None, description="Why it is not ready.")
     size_bytes: int | None = Field(
         default=None,
