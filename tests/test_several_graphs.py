@@ -17,6 +17,7 @@ from onnx import TensorProto as T
 from onnx import helper
 
 from service.graph import Run, Steps
+from service.keys import as_toml, new_key
 from service.registry import loading
 from service.registry.check import check_folder
 from service.registry.handle import LoadOptions, ModelHandle
@@ -26,6 +27,7 @@ from service.registry.registry import Registry
 from service.runtime.batcher import Batcher
 from service.runtime.graphs import GraphNotFound, Graphs
 from service.runtime.session import OnnxSession
+from service.tasks import discover
 from tests import graphs
 from tests.conftest import running
 from tests.counting import Counting, CountingInput
@@ -279,3 +281,95 @@ async def test_the_endpoint_answers_with_all_graphs(folder: Path) -> None:
             "model": {"name": "counter", "version": "1"},
             "counts": [10 * n * k for k in range(1, n + 1)],
         }
+
+
+async def test_the_list_of_models_shows_every_graph(folder: Path) -> None:
+    graphs.colour_model(folder.parent)
+    async with running(folder.parent, tasks=discover() | TASKS) as client:
+        (version,) = (await client.get("/v1/models/counter")).json()["versions"]
+        (only,) = (await client.get("/v1/models/colours")).json()["versions"]
+    encoder, decoder = version["graphs"]
+    assert (encoder["name"], decoder["name"]) == ("encoder", "decoder")
+    assert version["size_bytes"] == encoder["size_bytes"] + decoder["size_bytes"]
+    assert version["inputs"] == encoder["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 1]}]
+    assert [tensor["name"] for tensor in decoder["inputs"]] == ["stride", "count"]
+    assert [tensor["name"] for tensor in decoder["outputs"]] == ["next_count"]
+    assert version["tuning"] == encoder["tuning"]
+    assert decoder["tuning"]["source"] in ("measured", "remembered")
+    assert decoder["digest"] == hashlib.sha256((folder / "1" / "decoder.onnx").read_bytes()).hexdigest()
+    assert only["graphs"] == []
+
+
+def tensor(name: str, *rows: float) -> dict[str, Any]:
+    return {"name": name, "datatype": "FP32", "shape": [len(rows), 1], "data": list(rows)}
+
+
+async def test_every_graph_can_be_asked_for_its_tensors(folder: Path) -> None:
+    """The main graph by the model's name, the others by `name:graph`."""
+    async with running(folder.parent, tasks=TASKS) as client:
+        assert (await client.get("/v2/models")).json() == {"models": ["counter", "counter:decoder"]}
+        main = (await client.get("/v2/models/counter")).json()
+        assert (main["name"], [tensor["name"] for tensor in main["inputs"]]) == ("counter", ["x"])
+        for path in ("counter:decoder", "counter%3Adecoder", "counter:decoder/versions/1"):
+            other = (await client.get(f"/v2/models/{path}")).json()
+            assert (other["name"], other["versions"]) == ("counter:decoder", ["1"])
+            assert [tensor["name"] for tensor in other["inputs"]] == ["stride", "count"]
+            assert (await client.get(f"/v2/models/{path}/ready")).json() == {"name": "counter:decoder", "ready": True}
+            answer = await client.post(
+                f"/v2/models/{path}/infer", json={"inputs": [tensor("stride", 5, 6), tensor("count", 1, 2)]}
+            )
+            assert answer.json() == {
+                "model_name": "counter:decoder",
+                "model_version": "1",
+                "outputs": [{"name": "next_count", "datatype": "FP32", "shape": [2, 1], "data": [6, 8]}],
+            }
+        for path in ("counter", "counter:encoder"):
+            answer = await client.post(f"/v2/models/{path}/infer", json={"inputs": [tensor("x", 3)]})
+            assert answer.json()["outputs"][0]["data"] == [30]
+            assert answer.json()["model_name"] == path
+
+
+async def test_a_graph_that_is_not_there_is_refused_with_those_there_are(folder: Path) -> None:
+    async with running(folder.parent, tasks=TASKS) as client:
+        for answer in (
+            await client.get("/v2/models/counter:deocder"),
+            await client.get("/v2/models/counter:deocder/ready"),
+            await client.post("/v2/models/counter:deocder/infer", json={"inputs": [tensor("x", 3)]}),
+        ):
+            assert answer.status_code == 404
+            assert answer.json() == {
+                "error": "There is no graph of model 'counter' 'deocder'. Did you mean 'decoder'? "
+                "There are: encoder, decoder."
+            }
+        answer = await client.post("/v2/models/counter:/infer", json={"inputs": [tensor("x", 3)]})
+        assert answer.status_code == 404
+        answer = await client.post("/v2/models/cuonter:decoder/infer", json={"inputs": [tensor("x", 3)]})
+        assert "Did you mean 'counter'?" in answer.json()["error"]
+
+
+async def test_callers_of_a_graph_and_of_the_task_share_its_runs(folder: Path) -> None:
+    async with running(folder.parent, tasks=TASKS) as client:
+        handle = client.app.app.state.registry.get("counter").versions["1"].handle  # type: ignore[attr-defined]
+        heard = listen(handle)
+        with handle.batcher._turn:
+            asked = [
+                asyncio.create_task(client.post("/v1/counting", json={"x": 1})),
+                asyncio.create_task(client.post("/v2/models/counter/infer", json={"inputs": [tensor("x", 3)]})),
+            ]
+            while handle.batcher.waiting < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        counted, encoded = await asyncio.gather(*asked)
+        assert (counted.json()["counts"], encoded.json()["outputs"][0]["data"]) == ([10], [30])
+        assert heard == [("encoder", 2), ("decoder", 1)]
+
+
+async def test_a_key_for_a_model_is_one_for_its_graphs(folder: Path) -> None:
+    """And for those of no other model."""
+    graphs.counting_model(folder.parent, "other")
+    secret, key = new_key("somebody", models=("other",), admin=False)
+    file = folder.parent.parent / "keys.toml"
+    file.write_text(as_toml(key))
+    async with running(folder.parent, tasks=TASKS, api_keys_file=file) as client:
+        client.headers["authorization"] = f"Bearer {secret}"
+        assert (await client.get("/v2/models/other:decoder")).status_code == 200
+        assert (await client.get("/v2/models/counter:decoder")).status_code == 403

@@ -93,23 +93,30 @@ class Selection:
             note=f" {model.name!r} serves {its_task}: POST {place}.",
         )
 
-    def for_tensors(self, name: str, version: str | None) -> ModelHandle:
-        """What answers a request for a model's graphs themselves, whatever its task.
+    def for_tensors(self, asked: str, version: str | None) -> tuple[ModelHandle, str]:
+        """What answers a request for the tensors of a graph, whatever the model's task.
 
         Args:
-            name: of the model.
+            asked: `name` for the model's main graph, `name:graph` for another one.
             version: None for the default.
 
+        Returns:
+            The handle, and the graph's name among its graphs.
+
         Raises:
-            ModelNotFound: no such model or version.
+            ModelNotFound: no such model, version or graph.
             ModelNotReady: known, but not loaded.
         """
+        name, colon, graph = asked.partition(":")
         model = self.model(name)
         found = model.versions.get(version or model.default_version or "")
         if version and found is None:
             raise ModelNotFound(version, available=list(model.versions), what=f"version of model {name!r}")
         if found is None:
             raise ModelNotReady(name, "failed", model.problem)
-        if found.handle is None:
+        handle = found.handle
+        if handle is None:
             raise ModelNotReady(name, found.state, found.reason)
-        return found.handle
+        if colon and graph not in handle.graphs:
+            raise ModelNotFound(graph, available=list(handle.graphs), what=f"graph of model {name!r}")
+        return handle, graph or next(iter(handle.graphs))

@@ -69,6 +69,9 @@ class Graphs(Mapping[str, GraphT]):
         except KeyError:
             raise GraphNotFound(f"there is no graph {name!r}; there are: {', '.join(self)}") from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
 
