@@ -45,7 +45,9 @@ from load import BenchmarkFailed, Limit, Workload, cpu_seconds, memory_mib, own_
 from rich.console import Console
 from rich.table import Table
 
-from service import bench as client
+from service.client.http import ClientFailed, Server, ServerAddress, http_request
+from service.client.load import WARM_UP_S, Load, Request
+from service.client.process import put_load
 from service.cpu import cpu_budget
 from service.registry.registry import Registry
 
@@ -246,11 +248,11 @@ def running(target: Target, models: Path) -> Iterator[Running]:
 
 
 def _wait_until_ready(target: Target, server: Running, process: subprocess.Popen[bytes], began: float) -> None:
-    asked = client.Server("127.0.0.1", server.port)
+    asked = Server(ServerAddress("127.0.0.1", server.port))
     while True:
         try:
             asked.ask(target.ready)
-        except client.BenchFailed as error:
+        except ClientFailed as error:
             if process.poll() is not None:
                 raise BenchmarkFailed(f"{target.name} ended with exit code {process.returncode}") from None
             if time.perf_counter() - began > load.READY_TIMEOUT_S:
@@ -351,7 +353,7 @@ class Benchmark:
         Raises:
             BenchmarkFailed: something cannot be measured.
         """
-        per_load = self.seconds + client.WARM_UP_S
+        per_load = self.seconds + WARM_UP_S
         self._extra_s = EXTRA_TIME * self.repeat * len(WORKLOADS) * (len(self.targets) * per_load + self.seconds)
         registry = Registry(self.models)
         for workload in WORKLOADS:
@@ -395,18 +397,20 @@ class Benchmark:
                 requests = []
                 for body in work.bodies:
                     path, content_type, sent = target.request(work.workload, body)
-                    wire = client.http_request("127.0.0.1", server.port, path, content_type, sent)
-                    requests.append(client.Request(wire, work.folder.parent.name))
-                loop = client.Load("127.0.0.1", server.port, requests, self.connections, self.seconds, samples=SAMPLES)
+                    wire = http_request("127.0.0.1", server.port, path, content_type, sent)
+                    requests.append(Request(wire, work.folder.parent.name))
+                loop = Load(
+                    ServerAddress("127.0.0.1", server.port), requests, self.connections, self.seconds, samples=SAMPLES
+                )
 
-                def attempts(server: Running = server, work: Bodies = work, loop: client.Load = loop) -> Iterator[Any]:
+                def attempts(server: Running = server, work: Bodies = work, loop: Load = loop) -> Iterator[Any]:
                     while True:
                         server.settle()
-                        asked = client.Server("127.0.0.1", server.port)
+                        asked = Server(ServerAddress("127.0.0.1", server.port))
                         rows, runs = asked.runs(work.folder.parent.name)
                         cpu = cpu_seconds(server.pids())
                         with listening() as noise:
-                            outcome = client.put_load(loop)
+                            outcome = put_load(loop)
                         cpu = cpu_seconds(server.pids()) - cpu
                         after = asked.runs(work.folder.parent.name)
                         batch = (after[0] - rows) / (after[1] - runs) if after[1] > runs else None
@@ -414,7 +418,7 @@ class Benchmark:
 
                 try:
                     (outcome, cpu, batch), noise, made = calmest(attempts(), self._may_repeat)
-                except client.BenchFailed as error:
+                except ClientFailed as error:
                     raise BenchmarkFailed(f"{target.name}, {work.workload.name}: {error}") from None
                 self._add(
                     Row(
@@ -437,7 +441,7 @@ class Benchmark:
                 )
 
     def _may_repeat(self) -> bool:
-        self._repeating_s += self.seconds + client.WARM_UP_S
+        self._repeating_s += self.seconds + WARM_UP_S
         return self._repeating_s <= self._extra_s
 
     def _add(self, row: Row) -> None:

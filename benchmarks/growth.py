@@ -48,7 +48,9 @@ from load import BenchmarkFailed, cpu_seconds
 from PIL import Image
 from rich.console import Console
 
-from service import bench as client
+from service.client.http import ClientFailed, ServerAddress, http_request
+from service.client.load import WARM_UP_S, Load, LoadResult, Request
+from service.client.process import put_load
 from service.cpu import cpu_budget
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -291,8 +293,8 @@ def measure_for(seconds: float, cores: int, say: Callable[[str], None]) -> Measu
         for number, content in enumerate(case.bodies):
             workload = load.Workload(case.line, case.task, case.content_type, lambda _: [])
             path, content_type, sent = as_service(workload, content)
-            wire = client.http_request("127.0.0.1", server.port, path, content_type, sent)
-            requests.append(client.Request(wire, case.models[number % len(case.models)]))
+            wire = http_request("127.0.0.1", server.port, path, content_type, sent)
+            requests.append(Request(wire, case.models[number % len(case.models)]))
         asked = load.Server("127.0.0.1", server.port)
         alone = []
         for _ in range(2):  # the first may still be cold
@@ -303,15 +305,15 @@ def measure_for(seconds: float, cores: int, say: Callable[[str], None]) -> Measu
         # Everyone should have had some three answers, and the start, when all come at once, be over.
         everyone_s = min(alone) * case.connections / cores
         long_enough_s = min(LONGEST_S, max(seconds, 3 * everyone_s))
-        warm_up_s = min(LONGEST_S / 3, max(client.WARM_UP_S, everyone_s))
-        the_load = client.Load("127.0.0.1", server.port, requests, case.connections, long_enough_s, warm_up_s)
+        warm_up_s = min(LONGEST_S / 3, max(WARM_UP_S, everyone_s))
+        the_load = Load(ServerAddress("127.0.0.1", server.port), requests, case.connections, long_enough_s, warm_up_s)
 
-        def attempts() -> Iterator[tuple[tuple[client.Outcome, float, float | None], Noise]]:
+        def attempts() -> Iterator[tuple[tuple[LoadResult, float, float | None], Noise]]:
             while True:
                 server.settle()
                 (rows, runs), cpu = asked.batches(name), cpu_seconds(server.pids())
                 with listening() as noise:
-                    outcome = client.put_load(the_load)
+                    outcome = put_load(the_load)
                 cpu = cpu_seconds(server.pids()) - cpu
                 rows, runs = (after - start for after, start in zip(asked.batches(name), (rows, runs), strict=True))
                 yield (outcome, cpu, rows / runs if runs else None), noise()
@@ -601,7 +603,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             }
             try:
                 section["points"] = [asdict(point) for point in SECTIONS[name].points(settings.models, measure)]
-            except (BenchmarkFailed, client.BenchFailed) as error:
+            except (BenchmarkFailed, ClientFailed) as error:
                 print(f"growth.py: {name}: {error}", file=sys.stderr)
                 return 1
             except KeyboardInterrupt:

@@ -48,8 +48,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from service.bench import BenchFailed as BenchmarkFailed
-from service.bench import Load, Outcome, Request, http_request, percentile, put_load
+from service.client.http import ClientFailed as BenchmarkFailed
+from service.client.http import ServerAddress, http_request
+from service.client.load import Load, LoadResult, Request, percentile
+from service.client.process import put_load
 from service.cpu import cpu_budget, processor_name
 from service.registry.manifest import read_manifest
 from service.runtime.eight_bits import keep_sums_exact
@@ -651,7 +653,7 @@ class Measurement:
         other_cores: used by everything else on the machine meanwhile: noise.
     """
 
-    outcome: Outcome
+    outcome: LoadResult
     checked: int
     wrong: int
     batch_rows: float | None
@@ -761,8 +763,7 @@ def open_limit(endpoint: Endpoint, settings: argparse.Namespace) -> Limit | None
 def measure_load(server: Server, endpoint: Endpoint, settings: argparse.Namespace) -> Measurement:
     """Load one endpoint once."""
     load = Load(
-        server.host,
-        server.port,
+        ServerAddress(server.host, server.port),
         endpoint.requests,
         settings.connections,
         settings.seconds,

@@ -59,7 +59,7 @@ from bench import Running, running, targets
 from growth import INK, picture, series, text
 from load import BenchmarkFailed, memory_mib
 
-from service.bench import percentile
+from service.client.load import percentile
 from service.cpu import cpu_budget
 
 ROOT = Path(__file__).resolve().parent.parent

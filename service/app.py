@@ -18,9 +18,10 @@ from service import __version__, telemetry
 from service.api import document, health, home, pages, problems
 from service.api import models as model_routes
 from service.api.address import Address, Addresses
+from service.api.call import Endpoint
 from service.api.context import Workers
 from service.api.cors import Cors
-from service.api.edge import Edge, Endpoint
+from service.api.edge import Edge
 from service.api.gate import Gate
 from service.api.in_flight import BytesInFlight
 from service.api.open_inference import routes as open_inference_routes

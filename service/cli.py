@@ -295,7 +295,8 @@ def bench(model: str, url: str, connections: int, seconds: float, models: Path, 
 
     A server with API keys is asked with the first one in GRIDLOOP_API_KEYS.
     """
-    from service.bench import BenchFailed, measure
+    from service.client.bench import measure
+    from service.client.http import ClientFailed
 
     key = os.environ.get("GRIDLOOP_API_KEYS", "").partition(",")[0].strip()
     try:
@@ -303,7 +304,7 @@ def bench(model: str, url: str, connections: int, seconds: float, models: Path, 
             report = measure(url, model, connections=connections, seconds=seconds, models=models, key=key)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except BenchFailed as error:
+    except ClientFailed as error:
         raise click.ClickException(str(error)) from None
     click.echo(orjson.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
     sys.exit(0 if report.is_good else 1)
@@ -331,7 +332,7 @@ def evaluate(
     cannot be used, the two ways do not agree, or the manifest claims what was not measured; 2 when the data are not
     there. A server with API keys is asked with the first one in GRIDLOOP_API_KEYS.
     """
-    from service.bench import DEFAULT_URL, split_url
+    from service.client.http import DEFAULT_URL, split_url
     from service.evaluation import DataMissing, EvaluationFailed
     from service.evaluation.runner import evaluate as run
     from service.registry.repository import check_repository

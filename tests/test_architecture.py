@@ -36,7 +36,7 @@ LAYERS = [
     {"api"},
     {"app"},
     {"worker"},
-    {"supervisor", "listening", "bench", "evaluation"},
+    {"supervisor", "listening", "client", "evaluation"},
     {"server"},
     {"cli"},
     {"__main__"},

@@ -10,9 +10,10 @@ from typing import Any
 
 from service import errors
 from service.api import reach
-from service.api.body import INLINE_BYTES, parse_input, parse_small_input, receive_body
+from service.api.body import INLINE_BYTES, receive_body
 from service.api.context import Answer, Asked, ClientDisconnected, RequestContext
 from service.api.in_flight import BytesInFlight
+from service.api.inputs import parse_input, parse_small_input
 from service.api.problems import openapi_responses
 from service.registry.registry import Registry
 from service.runtime.job import Done
@@ -68,18 +69,10 @@ class TaskEndpoint:
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         """See `Endpoint`."""
-        settings = self._settings
         with self._in_flight.body() as counted:
-            body = await receive_body(
-                context.headers,
-                scope,
-                receive,
-                counted,
-                max_bytes=settings.max_body_bytes,
-                timeout_s=settings.body_timeout_s,
-            )
+            body = await receive_body(self._settings, context.headers, scope, receive, counted)
             self._refuse_early(context, scope, body)
-            request = await parse_input(self._task, settings, context, scope["query_string"], body)
+            request = await parse_input(self._task, self._settings, context, scope["query_string"], body)
         return self.answer(await attended(self._asked(context, request, len(body)), context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:

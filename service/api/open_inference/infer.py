@@ -7,9 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 from service.api import reach
-from service.api.body import json_text, receive_body
+from service.api.body import receive_body
 from service.api.context import Answer, Asked, RequestContext
 from service.api.in_flight import BytesInFlight
+from service.api.inputs import json_text
 from service.api.open_inference.codec import Codec, Reply
 from service.api.tasks import attended
 from service.errors import BadRequest
@@ -59,16 +60,8 @@ class InferEndpoint:
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         """See `Endpoint`."""
-        settings = self._settings
         with self._in_flight.body() as counted:  # until the answer is there: it is the model's thread that parses
-            body = await receive_body(
-                context.headers,
-                scope,
-                receive,
-                counted,
-                max_bytes=settings.max_body_bytes,
-                timeout_s=settings.body_timeout_s,
-            )
+            body = await receive_body(self._settings, context.headers, scope, receive, counted)
             return self.answer(await attended(self.ask(context, scope, body), context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
