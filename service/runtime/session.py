@@ -22,7 +22,7 @@ from service.graph import Array, Signature, TensorSpec, ValuesRefused
 from service.runtime import packed
 from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import give_back_freed_memory
-from service.runtime.onnx_file import activations, parse_model, side_files
+from service.runtime.onnx_file import activations, has_free_shape, parse_model, side_files
 from service.runtime.stop import Stop
 from service.runtime.tensors import pad_rows
 
@@ -121,6 +121,7 @@ class OnnxSession:
         del content
         self.digest, self.size_bytes = files.digest(), files.size_bytes
         self.copy: Path | None = None
+        self._has_free_shape = model is not None and has_free_shape(model)
         self._session = self._open(files, stop=stop)
         self._wide: Any = None
         self._opening = False
@@ -134,8 +135,9 @@ class OnnxSession:
             self.signature.outputs,
             activations(model, list(self.signature.outputs)) if model else {},
         )
-        if self.signature.free_shape:
-            self._session = self._open(files, stop=stop)  # again, now that this is known
+        if self.signature.free_shape != self._has_free_shape:  # as where what is free has a constant value
+            self._has_free_shape = self.signature.free_shape
+            self._session = self._open(files, stop=stop)
         self._outputs = list(self.signature.outputs)
 
     def use_copy(self, copy: Path, sample: Mapping[str, Array], *, stop: Stop | None = None) -> None:
@@ -199,7 +201,7 @@ class OnnxSession:
         keep_sums_exact(options)
         if self.copy:
             packed.prepare(options)
-        if hasattr(self, "signature") and self.signature.free_shape:
+        if self._has_free_shape:
             # The arena keeps the largest block of every shape ever seen; with free shapes it only grows.
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
@@ -278,7 +280,7 @@ class OnnxSession:
         names = list(outputs) or self._outputs
         session = self._wide_or_narrow() if alone else self._session
         options = stop.options if stop is not None else None
-        if not keep_memory and not self.signature.free_shape:
+        if not keep_memory and not self._has_free_shape:
             options = _giving_memory_back(stop)
         try:
             values = session.run(names, feeds, options)
