@@ -20,11 +20,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -33,11 +32,12 @@ import numpy as np
 import structlog
 
 from service import telemetry
-from service.errors import DeadlineExceeded, Draining, InferenceFailed, Overloaded, TooBusy
+from service.errors import DeadlineExceeded, InferenceFailed
 from service.graph import Array, Run, Steps
+from service.runtime.admission import Admission
 from service.runtime.graphs import Graphs, Runnable
 from service.runtime.job import BatchedGraph, Done, Job, Outcome
-from service.runtime.pace import Pace, kind_of
+from service.runtime.pace import kind_of
 from service.runtime.stop import Stop
 from service.runtime.tensors import split, stack
 from service.schemas.model_info import Tuning
@@ -58,12 +58,6 @@ WATCH_S = 0.05
 """So often the worker thread looks at what the event loop's thread does (seconds)."""
 WATCHED_S = 10.0
 """It does so for so long after the last request; a request that comes later wakes it (seconds)."""
-PATIENCE = 0.9
-"""Largest share of a caller's time that may be needed, by what is expected, for the caller to be taken."""
-STANDING_S = 1.0
-"""A line that has not been empty for so long stands: it would be no shorter if callers waited longer (seconds)…"""
-STANDING_PATIENCE = 0.5
-"""…and a smaller share of a caller's time is left to it, so that a change of pace makes nobody late."""
 _DECODED_AHEAD = 4
 """Batches of rows that may be decoded and waiting for a run (count)."""
 
@@ -111,8 +105,8 @@ class Batcher:
             {name: _batched(graph, (tunings or {}).get(name, every)) for name, graph in Graphs.of(session).items()}
         )
         self._model = model
-        self._max_queue, self._max_queue_bytes = max_queue, max_queue_bytes
-        self.pace = Pace()
+        self._admission = Admission(model, max_queue=max_queue, max_queue_bytes=max_queue_bytes)
+        self.pace = self._admission.pace
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._arrived: list[Job] = []  # small ones, until no more of them come; on the event loop only
         self._turn = threading.Lock()  # held by whoever works
@@ -120,12 +114,6 @@ class Batcher:
         self._inline_since = 0.0  # when the event loop's thread began to work; 0 while it does not
         self._no_inline_before = 0.0
         self._watched_until = 0.0
-        self._lock = threading.Lock()
-        self._waiting = self._waiting_bytes = 0
-        self._waiting_kinds: dict[int, int] = defaultdict(int)  # how many of each kind
-        self._begun_s = 0.0  # for which those whose work has begun will keep the model busy; written with the turn
-        self._busy_since = 0.0  # when the line was last empty
-        self._closing = False  # guarded by the lock: no new requests
         self._stopping = False  # of the worker thread: it ends when nobody waits
         self._ready: dict[Hashable, _Group] = {}
         self._ready_rows = 0
@@ -141,7 +129,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Rows in the queue now."""
-        return self._waiting
+        return self._admission.waiting
 
     async def submit(
         self,
@@ -221,7 +209,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         job = Job(steps, rows, timeout_s, now + timeout_s, loop, deliver, now, alone, kind_of(work), size_bytes)
-        self._accept(job, now)
+        self._admission.accept(job, now)
         job.timer = loop.call_later(timeout_s, self._expire, job)
         if not small:
             self._queue.put(job)
@@ -246,10 +234,7 @@ class Batcher:
         Raises:
             Overloaded: too much is to be done before.
         """
-        with self._lock:
-            before_s = self._before_s()
-            if before_s > 0.0:
-                self._check_time(before_s, timeout_s, time.perf_counter())
+        self._admission.check(timeout_s)
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests, finish what was accepted, stop the thread.
@@ -257,10 +242,8 @@ class Batcher:
         Returns:
             Whether everything was finished within `timeout_s`.
         """
-        with self._lock:
-            if not self._closing:
-                self._closing = True
-                self._queue.put(None)
+        if self._admission.close():
+            self._queue.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -294,7 +277,7 @@ class Batcher:
         now = time.perf_counter()
         return (
             self._no_inline_before <= now < self._watched_until - 1.0
-            and not self._closing
+            and not self._admission.is_closed
             and self._turn.acquire(blocking=False)
         )
 
@@ -316,7 +299,7 @@ class Batcher:
             if self._ready:
                 self._queue.put(None)
             else:
-                self._begun_s = 0.0  # sums of many small numbers drift
+                self._admission.rest()
         finally:
             self._inline_since = 0.0
             self._turn.release()
@@ -324,72 +307,11 @@ class Batcher:
             self._no_inline_before = now + REST_S
         self._deliver(finished)
 
-    def _accept(self, job: Job, now: float) -> None:
-        """Count a request among those who wait, if there is room for it and it can be done in time."""
-        with self._lock:
-            if self._closing:
-                telemetry.DROPPED.labels(self._model, "draining").inc()
-                raise Draining
-            before_s = self._begun_s
-            # A request larger than the whole queue is taken when nobody waits; else it could never be served.
-            if self._waiting:
-                before_s = self._before_s()
-                self._check_room(job)
-            if before_s > 0.0:
-                self._check_time(before_s + self.pace.through_s(job.kind), job.timeout_s, now)
-            else:  # tried, whatever is expected: how else would it be found wrong?
-                self._busy_since = now
-            job.is_waiting = True
-            self._waiting += job.rows
-            self._waiting_bytes += job.size_bytes
-            self._waiting_kinds[job.kind] += 1
-
-    def _before_s(self) -> float:
-        """How long the model will be busy with all that was accepted, as expected now; the lock is held."""
-        seconds = self._begun_s
-        for kind, count in self._waiting_kinds.items():
-            seconds += count * self.pace.busy_s(kind)
-        return seconds
-
-    def _check_room(self, job: Job) -> None:
-        if self._waiting + job.rows > self._max_queue:
-            telemetry.DROPPED.labels(self._model, "overloaded").inc()
-            raise Overloaded(
-                self._model, waiting=self._waiting, limit=self._max_queue, retry_after_s=math.ceil(self._before_s())
-            )
-        if self._waiting_bytes + job.size_bytes > self._max_queue_bytes:
-            telemetry.DROPPED.labels(self._model, "bytes").inc()
-            raise Overloaded(
-                self._model,
-                waiting=self._waiting_bytes,
-                limit=self._max_queue_bytes,
-                unit="bytes",
-                setting="GRIDLOOP_MAX_QUEUE_BYTES",
-                retry_after_s=math.ceil(self._before_s()),
-            )
-
-    def _check_time(self, needed_s: float, timeout_s: float, now: float) -> None:
-        stands = now - self._busy_since > STANDING_S
-        allowed_s = timeout_s * (STANDING_PATIENCE if stands else PATIENCE)
-        if needed_s > allowed_s:
-            telemetry.DROPPED.labels(self._model, "predicted").inc()
-            raise TooBusy(self._model, needed_s=needed_s, timeout_s=timeout_s, excess_s=needed_s - allowed_s)
-
     def _let_go(self, job: Job) -> None:
         """Forget a request that nobody waits for any more: its place in the line, or the run that is for it alone."""
-        with self._lock:
-            self._uncount(job)
+        self._admission.leave(job)
         if self._running is not None:
             _stop_if_unwanted(*self._running)
-
-    def _uncount(self, job: Job) -> bool:
-        """Count a request no more among those who wait, if it was; the lock is held."""
-        was_waiting, job.is_waiting = job.is_waiting, False
-        if was_waiting:
-            self._waiting -= job.rows
-            self._waiting_bytes -= job.size_bytes
-            self._waiting_kinds[job.kind] -= 1
-        return was_waiting
 
     def _expire(self, job: Job) -> None:
         telemetry.DROPPED.labels(self._model, "deadline").inc()
@@ -404,7 +326,7 @@ class Batcher:
     # --- in the worker thread, or in whichever has the turn
 
     def _serve(self) -> None:
-        while not self._stopping or self._waiting:
+        while not self._stopping or self._admission.waiting:
             job = self._next()
             while not self._turn.acquire(timeout=WATCH_S):
                 self._watch()
@@ -414,7 +336,7 @@ class Batcher:
                     if batch := self._next_batch():
                         self._execute(batch)
                     self._hand_out()
-                self._begun_s = 0.0  # sums of many small numbers drift
+                self._admission.rest()
             finally:
                 self._turn.release()
             self._watched_until = time.perf_counter() + WATCHED_S
@@ -448,47 +370,36 @@ class Batcher:
         if job:
             self._admit(job)
         else:  # a call to look at what is there, or to end
-            self._stopping = self._closing
+            self._stopping = self._admission.is_closed
 
     def _admit(self, job: Job) -> None:
-        with self._lock:
-            was_waiting = self._uncount(job)
+        """Begin the work on a request, if somebody waits for it still and can have its result."""
+        was_waiting = self._admission.leave(job)
         job.begun = now = time.perf_counter()
         self._queue_seconds.observe(now - job.since)
         if not was_waiting or job.is_settled or now >= job.deadline:
             job.steps.close()
             return
         # The last one is tried, whatever is expected: how else would it be found wrong?
-        if (self._waiting or self._ready) and job.deadline - now < self.pace.through_s(job.kind):
-            telemetry.DROPPED.labels(self._model, "late").inc()
+        if (self._admission.waiting or self._ready) and (refusal := self._admission.too_late(job, now)):
             job.steps.close()
-            needed_s = now - job.since + self.pace.through_s(job.kind)
-            with self._lock:
-                before_s = self._before_s()
-            job.outcome = TooBusy(self._model, needed_s=needed_s, timeout_s=job.timeout_s, excess_s=before_s)
+            job.outcome = refusal
             self._finished.append(job)
             return
-        job.left_s = self.pace.busy_s(job.kind)
-        self._begun_s += job.left_s
+        self._admission.begin(job)
         self._advance(job, None)
 
     def _advance(self, job: Job, outputs: Mapping[str, Array] | None) -> None:
-        job.advance(outputs, self._graphs, crowd=self._waiting + self._ready_rows)
+        job.advance(outputs, self._graphs, crowd=self._admission.waiting + self._ready_rows)
         if job.outcome is None:
             self._line_up(job)
             return
         self._finished.append(job)
-        self._begun_s -= job.left_s
+        self._admission.work_off(job, job.left_s)
         if isinstance(job.outcome, Done):
             timings = job.timings
             busy_s = timings.decode + job.run_s + timings.encode
             self.pace.note(job.kind, busy_s, time.perf_counter() - job.begun, with_few=job.with_few)
-
-    def _work_off(self, job: Job, seconds: float) -> None:
-        """Expect so much less work."""
-        seconds = min(seconds, job.left_s)
-        job.left_s -= seconds
-        self._begun_s -= seconds
 
     def _line_up(self, job: Job) -> None:
         group = self._ready.get(job.key)
@@ -502,7 +413,7 @@ class Batcher:
         """Whether nobody waits for the job any more: its caller left, or its deadline passed."""
         if job.is_settled or now >= job.deadline:  # an expired job is answered by the timer on the event loop
             job.steps.close()
-            self._work_off(job, job.left_s)
+            self._admission.work_off(job, job.left_s)
             return True
         return False
 
@@ -518,8 +429,8 @@ class Batcher:
 
         Runs that fit together form a group, and groups take turns.
         """
-        if self._waiting != self._told_waiting:
-            self._told_waiting = self._waiting
+        if self._admission.waiting != self._told_waiting:
+            self._told_waiting = self._admission.waiting
             self._waiting_rows.set(self._told_waiting)
         if not self._ready:
             return []
@@ -580,7 +491,7 @@ class Batcher:
             job.run_s += share_s
             job.with_few &= with_few
             if job.left_s:
-                self._work_off(job, share_s)
+                self._admission.work_off(job, share_s)
             self._advance(job, share)
 
     def _after_stop(self, batch: list[Job]) -> None:
@@ -631,7 +542,7 @@ class Batcher:
 
     def _failed(self, job: Job, error: Exception) -> Exception:
         """What the job's caller is told. The steps hear of it where they asked for the run, and may know the reason."""
-        self._work_off(job, job.left_s)
+        self._admission.work_off(job, job.left_s)
         failure = InferenceFailed(self._model)
         failure.__cause__ = error
         try:

@@ -312,7 +312,7 @@ async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(double: G
     accepted = asyncio.create_task(batcher.submit(ask([[1]])))
     await settled(batcher, 1)
     closing = asyncio.create_task(asyncio.to_thread(batcher.close, 10))
-    while not batcher._closing:  # noqa: ASYNC110  the batcher has no event for it
+    while not batcher._admission.is_closed:  # noqa: ASYNC110  the batcher has no event for it
         await asyncio.sleep(0)
     with pytest.raises(Draining):
         await batcher.submit(ask([[2]]))
