@@ -63,13 +63,13 @@ async def test_the_plain_application_gives_the_services_answers(
 ):
     """Otherwise the comparison would measure different work."""
     monkeypatch.setenv("GRIDLOOP_MODELS", str(real_models))
-    compare, plain = script("bench"), script("plain_fastapi")
+    compare, targets, plain = map(script, ("bench", "measuring.targets", "plain_fastapi"))
     transport = httpx.ASGITransport(plain.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://plain") as client:
         for workload in compare.WORKLOADS:
             for body in workload.bodies(compare._nobody)[:3]:
                 answers = []
-                for to, how in ((real_client, compare.as_service), (client, compare.as_form)):
+                for to, how in ((real_client, targets.as_service), (client, targets.as_form)):
                     path, content_type, sent = how(workload, body)
                     answer = await to.post(path, content=sent, headers={"Content-Type": content_type})
                     assert answer.status_code == 200, answer.text

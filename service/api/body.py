@@ -94,7 +94,7 @@ def _too_large(limit: int, actual: int | None) -> TooLarge:
 
 
 def _encodings(headers: Headers, scope: Any) -> tuple[str, ...]:
-    """What was done to the body, in the order in which it was done; RFC 9110, 8.4."""
+    """Encodings of the body, in the order in which they were applied; RFC 9110, 8.4."""
     if b"content-encoding" not in headers:
         return ()
     sent = b",".join(value for name, value in scope["headers"] if name == b"content-encoding").decode("latin-1")

@@ -27,7 +27,7 @@ CLIENT_LEFT = 499
 
 
 class Endpoint(Protocol):
-    """What answers POST requests past the framework's stack; `path` is their label in the metrics.
+    """Answers POST requests past the framework's stack; `path` is their label in the metrics.
 
     All of it raises what `problems` knows.
     """
@@ -46,7 +46,7 @@ class Endpoint(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the head of a request on the short way said, for when the same bytes come again.
+    """The head of a request on the short way, read once: the same bytes will come again.
 
     Attributes:
         scope: of ASGI, but for the connection's addresses.

@@ -1,4 +1,4 @@
-"""What the headers of every request say, and those that every answer has."""
+"""Headers that every request may have and every answer has: id, deadline, trace, times."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ MAX_WRONG_ELEMENTS = 1000
 what they are about."""
 
 _DEFAULT_FORM = "application/x-www-form-urlencoded"
-"""What many clients send where nobody has said what the body is."""
+"""Content type that many clients send where nobody has said what the body is."""
 _ANY_FILE = ("application/octet-stream", "binary/octet-stream", "application/binary", "*/*")
 _UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
 _LATIN = ("iso-8859-1", "latin1", "latin-1", "windows-1252", "cp1252")
@@ -137,7 +137,7 @@ def _failing_fast(schema: Any) -> Any:
 def _problems(
     schema: type[TaskInput], text: bytes, error: ValidationError
 ) -> tuple[Sequence[dict[str, Any]], int, bool]:
-    """What breaks the schema: the first problems, how many there are, and whether there may be more.
+    """Find all that breaks the schema: the first problems, how many there are, and whether there may be more.
 
     Of a list, the first wrong element is known. It and those that follow are validated again, for all their problems.
     """
@@ -187,7 +187,7 @@ def _refuse_repeated_names(text: bytes, names: set[str]) -> None:
 
 
 def _message(task: type[AnyTask], problem: dict[str, Any]) -> str:
-    """What to say of a field that breaks the schema; the task may know why a field is not there."""
+    """The sentence about a field that breaks the schema; the task may know why a field is not there."""
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
         return task.Input.why_not.get(problem["loc"][0], problem["msg"])
     return str(problem["msg"])

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 UNIX = "unix:"
-"""What the address of a Unix socket begins with, as in the setting GRIDLOOP_HOST."""
+"""Beginning of the address of a Unix socket, as in the setting GRIDLOOP_HOST."""
 
 LOOK_UP_TIMEOUT_S = 5.0
 """Time to connect to one of the addresses of a name (seconds)."""
@@ -284,7 +284,7 @@ class Server:
 
 
 def detail(body: bytes) -> str:
-    """What an answer that is an error says: a problem's `detail`, else its text, shortened."""
+    """The words of an answer that is an error: a problem's `detail`, else its text, shortened."""
     try:
         found = json.loads(body)
         text = found["detail"] if isinstance(found, dict) and "detail" in found else found

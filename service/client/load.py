@@ -71,7 +71,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What a load measured.
+    """The figures of a load.
 
     Attributes:
         requests: answered well (200, by the right model) in the counted time.
