@@ -259,10 +259,8 @@ def test_each_large_graph_is_packed(folder: Path, tmp_path: Path, monkeypatch: p
     assert loaded.predict_now(CountingInput(x=1, steps=2)).model_dump()["counts"] == [10, 20]
 
 
-def test_the_check_names_the_tensors_of_each_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("check", "repository"):
-        monkeypatch.setattr(f"service.registry.{module}.discover", lambda: TASKS)
-    (finding,) = [finding for finding in check_folder(folder) if finding.what.startswith("version 1")]
+def test_the_check_names_the_tensors_of_each_graph(folder: Path) -> None:
+    (finding,) = [finding for finding in check_folder(folder, TASKS) if finding.what.startswith("version 1")]
     assert finding.ok
     assert finding.detail.startswith("1 sample(s) reproduced. encoder: x float32 (batch, 1); stride float32 (batch, 1)")
     assert "decoder: stride float32 (batch, 1); count float32 (batch, 1)" in finding.detail

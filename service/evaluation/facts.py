@@ -11,18 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime
-import orjson
 from pydantic import ValidationError
 
 from service import __version__
 from service.cpu import cpu_budget, processor_name
 from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Conversation, EvaluationFailed, Infer, Question
-from service.evaluation.transport import task_request
+from service.evaluation.transport import as_answer, task_request
 from service.graph import Array, Run, Steps
 from service.registry.handle import ModelHandle
 from service.registry.prepared import PreparedGraph
@@ -30,7 +29,7 @@ from service.runtime.drive import drive
 from service.runtime.graphs import Graphs
 from service.runtime.onnx_file import read_model, tensors_of
 from service.runtime.session import OnnxSession
-from service.tasks.base import TaskOutput
+from service.tasks.base import MediaAnswer, TaskOutput
 
 T = TypeVar("T")
 
@@ -136,9 +135,9 @@ def _answer(handle: ModelHandle, graphs: Graphs[PreparedGraph], question: Questi
     if isinstance(question, Infer):
         last[:] = [Run(dict(question.tensors), question.outputs)]
         return graphs.main.run(question.tensors, question.outputs)
-    steps: Steps[TaskOutput] = handle.task.steps(task_request(handle, question))
-    answer: dict[str, Any] = orjson.loads(drive(graphs, _noting(steps, last)).to_json())
-    return answer
+    steps: Steps[TaskOutput | MediaAnswer] = handle.task.steps(task_request(handle, question))
+    answer = drive(graphs, _noting(steps, last))
+    return as_answer(answer if isinstance(answer, MediaAnswer) else answer.to_json())
 
 
 def _noting(steps: Steps[T], last: list[Run]) -> Steps[T]:

@@ -20,7 +20,7 @@ from service.runtime.drive import drive
 from service.runtime.graphs import Graphs, Runnable
 from service.runtime.stop import Stop
 from service.tasks import AnyTask
-from service.tasks.base import MediaInput, TaskInput, TaskOutput, Upload
+from service.tasks.base import MediaAnswer, MediaInput, TaskInput, TaskOutput, Upload
 
 FILENAME = "golden.json"
 
@@ -95,7 +95,7 @@ def check_golden(
     for number, sample in enumerate(samples, start=1):
         try:
             request = golden_request(task, sample, folder)
-            steps: Steps[TaskOutput] = task.steps(task.widened(request))
+            steps: Steps[TaskOutput | MediaAnswer] = task.steps(task.widened(request))
             answer = orjson.loads(drive(graphs, steps, stop=stop).to_json())
         except ManifestInvalid:  # a file of the sample's cannot be read
             raise

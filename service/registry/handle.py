@@ -20,7 +20,7 @@ from service.runtime.job import Done
 from service.runtime.session import joint_digest
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
-from service.tasks.base import Limits, ModelRef, TaskInput, TaskOutput
+from service.tasks.base import Limits, MediaAnswer, ModelRef, TaskInput, TaskOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +87,11 @@ class ModelHandle:
         self._batcher: Batcher | None = None
         self._is_closed = False
 
-    async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes]:
+    async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes | MediaAnswer]:
         """Answer a request, batched with whatever else waits for this model.
 
         Returns:
-            The answer as JSON bytes, and where the time went.
+            The answer, JSON as its bytes, and where the time went.
 
         Raises:
             ServiceError: see `Batcher.submit` and the task.
@@ -117,14 +117,14 @@ class ModelHandle:
             )
         return self._batcher
 
-    def answer(self, request: TaskInput) -> Steps[bytes]:
-        """The steps that answer a request, as JSON bytes."""
-        output: TaskOutput = yield from self.task.steps(request)
-        return output.to_json()
+    def answer(self, request: TaskInput) -> Steps[bytes | MediaAnswer]:
+        """The steps that answer a request; JSON as its bytes."""
+        output: TaskOutput | MediaAnswer = yield from self.task.steps(request)
+        return output if isinstance(output, MediaAnswer) else output.to_json()
 
-    def predict_now(self, request: TaskInput) -> TaskOutput:
+    def predict_now(self, request: TaskInput) -> TaskOutput | MediaAnswer:
         """Answer a request in the calling thread, unbatched: for the command line."""
-        steps: Steps[TaskOutput] = self.task.steps(request)
+        steps: Steps[TaskOutput | MediaAnswer] = self.task.steps(request)
         return drive(self.graphs, steps)
 
     def close(self, timeout_s: float | None = None) -> bool:

@@ -29,7 +29,7 @@ from service.runtime.tensors import pad_rows
 from service.runtime.tuning import remembered, tune
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
-from service.tasks.base import ModelFolder, TaskInput, TaskOutput
+from service.tasks.base import MediaAnswer, ModelFolder, TaskInput, TaskOutput
 
 log = structlog.get_logger(__name__)
 
@@ -190,7 +190,7 @@ def sample_rows(opened: OpenVersion, samples: Sequence[GoldenSample]) -> dict[st
 
 def _note_first_runs(opened: OpenVersion, request: TaskInput, first: dict[str, Run]) -> None:
     """Drive a request until every graph has been asked for, and note the first run of each."""
-    steps: Steps[TaskOutput] = opened.task.steps(request)
+    steps: Steps[TaskOutput | MediaAnswer] = opened.task.steps(request)
     outputs = None
     try:
         while True:
