@@ -154,7 +154,7 @@ def test_a_graph_that_is_missing_is_named_with_the_task_that_needs_it(folder: Pa
         "counter/1/decoder.onnx: is missing; counting needs this graph beside encoder.onnx: export it to this place."
     )
     (folder / "1" / "encoder.onnx").unlink()
-    assert "counter/1: has no encoder.onnx; export the graph to this place" in reason(folder)
+    assert "counter/1: has no encoder.onnx, which counting needs; export the graph to this place." in reason(folder)
 
 
 def test_a_graph_that_does_not_fit_its_task_is_named(folder: Path) -> None:

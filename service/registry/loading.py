@@ -177,10 +177,10 @@ def sample_rows(opened: OpenVersion, samples: Sequence[GoldenSample]) -> dict[st
     for sample in samples:
         if len(first) < len(opened.graphs):
             _note_first_runs(opened, golden_request(opened.task, sample, opened.folder), first)
-    if samples and (cold := [name for name in opened.graphs if name not in first]) and first:
-        log.warning(
-            "no golden sample runs a graph: it is served unmeasured and cold", task=opened.task.name, graph=cold
-        )
+    cold = [name for name in opened.graphs if name not in first]
+    if first and cold:
+        model = opened.task.folder.ref
+        log.warning("graphs are served cold: no sample runs them", model=model.name, version=model.version, graphs=cold)
     return {
         name: Run({tensor: array[:1] for tensor, array in run.tensors.items()}, run.outputs, graph=name)
         for name, run in first.items()

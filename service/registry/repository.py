@@ -103,7 +103,10 @@ def read_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) 
     tasks = discover() if tasks is None else tasks
     task = tasks.get(manifest.task) if manifest else None
     graph = f"{task.graphs[0] if task else MAIN_GRAPH}.onnx"
-    found = {printable(p.name): _version_problem(p, graph) for p in folder.iterdir() if not _IGNORED.search(p.name)}
+    why = f", which {task.name} needs" if task and len(task.graphs) > 1 else ""
+    found = {
+        printable(p.name): _version_problem(p, graph, why) for p in folder.iterdir() if not _IGNORED.search(p.name)
+    }
     names = sorted(found, key=version_key)
     versions = tuple(version for version in names if found[version] is None)
     broken = {version: f"{name}/{version}: {found[version]}" for version in names if found[version]}
@@ -128,12 +131,13 @@ def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:
         return None, str(error)
 
 
-def _version_problem(path: Path, graph: str) -> str | None:
+def _version_problem(path: Path, graph: str, why: str) -> str | None:
     """Why an entry of a model's folder cannot be served as a version.
 
     Args:
         path: the entry.
         graph: file name of the main graph.
+        why: what needs it under this name, as part of a sentence; empty for the usual one.
 
     Returns:
         None for a version; a sentence for what should be one, by its name, or cannot be looked at; and nothing, an
@@ -151,7 +155,7 @@ def _version_problem(path: Path, graph: str) -> str | None:
     if problem := folder_problem(path):
         return problem
     if not os.path.lexists(path / graph):
-        return f"has no {graph}; export the graph to this place." if is_number else ""
+        return f"has no {graph}{why}; export the graph to this place." if is_number else ""
     return None if printable(path.name) == path.name else "its name is not UTF-8 text; rename the folder."
 
 
