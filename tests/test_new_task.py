@@ -49,7 +49,7 @@ def length(path: Path) -> Path:
 def printed(tmp_path: Path) -> Iterator[ModuleType]:
     """A module of the page's Python blocks."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     (tmp_path / "measure.py").write_text("\n\n".join(blocks))
     spec = importlib.util.spec_from_file_location("measure", tmp_path / "measure.py")
     assert spec and spec.loader
@@ -71,6 +71,15 @@ async def test_the_printed_task_answers(printed: ModuleType, tmp_path: Path) -> 
         assert operation["requestBody"]["content"]["application/json"]["examples"]["example 1"]["value"] == {
             "values": [1.0, 2.0]
         }
+
+
+async def test_the_printed_task_of_two_graphs_answers(printed: ModuleType, tmp_path: Path) -> None:
+    folder = graphs.counting_model(tmp_path / "models")
+    (folder / "manifest.toml").write_text('task = "count"')
+    (folder / "1" / "golden.json").write_text('[{"input": {"x": 2, "steps": 3}, "output": {"count": 60}}]')
+    async with running(tmp_path / "models", tasks={"count": printed.Count}) as client:
+        answer = await client.post("/v1/count", json={"x": 1, "steps": 4})
+        assert answer.json() == {"model": {"name": "counter", "version": "1"}, "count": 40}
 
 
 async def test_the_printed_options_are_read_from_the_manifest(printed: ModuleType, tmp_path: Path) -> None:

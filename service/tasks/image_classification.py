@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import InferenceFailed, ManifestInvalid
+from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
 from service.media.heatmaps import Heatmap, heatmap
 from service.media.views import View
 from service.tasks.base import Array, FailedFile, MediaAnswer, ModelFolder, Steps, TaskOutput, TensorSpec, Upload

@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from service.client.http import Server, split_url
 from service.evaluation.base import Ask, Subject
 from service.evaluation.transport import InProcess
-from service.registry.handle import LoadOptions, ModelHandle
+from service.registry.handle import LoadOptions
+from service.registry.loading import load_version
 from service.registry.repository import read_folder
 from service.tasks.base import (
     Array,
@@ -174,7 +175,7 @@ async def test_a_page_of_another_origin_may_read_their_headers(repository: Path)
 async def test_an_evaluation_may_ask_for_bytes(repository: Path) -> None:
     found = read_folder(repository / "player")
     assert found.manifest
-    transport = InProcess(ModelHandle(repository / "player" / "1", found.manifest, Tune, LoadOptions()))
+    transport = InProcess(load_version(repository / "player" / "1", found.manifest, Tune, LoadOptions()))
     try:
         answer = await transport.ask(Ask({"number": 20, "format": "midi"}))
     finally:
