@@ -65,12 +65,12 @@ class ImageCaptioningInput(PictureInput):
 
     @property
     def rows(self) -> int:
-        return len(self.files) * self.kept
+        return min(len(self.files) * self.kept, MOST_ROWS)
 
     @property
     def work(self) -> int:
         """Pixels, and what the beams cost."""
-        return super().work + STEP_WORK * self.rows
+        return super().work + STEP_WORK * len(self.files) * self.kept
 
 
 class CaptionWord(BaseModel):

@@ -20,7 +20,7 @@ from service.registry.loading import load_version
 from service.registry.manifest import read_manifest
 from service.registry.registry import Registry
 from service.tasks.base import Upload
-from service.tasks.image_captioning import Caption, ImageCaptioning, ImageCaptioningInput
+from service.tasks.image_captioning import MOST_ROWS, Caption, ImageCaptioning, ImageCaptioningInput
 from service.tasks.terminal import Table
 from tests import graphs
 from tests.conftest import running
@@ -198,6 +198,12 @@ def test_pictures_sent_together_get_what_each_gets_alone(teller: ModelHandle) ->
 def test_many_pictures_are_searched_a_slice_at_a_time(teller: ModelHandle) -> None:
     results = ask(teller, *[RED, BLUE] * 12, beams=20)
     assert [texts(result) for result in results] == [texts(result) for result in results[:2]] * 12
+
+
+def test_a_request_needs_no_more_rows_at_once_than_step_together() -> None:
+    files = tuple(Upload(graphs.png(RED)) for _ in range(1000))
+    assert ImageCaptioningInput(files=files[:3], beams=4, captions=5).rows == 15
+    assert ImageCaptioningInput(files=files, beams=20).rows == MOST_ROWS
 
 
 def test_a_picture_that_cannot_be_used_does_not_lose_the_others(teller: ModelHandle) -> None:
