@@ -1,8 +1,9 @@
-"""Writes into the task pages what the code says already: fields, limits, the graph's contract.
+"""Writes into the pages what the code and the manifests say already: fields, limits, contracts, tasks, served models.
 
     python docs/generate.py
 
-replaces what stands between `<!-- KIND: WHAT -->` and `<!-- end -->` on every page of docs/. The kinds:
+replaces what stands between `<!-- KIND: WHAT -->` and `<!-- end -->` on every page of docs/, in README.md and in
+models/README.md. The kinds:
 
     fields: NAME              fields of a type of the OpenAPI document that callers send
     answer: NAME              fields of one that they receive
@@ -10,6 +11,8 @@ replaces what stands between `<!-- KIND: WHAT -->` and `<!-- end -->` on every p
     operations: PREFIX        operations whose path begins so
     limits: NAME NAME         settings
     contract: MODULE          what a task's module says of its graphs
+    tasks: FOLDER             all tasks; FOLDER is where their pages lie, as seen from this page
+    models: FOLDER            all models that are served; FOLDER is where theirs lie, as seen from this page
 """
 
 from __future__ import annotations
@@ -19,36 +22,73 @@ import inspect
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.app import create_app
+from service.registry.repository import scan
 from service.settings import Settings
+from service.tasks import AnyTask, discover
+from service.tasks.base import MediaInput
 
 DOCS = Path(__file__).parent
+ROOT = DOCS.parent
 GENERATED = re.compile(r"(<!-- (\w+): ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def openapi() -> dict[str, Any]:
+class Source(NamedTuple):
+    """What the generated parts are made of.
+
+    Attributes:
+        document: the OpenAPI document.
+        tasks: that there are, by name.
+        models: the model repository.
+    """
+
+    document: dict[str, Any]
+    tasks: Mapping[str, type[AnyTask]]
+    models: Path
+
+
+def openapi(tasks: Mapping[str, type[AnyTask]] | None = None) -> dict[str, Any]:
     """The OpenAPI document, which depends on the tasks, not on the models."""
     with tempfile.TemporaryDirectory() as empty:
-        return create_app(Settings(models=Path(empty), workers=1)).app.openapi()
+        document: dict[str, Any] = create_app(Settings(models=Path(empty), workers=1), tasks=tasks).app.openapi()
+        return document
 
 
-def render(page: str, document: dict[str, Any]) -> str:
-    """A page with its generated parts as they should be."""
+def pages() -> list[Path]:
+    """The pages that may have generated parts."""
+    return [ROOT / "README.md", ROOT / "models" / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def render(
+    page: str,
+    document: dict[str, Any],
+    tasks: Mapping[str, type[AnyTask]] | None = None,
+    models: Path = ROOT / "models",
+) -> str:
+    """A page with its generated parts as they should be.
+
+    Args:
+        page: as it is.
+        document: the OpenAPI document.
+        tasks: that there are; left out, those of this repository.
+        models: the model repository.
+    """
+    source = Source(document, discover() if tasks is None else tasks, models)
 
     def part(match: re.Match[str]) -> str:
         begin, kind, what, end = match.groups()
-        return f"{begin}\n{KINDS[kind](document, what)}\n\n{end}"
+        return f"{begin}\n{KINDS[kind](source, what)}\n\n{end}"
 
     return GENERATED.sub(part, page)
 
 
-def fields(document: dict[str, Any], name: str) -> str:
+def fields(source: Source, name: str) -> str:
     """A type's fields as a table, or what an alias stands for."""
-    schema = document["components"]["schemas"][name]
+    schema = source.document["components"]["schemas"][name]
     if "properties" not in schema:
         return kind_of(schema)
     rows = (
@@ -56,32 +96,32 @@ def fields(document: dict[str, Any], name: str) -> str:
             f"`{field}`",
             kind_of(about),
             default_of(about, required=field in schema["required"]),
-            meaning(about, document),
+            meaning(about, source.document),
         )
         for field, about in schema["properties"].items()
     )
     return table(("field", "type", "default", "meaning"), rows)
 
 
-def answer(document: dict[str, Any], name: str) -> str:
+def answer(source: Source, name: str) -> str:
     """A type's fields as a table that says which of them are always there."""
-    schema = document["components"]["schemas"][name]
+    schema = source.document["components"]["schemas"][name]
     rows = (
         (
             f"`{field}`",
             kind_of(about),
             "always" if field in schema.get("required", []) else "",
-            meaning(about, document),
+            meaning(about, source.document),
         )
         for field, about in schema["properties"].items()
     )
     return table(("field", "type", "there", "meaning"), rows)
 
 
-def parameters(document: dict[str, Any], operation_id: str) -> str:
+def parameters(source: Source, operation_id: str) -> str:
     """An operation's query parameters and headers as a table."""
     operation = next(
-        operation for _, _, operation in operations_of(document) if operation["operationId"] == operation_id
+        operation for _, _, operation in operations_of(source.document) if operation["operationId"] == operation_id
     )
     rows = (
         (f"`{p['name']}`", kind_of(p["schema"]), default_of(p["schema"], required=p["required"]), p["description"])
@@ -91,36 +131,86 @@ def parameters(document: dict[str, Any], operation_id: str) -> str:
     return table(("parameter", "type", "default", "meaning"), rows)
 
 
-def operations(document: dict[str, Any], prefix: str) -> str:
+def operations(source: Source, prefix: str) -> str:
     """The operations below a path as a table."""
     rows = (
         (f"`{verb.upper()} {path}`", operation["summary"])
-        for path, verb, operation in operations_of(document)
+        for path, verb, operation in operations_of(source.document)
         if f"{path}/".startswith(f"{prefix}/")
     )
     return table(("request", "question"), rows)
 
 
-def limits(_: dict[str, Any], names: str) -> str:
+def limits(_: Source, names: str) -> str:
     """Some settings as a table."""
     found = ((name, Settings.model_fields[name]) for name in names.split())
     rows = ((f"`GRIDLOOP_{name.upper()}`", f"{field.default:,}", field.description or "") for name, field in found)
     return table(("setting", "default", "limit"), rows)
 
 
-def contract(_: dict[str, Any], module: str) -> str:
+def contract(_: Source, module: str) -> str:
     """A module's docstring without its title and its references."""
     text = inspect.getdoc(importlib.import_module(module)) or ""
     return text.partition("\n\n")[2].partition("\n\nReferences:")[0].strip()
 
 
-KINDS: dict[str, Callable[[dict[str, Any], str], str]] = {
+def tasks(source: Source, pages: str) -> str:
+    """All tasks as a table: what each answers, takes and reads from a manifest."""
+    rows = (
+        (
+            f"[`{name}`]({pages}/{name}.md)" if task.has_route else f"`{name}`, over `/v2` alone",
+            task.summary,
+            taken_by(task),
+            ", ".join(["JSON", *task.other_answers.values()]),
+            ", ".join(f"`{key}`" for key in task.Options.model_fields),
+        )
+        for name, task in source.tasks.items()
+    )
+    return table(("task", "question", "takes", "answers", "its own keys of a manifest"), rows)
+
+
+def taken_by(task: type[AnyTask]) -> str:
+    """What a task is asked with, in a few words."""
+    if issubclass(task.Input, MediaInput):
+        families = {kind.partition("/")[0] for kind in task.media} - {"application"}
+        return f"files: {', '.join(sorted(families))}" if families else "files"
+    needed = [f"`{name}`" for name, field in task.Input.model_fields.items() if field.is_required()]
+    return f"JSON with {', '.join(needed)}" if needed else "JSON"
+
+
+def models(source: Source, folder: str) -> str:
+    """All models of the repository as a table, each as the version that answers when none is named."""
+    rows = []
+    for found in scan(source.models):
+        if found.manifest is None or found.problem or not found.versions:
+            continue
+        version = found.path / (found.manifest.default_version or found.versions[-1])
+        claims = found.manifest.of_version(version)
+        weights, _, data = claims.licence.partition("; ")
+        figure = next((f"{name} {value:g}" for name, value in claims.metrics.items()), "")
+        size = sum(graph.stat().st_size for graph in version.glob("*.onnx"))
+        rows.append(
+            (
+                f"[{found.name}]({folder}/{found.name}/card.md)",
+                found.manifest.task,
+                data.removeprefix("data: ").removeprefix("trained on "),
+                figure,
+                f"{size / 1e6:.1f} MB",
+                weights.removesuffix(" (weights)"),
+            )
+        )
+    return table(("model", "task", "trained on", "figure", "size", "licence of the weights"), rows)
+
+
+KINDS: dict[str, Callable[[Source, str], str]] = {
     "fields": fields,
     "answer": answer,
     "parameters": parameters,
     "operations": operations,
     "limits": limits,
     "contract": contract,
+    "tasks": tasks,
+    "models": models,
 }
 
 
@@ -174,11 +264,11 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def main() -> None:
     """Rewrite the pages."""
     document = openapi()
-    for page in sorted(DOCS.rglob("*.md")):
+    for page in pages():
         before = page.read_text(encoding="utf-8")
         if (after := render(before, document)) != before:
             page.write_text(after, encoding="utf-8")
-            print(page.relative_to(DOCS.parent))
+            print(page.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -28,13 +28,12 @@ from service.keys import Keyring
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.settings import UNIX, Settings
-from service.tasks import AnyTask
-from service.tasks.base import Limits
+from service.tasks import AnyTask, discover
 
 log = structlog.get_logger(__name__)
 
 DESCRIPTION = """
-Images in, labels out; text in, words out; series in, anomalies out.
+{tasks}
 
 * Pick a model with `model` (`name` or `name@version`), or leave it out for the task's default.
 * A `state` in an answer is the model's memory: send it with what comes next, to any replica.
@@ -48,18 +47,21 @@ def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None 
 
     Args:
         settings: of the server.
-        tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
+        tasks: the tasks that exist; left out, the built-in ones, those of installed plug-ins, and those of the folder
+            that the settings name.
+
+    Raises:
+        TaskUnusable: one of them cannot be served.
     """
-    limits = Limits(settings.max_image_pixels, settings.max_series_points, settings.max_text_chars)
     options = LoadOptions(
         settings.plan().budget.cores,
         settings.max_queue,
         settings.max_queue_bytes,
-        limits=limits,
+        limits=settings.limits,
         tune=True,
         load_timeout_s=settings.load_timeout_s,
     )
-    return Registry(settings.models, options, dict(tasks) if tasks is not None else None)
+    return Registry(settings.models, options, dict(discover(settings.tasks) if tasks is None else tasks))
 
 
 def say_ready(settings: Settings, registry: Registry) -> None:
@@ -95,7 +97,7 @@ def create_app(
         registry: the models, in the state in which they are to be served; left out, the application loads them itself
             while it answers already.
         workers: what the workers know of each other; left out, this is the only one.
-        tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
+        tasks: the tasks that exist; left out, as `make_registry` says.
     """
     models = registry or make_registry(settings, tasks)
     keys = Keyring(settings.api_keys, settings.api_keys_file)
@@ -121,18 +123,18 @@ def create_app(
         if not await asyncio.to_thread(models.close, settings.drain_timeout_s):
             log.warning("some requests were not finished within the drain time", seconds=settings.drain_timeout_s)
 
+    routed = {name: task for name, task in models.tasks.items() if task.has_route}
     app = FastAPIOffline(  # offline: the libraries of the documentation pages are served from here
         docs_url=None,
         redoc_url=None,
         title="Gridloop",
         version=__version__,
-        description=DESCRIPTION,
+        description=DESCRIPTION.format(tasks=_in_words(routed)),
         lifespan=lifespan,
         generate_unique_id_function=document.operation_id,
     )
     addresses = Addresses(settings)
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
-    routed = {name: task for name, task in models.tasks.items() if task.has_route}
     in_flight = BytesInFlight(settings.max_bytes_in_flight)
     endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())}
     infer = open_inference.InferEndpoint(settings, models, in_flight)
@@ -162,6 +164,11 @@ def create_app(
     )
     app.state.flush_metrics = edge.flush_metrics
     return edge
+
+
+def _in_words(tasks: Mapping[str, type[AnyTask]]) -> str:
+    """What can be asked, and where."""
+    return "\n".join(f"* `POST /v1/{name}`: {task.summary}" for name, task in tasks.items())
 
 
 async def _answered_by_the_edge(_: Request) -> Response:

@@ -23,6 +23,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── ManifestInvalid         a model folder that cannot be served
     ├── NameTaken               two public types of one name
     ├── SettingUnusable         a file that a setting names
+    ├── TaskUnusable            a task of a plug-in or of a folder of tasks
     ├── Unavailable             nothing wrong with the request, try again
     │   ├── Overloaded          too many rows, or bytes, wait already
     │   │   └── TooBusy             so much is to be done before that the answer would be late
@@ -373,6 +374,18 @@ class SettingUnusable(ServiceError):
 
     def __init__(self, setting: str, problem: str) -> None:
         super().__init__(f"{setting}: {problem}.")
+
+
+class TaskUnusable(ServiceError):
+    """A task that is not ours cannot be served: its file fails, or its declaration makes no sense.
+
+    Args:
+        where: the class or the file.
+        problem: what is wrong with it, and what to do.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem.rstrip('.')}.")
 
 
 class NameTaken(ServiceError):

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cpu import CpuBudget, cpu_budget
+from service.limits import Limits
 
 MAX_WORKERS = 64
 """Most server processes that are started without being asked for."""
@@ -28,8 +29,8 @@ _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
-class Settings(BaseSettings):
-    """How one server behaves. Frozen; built once by the command line and passed down."""
+class Settings(BaseSettings, Limits):
+    """How one server behaves, its limits included. Frozen; built once by the command line and passed down."""
 
     model_config = SettingsConfigDict(env_prefix="GRIDLOOP_", frozen=True, extra="forbid")
 
@@ -42,6 +43,10 @@ class Settings(BaseSettings):
         default=0, ge=0, le=128, description="Server processes; 0 chooses by the CPU budget (affinity and cgroup)."
     )
     models: Path = Field(default=Path("models"), description="The model repository: one folder per model.")
+    tasks: Path | None = Field(
+        default=None,
+        description="Folder of more tasks, one Python file each, which are run: as trusted as an installed package.",
+    )
     load_timeout_s: float = Field(
         default=120.0,
         gt=0,
@@ -62,11 +67,6 @@ class Settings(BaseSettings):
         gt=0,
         description="Bodies that a worker receives and parses at a time, together, before 503 (bytes).",
     )
-    max_image_pixels: int = Field(
-        default=50_000_000, gt=0, description="Largest image (width × height), checked before it is decoded (pixels)."
-    )
-    max_series_points: int = Field(default=100_000, gt=0, description="Longest series in one request (points).")
-    max_text_chars: int = Field(default=100_000, gt=0, description="Longest text in one request (characters).")
     max_files: int = Field(default=1000, gt=0, description="Files in one request (count).")
     max_rows: int = Field(default=10_000, gt=0, description="Rows of the tensors of one `/v2` request (count).")
     max_queue: int = Field(
@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
 
-    @field_validator("api_keys_file", "tls_cert", "tls_key", "tls_key_password_file", mode="before")
+    @field_validator("tasks", "api_keys_file", "tls_cert", "tls_key", "tls_key_password_file", mode="before")
     @classmethod
     def _is_set(cls, value: object) -> object:
         """A variable that is empty is one that is not set: the folder that `Path` makes of it is not meant."""
@@ -204,6 +204,11 @@ class Settings(BaseSettings):
         return sorted(
             v for v in environment if v.startswith("GRIDLOOP_") and v not in known and not v.startswith(links)
         )
+
+    @property
+    def limits(self) -> Limits:
+        """The largest requests taken, as tasks see them."""
+        return Limits(**{name: getattr(self, name) for name in Limits.model_fields})
 
     @property
     def scheme(self) -> str:

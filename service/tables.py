@@ -106,15 +106,24 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a text file of columns, whatever program saved it.
+    """Read a text file of columns; see `parse_table`."""
+    return parse_table(path.read_bytes(), path.name)
+
+
+def parse_table(data: bytes, name: str) -> Table:
+    """Read the bytes of a text file of columns, whatever program saved it.
 
     Byte-order marks, UTF-16, UTF-8 and Windows' Latin-1 are read; the separator is a comma, semicolon, tab or bar, the
     one that gives most lines the same number of cells; lines that begin with `#` are comments.
 
+    Args:
+        data: the file's content.
+        name: of the file, for messages.
+
     Raises:
         InvalidInput: there is no line of data in it.
     """
-    text = _decode(path.read_bytes())
+    text = _decode(data)
     declared = re.match(r"sep=(.)\r?\n", text)  # Excel's own first line
     text = text[declared.end() :] if declared else text
     separator = declared[1] if declared else _find_separator(text)
@@ -124,9 +133,9 @@ def read_table(path: Path) -> Table:
         header, rows, lines = rows[0], rows[1:], lines[1:]
     if not rows:
         has = "only a header" if header else "no line at all"
-        raise InvalidInput(f"{path.name} has {has}: nothing to read. Give it a line for each point.")
+        raise InvalidInput(f"{name} has {has}: nothing to read. Give it a line for each point.")
     skipped = 1 if declared else 0
-    return Table(path.name, separator, header, tuple(rows), tuple(line + skipped for line in lines))
+    return Table(name, separator, header, tuple(rows), tuple(line + skipped for line in lines))
 
 
 def choose_series(table: Table, asked: str | None = None) -> int:

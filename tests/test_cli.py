@@ -14,8 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service import __version__
-from service.cli import main, read_series
+from service.cli import main
 from service.settings import Settings
+from service.tasks.series_file import SERIES_FILE
 from tests import graphs
 
 
@@ -35,6 +36,11 @@ def series(tmp_path: Path) -> Path:
 
 def gridloop(*arguments: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def read_series(path: Path, column: str | None = None) -> Any:
+    """What `--series` makes of a file."""
+    return SERIES_FILE.read(path.read_bytes(), path.name, {"column": column} if column else {}).fields["values"]
 
 
 def test_the_version_is_the_packages() -> None:
@@ -107,6 +113,60 @@ def test_one_kind_of_input_is_needed(arguments: list[str], series: Path) -> None
     result = gridloop("predict", *[str(series) if a == "FILE" else a for a in arguments])
     assert result.exit_code == 2
     assert "one of the three" in result.output
+
+
+def test_a_file_that_is_not_there_is_named(models: Path) -> None:
+    result = gridloop("predict", "nowhere.png", "--models", models)
+    assert result.exit_code == 2
+    assert "'nowhere.png' does not exist" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--top-k", 0], "0 is not in the range 1<=x<=1000"),
+        (["--top", 3], "No such option"),
+        (["--task", "image-clasification"], "there is no task 'image-clasification'; there are: anomaly-detection"),
+        (["--words", 2], "one of the three"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_wrong_usage(
+    models: Path, picture: Path, options: list[Any], words: str
+) -> None:
+    result = gridloop("predict", picture, "--models", models, *options)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_a_model_says_by_itself_what_can_be_asked_of_it(models: Path) -> None:
+    result = gridloop("predict", "--models", models, "--model", "steps", "--values", "0,,0,50", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["anomalies"] == [3]
+    result = gridloop("predict", "--models", models, "--model", "steps", "--text", "a")
+    assert result.exit_code == 2
+
+
+def test_an_answer_is_written_to_a_file(models: Path, picture: Path, tmp_path: Path) -> None:
+    result = gridloop("predict", picture, "--models", models, "--out", tmp_path / "answer.json")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert json.loads((tmp_path / "answer.json").read_text())["results"][0]["predictions"][0]["label"] == "red"
+
+
+def test_help_waits_for_nothing_slow() -> None:
+    code = "import sys, service.cli; print([name for name in ('numpy', 'PIL', 'onnxruntime', 'service.tasks', 'fastapi') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_help_of_a_task_shows_its_fields_and_that_of_no_task_the_short_ways() -> None:
+    shown = gridloop("predict", "--task", "anomaly-detection", "--help").output
+    for option in ("--values", "--sensitivity", "[0<=x<=1]", "--series FILE", "--column"):
+        assert option in shown
+    shown = gridloop("predict", "--help").output
+    assert "--series FILE" in shown
+    assert "--text TEXT" in shown
+    assert "--sensitivity" not in shown
 
 
 def test_an_unknown_model_is_an_error_with_a_hint(models: Path, picture: Path) -> None:

@@ -18,13 +18,16 @@ from service.registry.registry import Registry
 from service.runtime.batcher import Done
 from service.settings import Settings
 from service.tasks import AnyTask
-from service.tasks.base import TaskInput
+from service.tasks.base import MediaAnswer, TaskInput
 
 WATCH_AFTER_S = 0.05
 """A request that takes longer is watched for its client hanging up (seconds); shorter ones are not worth a task."""
 
 EARLY_BYTES = 2048
 """From this size of a body on, it is worth a look at the queue before it is read (bytes)."""
+
+MODEL_HEADER = "X-Model"
+"""Header of an answer that is no JSON: the model that really answered, as `name@version`."""
 
 RAW_FILE = "application/octet-stream"
 """The content type of a file that does not say what it is."""
@@ -89,9 +92,10 @@ class TaskEndpoint:
         request = parse_small_input(self._task, self._settings, kind, scope["query_string"], body)
         return self._asked(context, request, len(body))
 
-    def answer(self, done: Done[bytes]) -> Answer:
+    def answer(self, done: Done[bytes | MediaAnswer]) -> Answer:
         """See `Endpoint`."""
-        return Answer(done.value)
+        value = done.value
+        return _media_answer(value) if isinstance(value, MediaAnswer) else Answer(value)
 
     def _asked(self, context: RequestContext, request: TaskInput, size_bytes: int) -> Asked:
         context.check_deadline()
@@ -111,6 +115,13 @@ class TaskEndpoint:
             return
         with suppress(errors.ModelNotFound, errors.ModelNotReady):  # told once the body was found to be right
             self._registry.resolve(self._task.name, None).batcher.check(context.remaining_s)
+
+
+def _media_answer(answer: MediaAnswer) -> Answer:
+    """An answer that is no JSON: which model gave it, a header says."""
+    headers = {MODEL_HEADER: f"{answer.model.name}@{answer.model.version}", **answer.headers}
+    fields = tuple((name.lower().encode(), value.encode("latin-1")) for name, value in headers.items())
+    return Answer(answer.data, answer.content_type.encode(), headers=fields)
 
 
 async def attended(asked: Asked, context: RequestContext, receive: Any) -> Done[Any]:
@@ -175,7 +186,7 @@ def path_item(
     """
     failures = (*_FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else _FAILURES
     responses = {
-        "200": {"description": "The answer.", "content": {"application/json": {"schema": gives}}},
+        "200": _success(task, gives),
         **{str(status): entry for status, entry in openapi_responses(failures, f"/v1/{task.name}").items()},
     }
     description = inspect.cleandoc(task.__doc__ or "")
@@ -188,6 +199,27 @@ def path_item(
             **(_media_request(task) if takes is None else _json_request(task, takes)),
             "responses": responses,
         }
+    }
+
+
+def _success(task: type[AnyTask], gives: Mapping[str, str]) -> dict[str, Any]:
+    """The answer in every content type that it may have."""
+    others = task.other_answers
+    success = {
+        "description": "The answer.",
+        "content": {
+            "application/json": {"schema": gives},
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in others.values()},
+        },
+    }
+    if not others:
+        return success
+    asked = ", ".join(f"`{kind}` with `format` = `{name}`" for name, kind in others.items())
+    header = {"description": "The model that answered, as `name@version`.", "schema": {"type": "string"}}
+    return {
+        **success,
+        "description": f"The answer: JSON, or {asked}.",
+        "headers": {MODEL_HEADER: {**header, "required": False}},
     }
 
 

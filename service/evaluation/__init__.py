@@ -20,7 +20,7 @@ from service.evaluation.base import (
     Subject,
     spread_evenly,
 )
-from service.evaluation.loading import load_script
+from service.scripts import load_script
 
 __all__ = [
     "Ask",

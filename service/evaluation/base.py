@@ -48,6 +48,9 @@ class DataMissing(EvaluationFailed):
 class Ask:
     """A request to the model's task.
 
+    The answer is its fields; one that is no JSON, as with `{"format": "png"}`, has `model`, `content_type` and `data`,
+    the bytes.
+
     Attributes:
         fields: of the task's input; `model` is added.
         file: the body, for tasks that take files: bytes as they are, PNG, JPEG, …

@@ -11,25 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
-import orjson
 from pydantic import ValidationError
 
 from service import __version__
 from service.cpu import cpu_budget, processor_name
 from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Conversation, EvaluationFailed, Infer, Question
-from service.evaluation.transport import task_request
+from service.evaluation.transport import as_answer, task_request
 from service.graph import Array, Run, Steps
 from service.registry.handle import ModelHandle, PreparedSession
 from service.runtime.batcher import drive
 from service.runtime.onnx_file import read_model, tensors_of
 from service.runtime.session import OnnxSession
 from service.runtime.stop import Stop
-from service.tasks.base import TaskOutput
+from service.tasks.base import MediaAnswer, TaskOutput
 
 TIMED_RUNS = 200
 TIMED_S = 3.0
@@ -125,9 +123,9 @@ def _answer(handle: ModelHandle, listener: _Listener, question: Question) -> Ans
     """A question answered in this thread."""
     if isinstance(question, Infer):
         return listener.run(question.tensors, question.outputs)
-    steps: Steps[TaskOutput] = handle.task.steps(task_request(handle, question))
-    answer: dict[str, Any] = orjson.loads(drive(listener, steps).to_json())
-    return answer
+    steps: Steps[TaskOutput | MediaAnswer] = handle.task.steps(task_request(handle, question))
+    answer = drive(listener, steps)
+    return as_answer(answer if isinstance(answer, MediaAnswer) else answer.to_json())
 
 
 class _Listener:

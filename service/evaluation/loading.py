@@ -1,15 +1,15 @@
-"""Python files that are no modules of a package: a model's `evaluate.py`, and the benchmark scripts that it calls."""
+"""Which evaluation a model has: the one that its `evaluate.py` defines, else that of its task, found by name."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
-import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
 
 from service.evaluation.base import Evaluation, EvaluationFailed
+from service.scripts import explain, load_script
 
 FILENAME = "evaluate.py"
 
@@ -26,26 +26,6 @@ class EvaluationBroken(EvaluationFailed):
         super().__init__(f"{file}: {reason}")
 
 
-def load_script(file: Path) -> ModuleType:
-    """Run a Python file as a module of its own, named after its place, so that two files of a name do not meet.
-
-    Raises:
-        Exception: whatever the file raises.
-    """
-    name = f"gridloop_script_{'_'.join(file.resolve().with_suffix('').parts[-2:])}".replace("-", "_")
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file.name} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their own module up there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def load_evaluation(folder: Path) -> type[Evaluation] | None:
     """The evaluation that a model folder declares; None when it has no `evaluate.py`.
 
@@ -60,11 +40,7 @@ def load_evaluation(folder: Path) -> type[Evaluation] | None:
         module = load_script(file)
     except Exception as error:  # it is somebody's own file: anything may go wrong in it
         raise EvaluationBroken(shown, explain(error, file)) from error
-    found = [
-        member
-        for member in vars(module).values()
-        if inspect.isclass(member) and issubclass(member, Evaluation) and member.__module__ == module.__name__
-    ]
+    found = _evaluations_of(module)
     if len(found) != 1:
         there = ", ".join(sorted(kind.__name__ for kind in found)) or "none"
         raise EvaluationBroken(shown, f"should define one class derived from Evaluation; there is: {there}.")
@@ -74,11 +50,20 @@ def load_evaluation(folder: Path) -> type[Evaluation] | None:
     return evaluation
 
 
-def explain(error: BaseException, file: Path) -> str:
-    """What went wrong and in which line of the file."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
-    if isinstance(error, SyntaxError):
-        lines = [error.lineno]
-    place = f" (line {lines[-1]})" if lines else ""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {text}{place}"
+def generic_evaluation(task: str) -> type[Evaluation] | None:
+    """The evaluation of a task, for folders without one of their own: the only one that its module here defines.
+
+    Args:
+        task: its name; `image-classification` has the module `image_classification`.
+    """
+    name = f"{__package__}.{task.replace('-', '_')}"
+    if importlib.util.find_spec(name) is None:
+        return None
+    found = [kind for kind in _evaluations_of(importlib.import_module(name)) if not inspect.isabstract(kind)]
+    return found[0] if len(found) == 1 else None
+
+
+def _evaluations_of(module: ModuleType) -> list[type[Evaluation]]:
+    """The evaluations that a module defines itself."""
+    members = [member for member in vars(module).values() if inspect.isclass(member)]
+    return [kind for kind in members if issubclass(kind, Evaluation) and kind.__module__ == module.__name__]

@@ -5,32 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from service import bench
 from service.errors import ManifestInvalid, ModelNotFound
-from service.evaluation.anomaly_detection import AnomalyDetectionEvaluation
 from service.evaluation.base import DataMissing, Evaluation, EvaluationFailed, Item, Subject
 from service.evaluation.facts import facts
-from service.evaluation.image_classification import ImageClassificationEvaluation
-from service.evaluation.loading import FILENAME, EvaluationBroken, explain, load_evaluation
-from service.evaluation.next_word_prediction import NextWordPredictionEvaluation
+from service.evaluation.loading import FILENAME, EvaluationBroken, generic_evaluation, load_evaluation
 from service.evaluation.report import IN_PROCESS, THROUGH_HTTP, Report, Run
 from service.evaluation.transport import Http, InProcess, Transport, hold
 from service.graph import Signature, TensorSpec
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.repository import FoundModel, read_folder
-from service.tasks import discover
-
-GENERIC: dict[str, type[Evaluation]] = {
-    "anomaly-detection": AnomalyDetectionEvaluation,
-    "image-classification": ImageClassificationEvaluation,
-    "next-word-prediction": NextWordPredictionEvaluation,
-}
-"""Task -> its evaluation, for folders without one of their own."""
+from service.scripts import explain
+from service.tasks import AnyTask, discover
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """Begins a progress bar, given what it shows and how much there is; returns what moves it on."""
@@ -58,6 +49,7 @@ def evaluate(
     url: str | None = None,
     key: str = "",
     limit: int | None = None,
+    tasks: Mapping[str, type[AnyTask]] | None = None,
 ) -> Report:
     """Evaluate a model on the data in a folder, in process, and through a running server where one is named.
 
@@ -69,6 +61,7 @@ def evaluate(
         url: `http://host:port`.
         key: an API key of the server.
         limit: at most so many items of each kind.
+        tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
 
     Raises:
         ValueError: the address is not `http://host:port`.
@@ -77,7 +70,7 @@ def evaluate(
     """
     name, _, version = model.partition("@")
     server = bench.Server(*bench.split_url(url), key) if url else None
-    local = _load(models, name, version) if (models / name).is_dir() else None
+    local = _load(models, name, version, discover() if tasks is None else tasks) if (models / name).is_dir() else None
     remote = _ask_server(server, name, version or (local.subject.version if local else "")) if server else None
     if local:
         subject = local.subject
@@ -131,10 +124,9 @@ def _command(model: str, url: str | None, limit: int | None) -> str:
     )
 
 
-def _load(models: Path, name: str, version: str) -> _Local:
+def _load(models: Path, name: str, version: str, tasks: Mapping[str, type[AnyTask]]) -> _Local:
     """A model of the repository: the version that was asked for, else the one that a server would choose."""
     found = read_folder((models / name).resolve())
-    tasks = discover()
     if found.manifest is None:
         raise EvaluationFailed(found.problem or f"{name} cannot be loaded.")
     if found.manifest.task not in tasks:
@@ -177,11 +169,12 @@ def _evaluation(folder: Path | None, task: str) -> tuple[type[Evaluation], Path 
     own = load_evaluation(folder) if folder else None
     if own and folder:
         return own, folder / FILENAME
-    if task not in GENERIC:
+    generic = generic_evaluation(task)
+    if generic is None:
         raise EvaluationFailed(
             f"there is no evaluation for {task}: write evaluate.py into the model's folder (docs/evaluation.md)."
         )
-    return GENERIC[task], None
+    return generic, None
 
 
 class _blamed:  # noqa: N801  # reads as a statement

@@ -7,6 +7,7 @@ exact on either way. `hold` keeps a few conversations going at a time.
 from __future__ import annotations
 
 import asyncio
+import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,12 +17,13 @@ import orjson
 from pydantic import ValidationError
 
 from service import bench
+from service.api.tasks import MODEL_HEADER
 from service.api.tensor_codec import DATATYPES
 from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Ask, Conversation, EvaluationFailed, Infer, Item, Question, Subject
 from service.graph import Array, Run, Steps
 from service.registry.handle import ModelHandle
-from service.tasks.base import TaskInput, Upload
+from service.tasks.base import MediaAnswer, TaskInput, Upload
 
 PATIENCE_S = 300.0
 """Time for one answer, on a machine that may be busy (seconds)."""
@@ -74,13 +76,26 @@ class InProcess:
                 run = Run(question.tensors, question.outputs)
                 return (await self._handle.batcher.submit(_one(run), rows=run.rows, timeout_s=PATIENCE_S)).value
             request = task_request(self._handle, question)
-            answer: dict[str, Any] = orjson.loads((await self._handle.predict(request, timeout_s=PATIENCE_S)).value)
+            value = (await self._handle.predict(request, timeout_s=PATIENCE_S)).value
         except (ServiceError, ValidationError) as error:
             raise Refused(as_sentence(error)) from error
-        return answer
+        return as_answer(value)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._handle.close, 10.0)
+
+
+def as_answer(value: bytes | MediaAnswer) -> Answer:
+    """What a task has answered, JSON as its bytes, as an evaluation gets it."""
+    if isinstance(value, MediaAnswer):
+        return _media(value.model.model_dump(), value.content_type, value.data)
+    answer: Answer = orjson.loads(value)
+    return answer
+
+
+def _media(model: Mapping[str, Any], content_type: str, data: bytes) -> Answer:
+    """An answer that is no JSON, as an evaluation gets it."""
+    return {"model": model, "content_type": content_type, "data": data}
 
 
 def _one(run: Run) -> Steps[Mapping[str, Array]]:
@@ -117,7 +132,12 @@ class Http:
         answer = await self._send(wire)
         if answer.status != 200:
             raise Refused(f"the server answered {answer.status}: {bench.detail(answer.body)}")
-        body: dict[str, Any] = orjson.loads(answer.body)
+        content_type = _header(answer, "content-type")
+        if content_type.partition(";")[0] == "application/json":
+            body: Answer = orjson.loads(answer.body)
+        else:
+            name, _, version = _header(answer, MODEL_HEADER).partition("@")
+            body = _media({"name": name, "version": version}, content_type, answer.body)
         if is_infer:
             return {tensor["name"]: _array(tensor) for tensor in body["outputs"]}
         told = body.get("model", {})
@@ -193,6 +213,12 @@ class Http:
         for _, writer in self._idle:
             writer.close()
         self._idle.clear()
+
+
+def _header(answer: bench.Answer, name: str) -> str:
+    """One header of an answer; empty where it has none of that name."""
+    found = re.search(rf"\r\n{name}:[ \t]*([^\r]*)".encode(), answer.head, re.IGNORECASE)
+    return found[1].decode("latin-1").strip() if found else ""
 
 
 _DTYPES = {datatype.name: datatype.dtype for datatype in DATATYPES.values()}

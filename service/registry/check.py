@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from service.registry.golden import FILENAME
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import read_folder
-from service.tasks import discover
+from service.tasks import AnyTask, discover
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +32,25 @@ class Finding:
     hint: bool = False
 
 
-def check_folder(folder: Path) -> list[Finding]:
-    """Check a model folder as if it were to be served; a card or samples, which serving can do without, are hints."""
+def check_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) -> list[Finding]:
+    """Check a model folder as if it were to be served; a card or samples, which serving can do without, are hints.
+
+    Args:
+        folder: of the model.
+        tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
+    """
+    known = discover() if tasks is None else tasks
     found = read_folder(folder.resolve())
     if found.manifest is None:
         return [Finding("manifest and layout", ok=False, detail=found.problem or "")]
     findings = [Finding("manifest and layout", ok=True, detail=f"{len(found.versions)} version(s)")]
-    findings += [_check_version(found.path / version, found.manifest) for version in found.versions]
+    findings += [_check_version(found.path / version, found.manifest, known) for version in found.versions]
     findings += [Finding(f"version {name}", ok=False, detail=reason) for name, reason in found.broken.items()]
     return [*findings, _check_card(found.path)]
 
 
-def _check_version(folder: Path, manifest: Manifest) -> Finding:
+def _check_version(folder: Path, manifest: Manifest, tasks: Mapping[str, type[AnyTask]]) -> Finding:
     what = f"version {folder.name}: graph and golden samples"
-    tasks = discover()
     if manifest.task not in tasks:
         return Finding(what, ok=False, detail=f"task {manifest.task!r} is not known; there are: {', '.join(tasks)}.")
     try:

@@ -18,7 +18,7 @@ from service.files import read_bytes, read_text, without_folders
 from service.graph import Steps
 from service.runtime.batcher import Runnable, drive
 from service.tasks import AnyTask
-from service.tasks.base import MediaInput, TaskInput, TaskOutput, Upload
+from service.tasks.base import MediaAnswer, MediaInput, TaskInput, TaskOutput, Upload
 
 FILENAME = "golden.json"
 
@@ -85,7 +85,7 @@ def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], 
     for number, sample in enumerate(samples, start=1):
         try:
             request = golden_request(task, sample, folder)
-            steps: Steps[TaskOutput] = task.steps(task.widened(request))
+            steps: Steps[TaskOutput | MediaAnswer] = task.steps(task.widened(request))
             answer = orjson.loads(drive(session, steps).to_json())
         except ManifestInvalid:  # a file of the sample's cannot be read
             raise

@@ -28,7 +28,7 @@ from service.runtime.tensors import pad_rows
 from service.runtime.tuning import remembered, tune
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
-from service.tasks.base import Limits, ModelFolder, ModelRef, TaskInput, TaskOutput
+from service.tasks.base import Limits, MediaAnswer, ModelFolder, ModelRef, TaskInput, TaskOutput
 
 log = structlog.get_logger(__name__)
 
@@ -134,7 +134,7 @@ class ModelHandle:
 
     def _one_row(self, request: TaskInput) -> Run | None:
         """One row of the first run that a request needs; None when it needs none, or has no rows."""
-        steps: Steps[TaskOutput] = self.task.steps(request)
+        steps: Steps[TaskOutput | MediaAnswer] = self.task.steps(request)
         try:
             run = next(steps)
         except StopIteration:
@@ -197,11 +197,11 @@ class ModelHandle:
                     where, f"output {name!r} of one row changes with the batch it is in; set max_batch_size = 1."
                 )
 
-    async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes]:
+    async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes | MediaAnswer]:
         """Answer a request, batched with whatever else waits for this model.
 
         Returns:
-            The answer as JSON bytes, and where the time went.
+            The answer, JSON as its bytes, and where the time went.
 
         Raises:
             ServiceError: see `Batcher.submit` and the task.
@@ -222,14 +222,14 @@ class ModelHandle:
             )
         return self._batcher
 
-    def answer(self, request: TaskInput) -> Steps[bytes]:
-        """The steps that answer a request, as JSON bytes."""
-        output: TaskOutput = yield from self.task.steps(request)
-        return output.to_json()
+    def answer(self, request: TaskInput) -> Steps[bytes | MediaAnswer]:
+        """The steps that answer a request; JSON as its bytes."""
+        output: TaskOutput | MediaAnswer = yield from self.task.steps(request)
+        return output if isinstance(output, MediaAnswer) else output.to_json()
 
-    def predict_now(self, request: TaskInput) -> TaskOutput:
+    def predict_now(self, request: TaskInput) -> TaskOutput | MediaAnswer:
         """Answer a request in the calling thread, unbatched: for the command line."""
-        steps: Steps[TaskOutput] = self.task.steps(request)
+        steps: Steps[TaskOutput | MediaAnswer] = self.task.steps(request)
         return drive(self._session, steps)
 
     def close(self, timeout_s: float | None = None) -> bool:

@@ -27,7 +27,7 @@ leaves out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -41,6 +41,8 @@ from service.series.grid import Grid, StepBack
 from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
 from service.tasks.comparison import difference
+from service.tasks.series_file import SERIES_FILE
+from service.tasks.terminal import Shown, Table, number
 
 CHUNK = 4096
 """Points in one run (count): between two runs the requests of other callers have their turn."""
@@ -174,6 +176,8 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
     summary = "Which points of this series are unexpected?"
     Input = AnomalyDetectionInput
     Output = AnomalyDetectionOutput
+    file_reader = SERIES_FILE
+    by_default = True
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
@@ -185,6 +189,12 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             folder.output("novelty", dtype=("float64", "float32"), rank=2)
         self._dtype = folder.signature.inputs["values"].dtype
         _ = folder.state_bounds  # raises where the state cannot travel
+
+    def shown(self, request: AnomalyDetectionInput, answer: Mapping[str, Any]) -> Iterator[Shown]:
+        columns = (request.values, answer["expected"], answer["scores"])
+        rows = [(str(index), *(number(column[index]) for column in columns)) for index in answer["anomalies"]]
+        yield Table(("point", "value", "expected", "score"), rows)
+        yield f"{len(rows)} of {len(request.values)} points are anomalous"
 
     def steps(self, request: AnomalyDetectionInput) -> Steps[AnomalyDetectionOutput]:
         try:

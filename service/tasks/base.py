@@ -8,7 +8,8 @@ and finally returns the public answer:
         outputs = yield Run(tensors)
         return self.encode(request, sizes, outputs)
 
-A task that takes files is a `MediaTask`: it decodes one file at a time and answers those that can be used.
+A task that takes files is a `MediaTask`: it decodes one file at a time and answers those that can be used. An answer in
+another format than JSON, such as a picture with boxes drawn, is a `MediaAnswer`.
 
 So decode and encode stay pure functions, the batcher is free to execute the runs of many callers together, a beam
 search is a plain loop, and the command line drives the same generator without a server.
@@ -16,13 +17,14 @@ search is a plain loop, and the command line drives the same generator without a
 
 from __future__ import annotations
 
+import base64
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, cast
 
 import numpy as np
 import orjson
@@ -42,14 +44,17 @@ from service.errors import (
 )
 from service.files import read_text
 from service.graph import Array, Run, Signature, Steps, TensorSpec
+from service.limits import Limits
 from service.state import MAX_ARRAY_BYTES, Bounds, OutOfRange, State, StateRange, pack, unpack
 from service.tasks.comparison import difference
+from service.tasks.terminal import Failure, FileReader, Shown, fields_shown
 
 __all__ = [
     "Array",
     "FailedFile",
     "FileProblem",
     "Limits",
+    "MediaAnswer",
     "MediaInput",
     "MediaTask",
     "ModelFolder",
@@ -193,6 +198,29 @@ class TaskOutput(BaseModel):
         return orjson.dumps(self, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+@dataclass(frozen=True, slots=True)
+class MediaAnswer:
+    """An answer that is no JSON: the bytes of one of the task's `other_answers`.
+
+    Attributes:
+        model: that answered; told in the header `X-Model`.
+        data: the body.
+        content_type: of the body.
+        headers: more headers of the answer, such as `{"X-Seed": "7"}`.
+    """
+
+    model: ModelRef
+    data: bytes
+    content_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """The answer as JSON where nothing else can be shown or compared; `data` in base64."""
+        data = base64.b64encode(self.data).decode()
+        fields = {"model": self.model.model_dump(), "content_type": self.content_type, "data": data}
+        return orjson.dumps({**fields, **({"headers": dict(self.headers)} if self.headers else {})})
+
+
 def _plain(value: Any) -> Any:
     """What the JSON encoder cannot write itself."""
     if isinstance(value, BaseModel):
@@ -235,15 +263,6 @@ class TaskOptions(BaseModel):
 
 OutputT = TypeVar("OutputT", bound=TaskOutput)
 InputT = TypeVar("InputT", bound=TaskInput)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest requests that a server takes; each has a `GRIDLOOP_` setting of the same name."""
-
-    max_image_pixels: int = 50_000_000
-    max_series_points: int = 100_000
-    max_text_chars: int = 100_000
 
 
 @dataclass(frozen=True)
@@ -389,9 +408,13 @@ class Task(ABC, Generic[InputT, OutputT]):
         Options: keys and tables of the manifest that this task reads, such as `[preprocessing]`; left out: none.
         options: what the model's manifest says there, checked.
         media: content types of the files taken; empty for JSON tasks.
+        other_answers: content types of answers that are no JSON, by the value of the input's field `format` that asks
+            for each, such as `{"png": "image/png"}`; every other value of that field means JSON.
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
         sample_data_url: a small file as a data URL, which the documentation page sends.
+        file_reader: how a file that the command line is given becomes fields of a JSON task; None: it takes typed ones.
+        by_default: whether the command line means this task where several would do and none is named.
         has_route: whether it has an endpoint of its own; without one its models are asked over `/v2` alone.
         runs_whole: whether axis 0 of the graph's tensors is no batch, so that every run is for one caller.
     """
@@ -402,8 +425,11 @@ class Task(ABC, Generic[InputT, OutputT]):
     Output: ClassVar[type[TaskOutput]]
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     media: ClassVar[tuple[str, ...]] = ()
+    other_answers: ClassVar[Mapping[str, str]] = {}
     sample_file: ClassVar[str] = "file"
     sample_data_url: ClassVar[str] = ""
+    file_reader: ClassVar[FileReader | None] = None
+    by_default: ClassVar[bool] = False
     has_route: ClassVar[bool] = True
 
     options: TaskOptions
@@ -504,8 +530,21 @@ class Task(ABC, Generic[InputT, OutputT]):
         """
         return difference(expected, got, tolerance)
 
+    def shown(self, request: InputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
+        """What a terminal shows of an answer; which model gave it is shown already.
+
+        Args:
+            request: what was asked.
+            answer: to it, as JSON.
+        """
+        yield from fields_shown({name: value for name, value in answer.items() if name not in ("model", "state")})
+
+    def other_answer(self, request: InputT) -> str | None:
+        """The content type of the answer that a request asks for; None where that is JSON."""
+        return self.other_answers.get(getattr(request, "format", "")) if self.other_answers else None
+
     @abstractmethod
-    def steps(self, request: InputT) -> Steps[OutputT]:
+    def steps(self, request: InputT) -> Steps[OutputT | MediaAnswer]:
         """Answer a request: yield runs, receive their outputs, return the answer.
 
         Raises:
@@ -524,11 +563,9 @@ _OF_ONE_FILE = (InvalidInput, TooLarge, UnsupportedMedia)
 class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, DecodedT]):
     """Base of tasks that take files: one that cannot be used does not lose the answers of the others.
 
-        def steps(self, request):
-            results = yield from self.each_file(request)
-            return Output.model_construct(model=self.folder.ref, results=results)
-
-    The output's `results` has an entry for each file, in the order sent: `list[Result | FailedFile]`.
+    A subclass says how a file is decoded and how decoded files are answered. The output's `results` has an entry for
+    each file, in the order sent: `list[Result | FailedFile]`. A task with `other_answers` says in `render` how one
+    file's result becomes their bytes; such a request has exactly one file.
 
     Attributes:
         noun: what a file is called, as in "Image 2 is damaged".
@@ -560,6 +597,68 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
             decoded: what `decode_file` made of them.
         """
 
+    def shown(self, request: MediaInputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
+        for result in answer["results"]:
+            if "error" in result:
+                yield Failure(result["error"]["detail"])
+            else:
+                yield from self.shown_result(request, result)
+
+    def shown_result(self, request: MediaInputT, result: Mapping[str, Any]) -> Iterator[Shown]:
+        """What a terminal shows of one file's result, as `shown` does of a whole answer."""
+        rest = {name: value for name, value in result.items() if name != "filename"}
+        yield from fields_shown(rest, result.get("filename") or "")
+
+    def render(self, request: MediaInputT, file: Upload, decoded: DecodedT, result: Any) -> bytes:
+        """The answer for one file in the format of `other_answers` that the request asks for.
+
+        Args:
+            request: with its `format`.
+            file: as sent, for what `decoded` has lost, such as the picture in its own size.
+            decoded: what `decode_file` made of it.
+            result: what `answer_files` found in it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has other_answers and does not say how they are rendered")
+
+    def steps(self, request: MediaInputT) -> Steps[OutputT | MediaAnswer]:
+        if (content_type := self.other_answer(request)) is not None:
+            return (yield from self._rendered(request, content_type))
+        results = yield from self.each_file(request)
+        return cast(OutputT, self.Output.model_construct(model=self.folder.ref, results=results))
+
+    def _rendered(self, request: MediaInputT, content_type: str) -> Steps[MediaAnswer]:
+        """The only file's answer as bytes."""
+        self._check_files(request)
+        (file,) = request.files
+        try:
+            decoded = self.decode_file(file, self._name_of(file, 0))
+        except _OF_ONE_FILE as error:
+            telemetry.REFUSED_FILES.labels(self.folder.name, error.slug).inc()
+            raise
+        (result,) = yield from self.answer_files(request, [file], [decoded])
+        return MediaAnswer(self.folder.ref, self.render(request, file, decoded, result), content_type)
+
+    def _check_files(self, request: MediaInputT) -> None:
+        """See that a request has as many files as it may have.
+
+        Raises:
+            InvalidInput: there is none, or there are several for an answer that can show only one.
+        """
+        noun, count = self.noun.lower(), len(request.files)
+        if not count:
+            raise InvalidInput(
+                f"No {noun} was sent. Send one as the body, or parts named 'file' as multipart/form-data."
+            )
+        if count > 1 and self.other_answer(request) is not None:
+            asked = getattr(request, "format", "")
+            raise InvalidInput(
+                f"format={asked} answers one {noun}, and {count} were sent. Send each in a request of its own, or ask "
+                "for JSON, which answers all."
+            )
+
+    def _name_of(self, file: Upload, place: int) -> str:
+        return f"{self.noun} {quoted(file.filename) if file.filename else place + 1}"
+
     def each_file(self, request: MediaInputT) -> Steps[list[Any]]:
         """The results of all files in the order sent, a `FailedFile` for each that cannot be used.
 
@@ -567,20 +666,15 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
             InvalidInput: no file was sent, or none of several can be used.
             InvalidInput, TooLarge, UnsupportedMedia: the only file cannot be used.
         """
+        self._check_files(request)
         files = request.files
-        if not files:
-            noun = self.noun.lower()
-            raise InvalidInput(
-                f"No {noun} was sent. Send one as the body, or parts named 'file' as multipart/form-data."
-            )
         results: list[Any] = [None] * len(files)
         refused: list[FileProblem] = []
         for start in range(0, len(files), FILES_AT_ONCE):
             decoded: dict[int, DecodedT] = {}
             for place, file in enumerate(files[start : start + FILES_AT_ONCE], start):
-                what = f"{self.noun} {quoted(file.filename) if file.filename else place + 1}"
                 try:
-                    decoded[place] = self.decode_file(file, what)
+                    decoded[place] = self.decode_file(file, self._name_of(file, place))
                 except _OF_ONE_FILE as error:
                     telemetry.REFUSED_FILES.labels(self.folder.name, error.slug).inc()
                     if len(files) == 1:

@@ -15,7 +15,7 @@ and the energy of Liu et al., "Energy-based Out-of-distribution Detection" (Neur
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -30,6 +30,7 @@ from service.media.images import Filter, Frame, Resize, View, open_picture, pixe
 from service.tasks.base import (
     Array,
     FailedFile,
+    MediaAnswer,
     MediaInput,
     MediaTask,
     ModelFolder,
@@ -41,6 +42,7 @@ from service.tasks.base import (
     Upload,
 )
 from service.tasks.comparison import difference, near, ranking_difference
+from service.tasks.terminal import Shown, Table
 
 _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the documentation page has something to send
     "data:image/webp;base64,"
@@ -285,6 +287,7 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
     noun = "Image"
     sample_file = "photo.jpg"
     sample_data_url = _HORSE
+    by_default = True
 
     @classmethod
     def recognises(cls, data: bytes) -> bool:
@@ -439,11 +442,14 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
             )
         return None
 
-    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput]:
+    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput | MediaAnswer]:
         if request.explain and self._map not in self.folder.signature.outputs:
             raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
-        results = yield from self.each_file(request)
-        return ImageClassificationOutput.model_construct(model=self.folder.ref, results=results)
+        return (yield from super().steps(request))
+
+    def shown_result(self, request: ImageClassificationInput, result: Mapping[str, Any]) -> Iterator[Shown]:
+        rows = [(prediction["label"], f"{prediction['score']:.3f}") for prediction in result["predictions"]]
+        yield Table(("label", "score"), rows, result["filename"] or "")
 
     def decode_file(self, file: Upload, what: str) -> tuple[Array, View]:
         """Turn an encoded picture into pixels, uint8 (height, width, channels), and what part of it they show.

@@ -33,6 +33,7 @@ from service.errors import InferenceFailed, InvalidInput, InvalidState, Manifest
 from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import ModelField, ModelFolder, ModelReference, Run, Steps, Task, TaskInput, TaskOutput
 from service.tasks.comparison import difference, ranking_difference
+from service.tasks.terminal import Shown, Table
 from service.text.normal_form import normalise, visible
 from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, split_chunk, unfinished_from
 from service.text.vocabulary import Vocabulary, proportional
@@ -502,6 +503,13 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
     def _read_words(self, words: NDArray[np.int64], states: NDArray[np.float32]) -> Run:
         """A run that reads one word (rows,) in each row, after a state (rows, S)."""
         return self._run(words[:, None], [1] * len(words), states)
+
+    def shown(self, request: NextWordInput, answer: Mapping[str, Any]) -> Iterator[Shown]:
+        rows = [(prediction["text"], f"{prediction['score']:.3f}") for prediction in answer["predictions"]]
+        yield Table(("continuation", "score"), rows)
+        if answer.get("tokens"):
+            rows = [(token["token"], f"{token['surprisal']:.1f}") for token in answer["tokens"]]
+            yield Table(("word", "surprisal in bits"), rows)
 
     def steps(self, request: NextWordInput) -> Steps[NextWordOutput]:
         try:
