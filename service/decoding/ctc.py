@@ -113,6 +113,9 @@ def prefix_beam_search(log_probs: LogProbs, beams: int = BEAMS) -> list[Alternat
 def combine(first: Sequence[Alternative], second: Sequence[Alternative], most: int = BEAMS) -> list[Alternative]:
     """Alternatives for two stretches of sound, one after the other, from those of each.
 
+    The best of the two is the best of each, so that a recording in pieces has the text of the whole. Labels that come
+    about in several ways are as probable as the likeliest of these.
+
     Args:
         first: best first.
         second: best first.
@@ -125,8 +128,8 @@ def combine(first: Sequence[Alternative], second: Sequence[Alternative], most: i
     for before, score in first:
         for labels, added in second:
             whole = before + labels
-            joined[whole] = np.logaddexp(joined[whole], score + added) if whole in joined else score + added
-    return [Alternative(labels, float(s)) for labels, s in sorted(joined.items(), key=lambda item: -item[1])[:most]]
+            joined[whole] = max(score + added, joined.get(whole, -math.inf))
+    return [Alternative(labels, s) for labels, s in sorted(joined.items(), key=lambda item: -item[1])[:most]]
 
 
 def agreement(alternatives: Sequence[Alternative]) -> list[float]:

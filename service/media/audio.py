@@ -1,8 +1,8 @@
 """Sound: from the bytes of a recording to mono samples at the rate that a model hears, whole or piece by piece.
 
-    recording = open_recording(data, "Recording 1", most_s=600)
-    resampler = Resampler(recording.rate, 8000)
-    samples = np.concatenate([*map(resampler.feed, recording.blocks()), resampler.finish()])
+    with open_recording(data, "Recording 1", most_s=600) as recording:
+        resampler = Resampler(recording.rate, 8000)
+        samples = np.concatenate([*map(resampler.feed, recording.blocks()), resampler.finish()])
 
 The bytes say what a recording is, not its content type; only samples without any header (`audio/L16`) have to be
 declared. libsndfile decodes (soundfile), the SoX resampler resamples (soxr).
@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
+from typing import Self
 
 import numpy as np
 import soundfile
@@ -90,6 +91,13 @@ class Recording:
         """Seconds by the header; None where it does not tell."""
         return None if self.frames is None else self.frames / self.rate
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
     def blocks(self) -> Iterator[Samples]:
         """Mono samples of 16 bits, as far as the recording goes.
 
@@ -103,25 +111,25 @@ class Recording:
         if self._file is None:
             yield self._samples
             return
-        with self._file as file:
-            most, done = round(self._most_s * self.rate), 0
-            block = max(1, BLOCK_SAMPLES // file.channels)
-            into = np.zeros((block, file.channels), np.float32)
-            whole = True
-            while whole:
-                try:
-                    count = len(file.read(out=into))
-                except (soundfile.LibsndfileError, RuntimeError):
-                    # Broken off: what was decoded up to there counts.
-                    whole, count = False, min(max(0, file.tell() - done), block)
-                if not done and not count and not whole:
-                    raise InvalidInput(_damaged(self._what))
-                whole = whole and count == block
-                done += count
-                if done > most:
-                    raise _too_long(self._what, self._most_s)
-                read = into[:count]
-                yield _as_16_bits(read.mean(axis=1, dtype=np.float32) if read.shape[1] > 1 else read[:, 0])
+        file = self._file
+        most, done = round(self._most_s * self.rate), 0
+        block = max(1, BLOCK_SAMPLES // file.channels)
+        into = np.zeros((block, file.channels), np.float32)
+        whole = True
+        while whole:
+            try:
+                count = len(file.read(out=into))
+            except (soundfile.LibsndfileError, RuntimeError):
+                # Broken off: what was decoded up to there counts.
+                whole, count = False, min(max(0, file.tell() - done), block)
+            if not done and not count and not whole:
+                raise InvalidInput(_damaged(self._what))
+            whole = whole and count == block
+            done += count
+            if done > most:
+                raise _too_long(self._what, self._most_s)
+            read = into[:count]
+            yield _as_16_bits(read.mean(axis=1, dtype=np.float32) if read.shape[1] > 1 else read[:, 0])
 
 
 def open_recording(data: bytes, what: str, *, most_s: float, content_type: str | None = None) -> Recording:
@@ -265,6 +273,11 @@ class Resampler:
         units = -(-heard // self._unit) if self._rate != to else 0
         self._context, self._context_out = units * self._unit, units * self._unit_out
         self.held: Samples = np.zeros(self._context, np.int16) if held is None else held
+
+    @property
+    def least_held(self) -> int:
+        """Samples that are held at least (count)."""
+        return self._context
 
     @property
     def most_held(self) -> int:

@@ -28,8 +28,8 @@ def encoded(sound: np.ndarray, rate: int, container: str, subtype: str | None = 
 
 
 def decoded(data: bytes, *, most_s: float = 600, content_type: str | None = None) -> tuple[int, np.ndarray]:
-    recording = open_recording(data, "Recording 1", most_s=most_s, content_type=content_type)
-    return recording.rate, np.concatenate([np.empty(0, np.int16), *recording.blocks()])
+    with open_recording(data, "Recording 1", most_s=most_s, content_type=content_type) as recording:
+        return recording.rate, np.concatenate([np.empty(0, np.int16), *recording.blocks()])
 
 
 WAV_KINDS = ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW"]
