@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_fastapi_stays_in_the_api(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SERVICE)))
 def test_training_dependencies_are_never_imported(path: Path) -> None:
-    assert not {"torch", "onnx"} & {module.split(".")[0] for module in imports(path)}
+    assert not {"torch", "onnx", "training"} & {module.split(".")[0] for module in imports(path)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SERVICE)))
@@ -108,3 +109,9 @@ def test_only_the_command_line_knows_evaluations_and_only_their_plots_matplotlib
 def test_every_layer_is_there() -> None:
     parts = {path.relative_to(SERVICE).with_suffix("").parts[0] for path in MODULES}
     assert parts == set().union(*LAYERS)
+
+
+def test_the_training_tools_are_in_no_wheel() -> None:
+    hatch = tomllib.loads((SERVICE.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert hatch["wheel"]["packages"] == ["service", "gridloop"]
+    assert "training" not in hatch["sdist"]["only-include"]

@@ -19,36 +19,36 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import finetune
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from finetune import Network, Photographs, add_network, pretrained
+from efficientnet import Network, pretrained
+from finetune import Photographs, add_network
+from graph import Graph, Novelty
 from onnx import compose, utils
 from pictures import Pictures, read_train, resized
 from publishing import (
-    Graph,
-    Novelty,
     Version,
     answers,
-    flags,
-    open_session,
+    in_batches,
     publish,
-    to_int8,
     whole_photographs,
 )
 from torch import Tensor
 
 from service.calibration import fit_temperature
+from training.export import open_session
+from training.flags import read_flags
+from training.quantise import to_int8
 
 BLOCK = 5
 """Pixels a side that version 1 sees as one."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(finetune.Config):
     """Every knob; each becomes a command-line flag."""
 
@@ -116,14 +116,13 @@ def wanted(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 
 def add_close(graph: Graph, model: onnx.ModelProto) -> str:
     """The nodes of version 1, which read the means of blocks of pixels; returns the name of its activation map."""
-    x = graph.add("AveragePool", graph.pixels, kernel_shape=[BLOCK] * 2, strides=[BLOCK] * 2)
+    x = graph("AveragePool", graph.pixels, kernel_shape=[BLOCK] * 2, strides=[BLOCK] * 2)
     part = utils.Extractor(model).extract_model(["image"], ["activation_map"])
     part = compose.add_prefix(part, "close.")
     _, transposed, *nodes = part.graph.node
     for node in nodes:
         node.input[:] = [x if name == transposed.output[0] else name for name in node.input]
-    graph.nodes += nodes
-    graph.weights += part.graph.initializer
+    graph.take(nodes, part.graph.initializer)
     return str(part.graph.output[0].name)
 
 
@@ -132,27 +131,26 @@ def to_onnx(
 ) -> onnx.ModelProto:
     """The float32 graph: both maps are spread over a grid that both divide, so that their means stay, and blended."""
     graph = Graph(32 * BLOCK)
-    add, constant = graph.add, graph.constant
     x, cells = add_network(graph, network, head=False)
     features = graph.spatial_mean(x)
     weight, bias = classifier.weight[:, :, None, None], classifier.bias
-    scene = add(
-        "Conv", x, constant("classifier.weight", weight), constant("classifier.bias", bias), kernel_shape=[1, 1]
+    scene = graph(
+        "Conv", x, graph.weight("classifier.weight", weight), graph.weight("classifier.bias", bias), kernel_shape=[1, 1]
     )
     near = add_close(graph, close)
     near_cells = 7
 
     def spread(map_: str, times: int) -> str:
-        scales = constant(f"times_{times}", np.array([1, 1, times, times], np.float32))
+        scales = graph.weight(f"times_{times}", np.array([1, 1, times, times], np.float32))
         mode = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return add("Resize", map_, "", scales, **mode)
+        return graph("Resize", map_, "", scales, **mode)
 
-    share = add("MatMul", features, constant("gate.weight", gate.weight.T))
-    share = add("Sigmoid", add("Add", share, constant("gate.bias", gate.bias)))
-    share = add("Unsqueeze", share, constant("last_two", np.array([2, 3])))
+    share = graph("MatMul", features, graph.weight("gate.weight", gate.weight.T))
+    share = graph("Sigmoid", graph("Add", share, graph.weight("gate.bias", gate.bias)))
+    share = graph("Unsqueeze", share, graph.weight("last_two", np.array([2, 3])))
     near, scene = spread(near, cells), spread(scene, near_cells)
-    blended = add("Add", near, add("Mul", share, add("Sub", scene, near)))
-    add("Mul", blended, constant("cold", np.array(1 / temperature, np.float32)), output="activation_map")
+    blended = graph("Add", near, graph("Mul", share, graph("Sub", scene, near)))
+    graph("Mul", blended, graph.weight("cold", np.array(1 / temperature, np.float32)), name="activation_map")
     return graph.finished(features, novelty, len(classifier.bias), cells * near_cells)
 
 
@@ -160,12 +158,12 @@ def main(config: Config) -> None:
     """Checkpoint -> features -> regressions -> graph -> calibrate -> evaluate."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    data, side = Path(config.data), 32 * BLOCK
+    data, side = config.data, 32 * BLOCK
     training, names = read_train(data / "cifar10")
     training, held_out = training[: -config.held_out], training[-config.held_out :]
-    network = pretrained(Path(config.pretrained), names)
+    network = pretrained(config.pretrained, names)
     network.load_state_dict(torch.load(config.checkpoint, weights_only=True)["network"])
-    close = onnx.load(Path(config.out) / "1" / "model.onnx")
+    close = onnx.load(config.out / "1" / "model.onnx")
 
     def enlarged(pictures: Pictures) -> Pictures:
         return Pictures(resized(pictures.images, side, config.filter), pictures.labels)
@@ -204,7 +202,7 @@ def main(config: Config) -> None:
     novelty = Novelty.fit(features, logits, labels, config.distance_weight, dimensions=config.distance_dimensions)
     model = to_onnx(network, classifier, gate, close, novelty, temperature)
     # version 1's stem and classifier have names that end alike, so they stay float32 as well
-    quantised = to_int8(model, whole.images[:: len(whole) // 100], finetune.EXACT, seven_bits=False)
+    quantised = to_int8(model, in_batches(whole.images[:: len(whole) // 100]), exact=finetune.EXACT)
     parts = [network.stem, network.blocks]
     count = sum(p.numel() for part in parts for p in part.parameters())
     count += sum(layer.weight.numel() + layer.bias.numel() for layer in (classifier, gate))
@@ -218,4 +216,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(flags(Config, __doc__))
+    main(read_flags(Config, __doc__))

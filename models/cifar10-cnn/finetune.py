@@ -7,7 +7,7 @@
 DIR holds `cifar10` as `train.py` says. Where it also holds `flickr8k` and `camvid`, packed as `photographs.py` says, the
 photographs of the tuning part are scored beside CIFAR-10's held-out pictures; version 3 is not trained or calibrated on
 any picture of theirs. The weights are Google's, converted to PyTorch by ML Illustrated, under the Apache License 2.0; the file is
-checked by its sha256, and the network is written anew here.
+checked by its sha256, and the network is written anew in `efficientnet.py`.
 
 The classifier keeps a row for each kind that ImageNet knows of the ten classes (118 breeds of dogs, for instance), and
 the probability of a class is the sum over its kinds. So it can name pictures before any training, and training changes
@@ -26,8 +26,6 @@ A run writes a checkpoint now and then and continues from it when started again 
 Tensor letters: N pictures, C channels, H rows, W columns, K classes, J kinds.
 
 References:
-    Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), arXiv:1905.11946; Lite
-        variants: Liu, "Higher accuracy on vision models with EfficientNet-Lite" (2020).
     Wortsman et al., "Robust fine-tuning of zero-shot models" (2022), arXiv:2109.01903: averages of weights (WiSE-FT).
     Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution" (2022),
         arXiv:2202.10054: start from a classifier that fits the features.
@@ -38,7 +36,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 import time
@@ -51,52 +48,37 @@ import onnx
 import photographs
 import torch
 import torch.nn.functional as F
+from efficientnet import ConvNorm, Network, average, logits_of, maps_and_features, pretrained
+from graph import Graph, Novelty
 from pictures import FILTERS, Augmentation, Pictures, read_train, relit, resampling_matrix, resized, uniform
 from publishing import (
-    Graph,
-    Novelty,
     Options,
     Version,
     check_equal,
-    flags,
+    in_batches,
     publish,
-    to_int8,
     whole_photographs,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from service.calibration import fit_temperature
 from service.cpu import processor_name
-
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-"""Of `efficientnet-lite0-57934424.pth`."""
-KINDS = {
-    "airplane": (404, 895),
-    "automobile": (436, 468, 511, 609, 627, 656, 661, 751, 817),
-    "bird": (*range(7, 25), *range(80, 101), *range(127, 147)),
-    "cat": tuple(range(281, 286)),
-    "deer": (351, 352, 353),
-    "dog": tuple(range(151, 269)),
-    "frog": (30, 31, 32),
-    "horse": (339,),
-    "ship": (403, 510, 554, 576, 625, 628, 724, 780, 814, 833, 871, 914, 472, 484),
-    "truck": (555, 569, 675, 717, 734, 864, 867),
-}
-"""Which of ImageNet's 1,000 classes are kinds of ours; antelopes stand for deer."""
-
+from training.flags import read_flags
+from training.loop import save_state
+from training.quantise import to_int8
 
 EXACT = ("stem.weight", "blocks.0.0.weight", "blocks.0.1.weight", "classifier.weight")
 """Weights that stay float32: rounded to 8 bits, the first ones cost 0.4 points. Seven bits of the others would cost 3.5."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """Every knob; each becomes a command-line flag."""
 
-    pretrained: str = "efficientnet-lite0-57934424.pth"
+    pretrained: Path = Path("efficientnet-lite0-57934424.pth")
     """File with the weights that ImageNet taught."""
-    initial: str = ""
-    """Checkpoint of an earlier run to go on from (empty: from the pre-trained weights)."""
+    initial: Path | None = None
+    """Checkpoint of an earlier run to go on from, instead of the pre-trained weights."""
     initial_share: float = 0.5
     """Share of its weights in the average with the pre-trained ones."""
     share: float = 0.8
@@ -156,153 +138,6 @@ class Config(Options):
     # Export
     distance_dimensions: int = 64
     """Dimensions of the features that the novelty's distance is measured in."""
-
-
-# --------------------------------------------------------------------------------------------------------------- model
-
-
-class ConvNorm(nn.Module):
-    """A convolution padded as TensorFlow's "SAME" pads, BatchNorm, and ReLU6 where `active`."""
-
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, active: bool = True
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
-        self.active = active
-
-    def padding(self, side: int) -> tuple[int, int]:
-        """Zeros before and after a side of so many pixels."""
-        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        needed = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
-        return needed // 2, needed - needed // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, self.padding(x.shape[3]) + self.padding(x.shape[2]))
-        x = self.norm(self.conv(x))
-        return F.relu6(x) if self.active else x
-
-
-class InvertedResidual(nn.Module):
-    """Widen by `expansion`, filter each channel, narrow; what went in is added where it has the same shape."""
-
-    def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
-        super().__init__()
-        wide = inputs * expansion
-        self.units = nn.Sequential(
-            *([ConvNorm(inputs, wide)] if expansion > 1 else []),
-            ConvNorm(wide, wide, kernel, stride, groups=wide),
-            ConvNorm(wide, outputs, active=False),
-        )
-        self.skip = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.units(x) if self.skip else self.units(x)
-
-
-class Network(nn.Module):
-    """EfficientNet-Lite0. Pictures float (N, C, H, W), 0..255 -> logits (N, K): each the log-sum-exp of its kinds' ones."""
-
-    stages = (  # expansion, kernel, stride, channels, blocks
-        (1, 3, 1, 16, 1),
-        (6, 3, 2, 24, 2),
-        (6, 5, 2, 40, 2),
-        (6, 3, 2, 80, 3),
-        (6, 5, 1, 112, 3),
-        (6, 5, 2, 192, 4),
-        (6, 3, 1, 320, 1),
-    )
-
-    def __init__(self, counts: list[int]) -> None:
-        super().__init__()
-        self.counts = counts
-        """Kinds of each class."""
-        self.stem = ConvNorm(3, 32, 3, 2)
-        blocks, inputs = [], 32
-        for expansion, kernel, stride, outputs, count in self.stages:
-            for i in range(count):
-                blocks.append(InvertedResidual(inputs, outputs, expansion, kernel, stride if i == 0 else 1))
-                inputs = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.head = ConvNorm(inputs, 1280)
-        self.classifier = nn.Conv2d(1280, sum(counts), 1)
-
-    def body(self, x: Tensor) -> Tensor:
-        """What the last layer but one reads: (N, C, H, W) -> (N, 320, h, w)."""
-        maps: Tensor = self.blocks(self.stem((x - 127) / 128))
-        return maps
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the classifier reads: (N, C, H, W) -> (N, 1280, h, w)."""
-        return self.head(self.body(x))
-
-    def kinds(self, features: Tensor) -> Tensor:
-        """Logits of the kinds (N, J) from mean features (N, 1280)."""
-        return F.linear(features, self.classifier.weight[:, :, 0, 0], self.classifier.bias)
-
-    def classes(self, kinds: Tensor) -> Tensor:
-        """Logits of the classes (N, K) from those of the kinds (N, J)."""
-        return torch.stack([own.logsumexp(1) for own in kinds.split(self.counts, 1)], 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classes(self.kinds(self.features(x).mean((2, 3))))
-
-
-def pretrained(path: Path, names: list[str]) -> Network:
-    """The network as ImageNet taught it, with the classifier's rows for the kinds of our classes."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise SystemExit(f"{path} is not the expected file: its sha256 is {digest}, not {WEIGHTS_SHA256}")
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    weight, bias = state.pop("_fc.weight"), state.pop("_fc.bias")
-    rows = [row for name in names for row in KINDS[name]]
-    network = Network([len(KINDS[name]) for name in names])
-    own = [name for name in network.state_dict() if not name.startswith("classifier.")]
-    renamed = dict(zip(own, state.values(), strict=True))  # both are in the order of the layers
-    renamed |= {"classifier.weight": weight[rows][:, :, None, None], "classifier.bias": bias[rows]}
-    network.load_state_dict(renamed)
-    return network.eval().to(memory_format=torch.channels_last)
-
-
-def average(before: Network, after: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights with that share of those after training, and the rest of those before."""
-    state = before.state_dict()
-    return {
-        name: value.lerp(after[name], share) if value.is_floating_point() else value for name, value in state.items()
-    }
-
-
-@torch.no_grad()
-def maps_and_features(network: Network, images: np.ndarray, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Activation maps (N, K, h, w) and mean features (N, 1280), float32, of uint8 pictures (N, H, W, C).
-
-    The logit of a class is not linear in its kinds' maps, but its gradient splits it exactly: each kind's map weighs as
-    much as the kind has of the class's probability, and what is left, the entropy of these shares, is spread evenly. So
-    the spatial mean is the logit, divided by the temperature.
-    """
-    maps, features = [], []
-    for rows in torch.from_numpy(np.ascontiguousarray(images)).split(50):
-        own = network.features(rows.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last))
-        mean = own.mean((2, 3))
-        kinds = network.kinds(mean)
-        logits = network.classes(kinds)
-        shares = torch.cat([part.softmax(1) for part in kinds.split(network.counts, 1)], 1)
-        weighted = network.classifier(own) * shares[:, :, None, None]
-        split = torch.stack([part.sum(1) for part in weighted.split(network.counts, 1)], 1)
-        maps.append((split + (logits - split.mean((2, 3)))[:, :, None, None]) / temperature)
-        features.append(mean)
-    return torch.cat(maps), torch.cat(features)
-
-
-@torch.no_grad()
-def logits_of(network: Network, images: np.ndarray) -> Tensor:
-    """Logits (N, K) for uint8 pictures (N, H, W, C)."""
-    parts = [
-        network(rows.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last))
-        for rows in torch.from_numpy(np.ascontiguousarray(images)).split(50)
-    ]
-    return torch.cat(parts)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -381,7 +216,7 @@ class Photographs:
     """Height and width that all are kept at; those of Flickr8k are so (pixels)."""
 
     def __init__(self, config: Config, names: list[str], generator: torch.Generator) -> None:
-        data = Path(config.data)
+        data = config.data
         flickr = list(photographs.flickr8k(data / "flickr8k", "training"))
         cars = list(photographs.camvid_cars(data / "camvid", "training", margin=0.5))
         every = [*flickr, *cars, *photographs.camvid_streets(data / "camvid", "training")]
@@ -435,8 +270,8 @@ def train(
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    before = pretrained(Path(config.pretrained), names)
-    network = pretrained(Path(config.pretrained), names)
+    before = pretrained(config.pretrained, names)
+    network = pretrained(config.pretrained, names)
     if config.initial:
         state = torch.load(config.initial, weights_only=True)["network"]
         network.load_state_dict(average(before, state, config.initial_share))
@@ -455,8 +290,8 @@ def train(
         betas=(0.9, 0.99),
     )
     step, epoch, spent_s, cpu_s = 0, 0, 0.0, 0.0
-    path = Path(config.checkpoint)
-    if path.exists():
+    path = config.checkpoint
+    if config.resume and path.exists():
         state = torch.load(path, weights_only=True)
         network.load_state_dict(state["network"])
         adam.load_state_dict(state["adam"])
@@ -467,12 +302,10 @@ def train(
     begin, cpu_begin = time.perf_counter() - spent_s, time.process_time() - cpu_s
 
     def save() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {"network": network.state_dict(), "adam": adam.state_dict(), "generator": generator.get_state()}
         state |= {"step": step, "epoch": epoch, "flip_first": data.flip_first}
         state |= {"spent_s": time.perf_counter() - begin, "cpu_s": time.process_time() - cpu_begin}
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        save_state(path, state)
 
     progress = spent_s / config.budget_s
     total, correct, seen = 0.0, 0, 0
@@ -539,53 +372,53 @@ def accuracy(network: Network, pictures: Pictures) -> float:
 
 def add_network(graph: Graph, network: Network, *, head: bool = True) -> tuple[str, int]:
     """The network's nodes; returns the name of its `features`, or of its `body`, and how many cells a side these have."""
-    add, constant = graph.add, graph.constant
-    zero, six = constant("zero", np.array(0, np.float32)), constant("six", np.array(6, np.float32))
+    zero, six = graph.weight("zero", np.array(0, np.float32)), graph.weight("six", np.array(6, np.float32))
     cells = graph.side
 
     def unit(x: str, own: ConvNorm, name: str) -> str:
         nonlocal cells
         x = graph.normalised(x, own.conv, own.norm, name, pads=own.padding(cells))
         cells = math.ceil(cells / own.conv.stride[0])
-        return add("Clip", x, zero, six) if own.active else x
+        return graph("Clip", x, zero, six) if own.active else x
 
-    x = add("Sub", graph.pixels, constant("middle", np.array(127, np.float32)))
-    x = unit(add("Mul", x, constant("scale", np.array(1 / 128, np.float32))), network.stem, "stem")
+    x = graph("Sub", graph.pixels, graph.weight("middle", np.array(127, np.float32)))
+    x = unit(graph("Mul", x, graph.weight("scale", np.array(1 / 128, np.float32))), network.stem, "stem")
     for i, block in enumerate(network.blocks):
         y = x
         for j, own in enumerate(block.units):
             y = unit(y, own, f"blocks.{i}.{j}")
-        x = add("Add", x, y) if block.skip else y
+        x = graph("Add", x, y) if block.skip else y
     return (unit(x, network.head, "head") if head else x), cells
 
 
 def to_onnx(network: Network, side: int, temperature: float, novelty: Novelty) -> onnx.ModelProto:
     """The float32 graph; `maps_and_features` says how the activation map comes about."""
     graph = Graph(side)
-    add, constant = graph.add, graph.constant
     x, cells = add_network(graph, network)
     weight, bias = network.classifier.weight, network.classifier.bias
-    fine = add("Conv", x, constant("classifier.weight", weight), constant("classifier.bias", bias), kernel_shape=[1, 1])
+    fine = graph(
+        "Conv", x, graph.weight("classifier.weight", weight), graph.weight("classifier.bias", bias), kernel_shape=[1, 1]
+    )
     kinds = graph.spatial_mean(fine)  # (N, J)
     members = torch.repeat_interleave(torch.eye(len(network.counts)), torch.tensor(network.counts), dim=0)  # (J, K)
-    second, space = constant("second", np.array([1])), constant("last_two", np.array([2, 3]))
-    peak = add("ReduceMax", kinds, second, keepdims=1)
-    powers = add("Exp", add("Sub", kinds, peak))
-    sums = add("MatMul", powers, constant("members", members))
-    logits = add("Add", add("Log", sums), peak)  # (N, K), at a temperature of 1
-    shares = add("Div", powers, add("MatMul", sums, constant("members.transposed", members.T)))
-    weighted = add("Mul", fine, add("Unsqueeze", shares, space))
-    split = add("Conv", weighted, constant("classes", members.T[:, :, None, None]), kernel_shape=[1, 1])
-    rest = add("Unsqueeze", add("Sub", logits, graph.spatial_mean(split)), space)
-    cold = constant("cold", np.array(1 / temperature, np.float32))
-    add("Mul", add("Add", split, rest), cold, output="activation_map")
+    second, space = graph.weight("second", np.array([1])), graph.weight("last_two", np.array([2, 3]))
+    peak = graph("ReduceMax", kinds, second, keepdims=1)
+    powers = graph("Exp", graph("Sub", kinds, peak))
+    sums = graph("MatMul", powers, graph.weight("members", members))
+    logits = graph("Add", graph("Log", sums), peak)  # (N, K), at a temperature of 1
+    shares = graph("Div", powers, graph("MatMul", sums, graph.weight("members.transposed", members.T)))
+    weighted = graph("Mul", fine, graph("Unsqueeze", shares, space))
+    split = graph("Conv", weighted, graph.weight("classes", members.T[:, :, None, None]), kernel_shape=[1, 1])
+    rest = graph("Unsqueeze", graph("Sub", logits, graph.spatial_mean(split)), space)
+    cold = graph.weight("cold", np.array(1 / temperature, np.float32))
+    graph("Mul", graph("Add", split, rest), cold, name="activation_map")
     return graph.finished(graph.spatial_mean(x), novelty, len(network.counts), cells)
 
 
 def main(config: Config) -> None:
     """Data -> pre-trained weights -> loop -> average -> calibrate -> export -> check -> evaluate."""
     torch.set_num_threads(config.threads)
-    data = Path(config.data)
+    data = config.data
     training, names = read_train(data / "cifar10")
     training, held_out = training[: -config.held_out], training[-config.held_out :]
     training = training[: config.subset or len(training)]
@@ -599,7 +432,7 @@ def main(config: Config) -> None:
     state, effort = train(config, training, names, checks)
     if config.photographs:
         return  # combine.py goes on from the checkpoint
-    network = pretrained(Path(config.pretrained), names)
+    network = pretrained(config.pretrained, names)
     network.load_state_dict(average(network, state, config.share))
 
     unseen, seen = fitted(held_out), fitted(training[: config.novelty_pictures])
@@ -615,7 +448,7 @@ def main(config: Config) -> None:
     logits = maps.mean((2, 3))
     expected = {"activation_map": maps, "logits": logits, "novelty": novelty(features, logits)}
     difference = check_equal(model, few, expected, tolerance=1e-3)
-    quantised = to_int8(model, seen.images[:: len(seen) // 100], (*EXACT, "classes"), seven_bits=False)
+    quantised = to_int8(model, in_batches(seen.images[:: len(seen) // 100]), exact=(*EXACT, "classes"))
     parameters = sum(p.numel() for p in network.parameters())
     notes = [
         f"Version 3: {parameters:,} parameters; temperature {temperature:.3f}; largest difference between ONNX "
@@ -628,4 +461,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(flags(Config, __doc__))
+    main(read_flags(Config, __doc__))

@@ -46,6 +46,7 @@ from PIL import Image
 
 from service.evaluation.statistics import wilson
 from service.runtime.eight_bits import keep_sums_exact
+from training.card import write_block
 
 MODEL_FOLDER = Path(__file__).resolve().parent
 RARE = 25
@@ -436,12 +437,7 @@ def main() -> None:
     )
     print("\n".join(lines))
     if arguments.write:
-        card = arguments.model / "card.md"
-        block = "<!-- photographs -->\n" + "\n".join(lines) + "\n<!-- /photographs -->"
-        text = re.sub(
-            r"<!-- photographs -->.*?<!-- /photographs -->", lambda _: block, card.read_text(), flags=re.DOTALL
-        )
-        card.write_text(text)
+        write_block(arguments.model / "card.md", "photographs", lines)
 
 
 if __name__ == "__main__":

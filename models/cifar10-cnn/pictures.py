@@ -10,7 +10,6 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from training.data import DataSet
+
+CIFAR10 = DataSet(
+    "CIFAR-10",
+    "https://www.cs.toronto.edu/~kriz/cifar.html",
+    "no licence stated",
+    tuple(f"cifar10/{name}" for name in (*(f"train_{part}.webp" for part in range(1, 6)), "test.webp", "labels.npz")),
+)
 FILTERS = {
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
@@ -96,12 +103,6 @@ def read_train(folder: Path) -> tuple[Pictures, list[str]]:
 def read_test(folder: Path) -> Pictures:
     """The 10,000 official test pictures."""
     return Pictures(read_mosaic(folder / "test.webp"), np.load(folder / "labels.npz")["test_labels"].astype(np.int64))
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """sha256 of each data file used, by file name."""
-    names = [f"train_{part}.webp" for part in range(1, 6)] + ["test.webp", "labels.npz"]
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
 def resampling_matrix(

@@ -33,21 +33,25 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from graph import Graph, Novelty
 from onnx import numpy_helper
 from pictures import Augmentation, Pictures, read_train
-from publishing import Graph, Novelty, Options, Version, check_equal, flags, publish, to_int8
+from publishing import Options, Version, check_equal, in_batches, publish
 from torch import Tensor, nn
 
 from service.calibration import fit_temperature
 from service.cpu import processor_name
+from training.flags import read_flags
+from training.loop import save_state
+from training.quantise import to_int8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """Every knob; each becomes a command-line flag."""
 
-    initial: str = ""
-    """An exported network to go on from (empty: start from random weights)."""
+    initial: Path | None = None
+    """An exported network to go on from, instead of random weights."""
     mirror: bool = True
     """Whether the graph looks at each picture and its mirror image and averages: twice the cost."""
 
@@ -237,7 +241,7 @@ def first_network(config: Config, training: Pictures, classes: int) -> Network:
     if config.initial:
         sample = torch.from_numpy(training.images[:1000]).permute(0, 3, 1, 2).float()
         labels = torch.from_numpy(training.labels[:1000])
-        read_exported(network, Path(config.initial), sample, labels, config.label_smoothing)
+        read_exported(network, config.initial, sample, labels, config.label_smoothing)
     return network
 
 
@@ -264,8 +268,8 @@ def train(config: Config, training: Pictures, held_out: Pictures, names: list[st
     steps = round(config.epochs * steps_an_epoch)
     first_epoch, spent_s, cpu_s, step = 0, 0.0, 0.0, 0
 
-    path = Path(config.checkpoint)
-    if path.exists():
+    path = config.checkpoint
+    if config.resume and path.exists():
         state = torch.load(path, weights_only=True)
         network.load_state_dict(state["network"])
         muon.load_state_dict(state["muon"])
@@ -318,7 +322,6 @@ def train(config: Config, training: Pictures, held_out: Pictures, names: list[st
             f"  train {correct / max(1, seen):.4f}  held out {accuracy:.4f}  {spent_s:.0f} s  {cpu_s:.0f} s of CPU",
             flush=True,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {"network": network.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "step": step}
         state |= {
             "generator": generator.get_state(),
@@ -327,8 +330,7 @@ def train(config: Config, training: Pictures, held_out: Pictures, names: list[st
             "spent_s": spent_s,
             "cpu_s": cpu_s,
         }
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        save_state(path, state)
     return network.eval(), {"seconds": spent_s, "cpu_seconds": cpu_s, "epochs": step / steps_an_epoch}
 
 
@@ -340,35 +342,28 @@ def to_onnx(network: Network, mirror: bool, novelty: Novelty) -> onnx.ModelProto
     graph = Graph(32)
 
     def mirrored(x: str) -> str:
-        last, end, columns = np.array([-1]), np.array([np.iinfo(np.int64).min]), np.array([3])
-        bounds = (
-            graph.constant("last", last),
-            graph.constant("end", end),
-            graph.constant("columns", columns),
-            graph.constant("backwards", last),
-        )
-        return graph.add("Slice", x, *bounds)
+        return graph("Slice", x, graph.ints(-1), graph.ints(np.iinfo(np.int64).min), graph.ints(3), graph.ints(-1))
 
-    x = graph.add("Concat", graph.pixels, mirrored(graph.pixels), axis=0) if mirror else graph.pixels
-    stem = graph.constant("stem.weight", network.stem.weight), graph.constant("stem.bias", network.stem.bias)
-    x = graph.add("Gelu", graph.add("Conv", x, *stem, kernel_shape=[2, 2]))
+    x = graph("Concat", graph.pixels, mirrored(graph.pixels), axis=0) if mirror else graph.pixels
+    stem = graph.weight("stem.weight", network.stem.weight), graph.weight("stem.bias", network.stem.bias)
+    x = graph("Gelu", graph("Conv", x, *stem, kernel_shape=[2, 2]))
     for i, group in enumerate(network.groups):
         x = graph.normalised(x, group.conv1, group.norm1, f"groups.{i}.conv1")
-        x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]) if group.pool else x
-        x = graph.add("Gelu", x)
-        x = graph.add("Gelu", graph.normalised(x, group.conv2, group.norm2, f"groups.{i}.conv2"))
+        x = graph("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]) if group.pool else x
+        x = graph("Gelu", x)
+        x = graph("Gelu", graph.normalised(x, group.conv2, group.norm2, f"groups.{i}.conv2"))
     if mirror:
-        ways = graph.split(x, 2)
-        x = graph.add("Mean", ways[0], mirrored(ways[1]))
-    classifier = graph.constant("classifier.weight", network.classifier.weight)
-    graph.add("Conv", x, classifier, kernel_shape=[1, 1], output="activation_map")
+        ways = graph.several("Split", x, outputs=2, axis=0, num_outputs=2)
+        x = graph("Mean", ways[0], mirrored(ways[1]))
+    classifier = graph.weight("classifier.weight", network.classifier.weight)
+    graph("Conv", x, classifier, kernel_shape=[1, 1], name="activation_map")
     return graph.finished(graph.spatial_mean(x), novelty, network.classifier.out_channels, cells=7)
 
 
 def main(config: Config) -> None:
     """Data -> model -> loop -> calibrate -> export -> check -> evaluate."""
     torch.set_num_threads(config.threads)
-    training, names = read_train(Path(config.data) / "cifar10")
+    training, names = read_train(config.data / "cifar10")
     training, held_out = training[: -config.held_out], training[-config.held_out :]
     training = training[: config.subset or len(training)]
     print(f"{len(training)} training pictures, {len(held_out)} held out", flush=True)
@@ -386,7 +381,9 @@ def main(config: Config) -> None:
     expected = {"activation_map": maps, "logits": logits, "novelty": novelty(features, logits)}
     difference = check_equal(model, few, expected, tolerance=2e-4)
     # whitening cancels large terms, so the stem stays float32, as does the classifier
-    quantised = to_int8(model, seen.images[:300], exact=("stem.weight", "classifier.weight"))
+    quantised = to_int8(
+        model, in_batches(seen.images[:300]), exact=("stem.weight", "classifier.weight"), seven_bits=True
+    )
     versions = {"2": Version(quantised, 0.03, "hamming"), "1": Version(model, 0.002, "hamming")}
     core = f"an {processor_name()}"
     notes = [
@@ -400,4 +397,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(flags(Config, __doc__))
+    main(read_flags(Config, __doc__))
