@@ -23,15 +23,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -40,12 +34,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import load
-from load import BenchmarkFailed, Limit, Workload, cpu_seconds, memory_mib, own_seconds, process_tree, same_answer, stop
+from measuring import BenchmarkFailed, options, workloads
+from measuring.answers import same_answer
+from measuring.limit import Limit, LimitSample
+from measuring.machine import cpu_seconds, machine
+from measuring.noise import QUIET_CORES, Noise, calmest, listening
+from measuring.tables import environment, median, number, write_results
+from measuring.targets import Running, Target, running, targets
+from measuring.workloads import Workload
 from rich.console import Console
 from rich.table import Table
 
-from service import bench as client
+from service.client.http import ClientFailed, Server, ServerAddress, http_request
+from service.client.load import WARM_UP_S, Load, Request
+from service.client.process import put_load
 from service.cpu import cpu_budget
 from service.registry.registry import Registry
 
@@ -53,7 +55,7 @@ HERE = Path(__file__).resolve().parent
 
 WORKLOADS = tuple(
     workload
-    for workload in load.WORKLOADS
+    for workload in workloads.WORKLOADS
     if workload.name in ("image, PNG 32×32", "text, 32 words", "series, 256 points")
 )
 MODELS = {
@@ -67,202 +69,8 @@ LIMIT_BATCHES = (1, 2, 4, 8, 16, 32)
 SAMPLES = 200
 """Answers of one measurement that are compared (count)."""
 
-QUIET_CORES = 0.15
-"""Cores that other programs may use during a measurement."""
-RETRIES = 2
 EXTRA_TIME = 0.25
 """Share of the planned time that measurements made again may take."""
-
-
-# ------------------------------------------------------------------------------------------------------------- machine
-
-
-@dataclass(frozen=True)
-class Noise:
-    """What else the machine did during a measurement.
-
-    Attributes:
-        other_cores: used by programs that are not part of the benchmark.
-        stolen_cores: taken by the hypervisor.
-    """
-
-    other_cores: float = 0.0
-    stolen_cores: float = 0.0
-
-    @property
-    def is_quiet(self) -> bool:
-        return not self.total > QUIET_CORES  # NaN, where there is no /proc, is taken as quiet
-
-    @property
-    def total(self) -> float:
-        return self.other_cores + self.stolen_cores
-
-
-def _stolen_seconds() -> float:
-    try:
-        return int(Path("/proc/stat").read_text().split("\n")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
-    except OSError:
-        return 0.0
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[Callable[[], Noise]]:
-    """Watch the machine in the block; what is yielded tells its noise afterwards."""
-    wall, busy, own, stolen = time.perf_counter(), load.busy_seconds(), own_seconds(), _stolen_seconds()
-    noise = Noise()
-    yield lambda: noise
-    wall = time.perf_counter() - wall
-    others = load.busy_seconds() - busy - (own_seconds() - own)
-    noise = Noise(max(0.0, others) / wall, max(0.0, _stolen_seconds() - stolen) / wall)
-
-
-def calmest(attempts: Iterator[tuple[Any, Noise]], may_repeat: Callable[[], bool]) -> tuple[Any, Noise, int]:
-    """The first quiet attempt, else the calmest of those that there was time for; and how many were made."""
-    best: tuple[Any, Noise] | None = None
-    for made, attempt in enumerate(attempts, start=1):
-        if best is None or attempt[1].total < best[1].total:
-            best = attempt
-        if best[1].is_quiet or made > RETRIES or not may_repeat():
-            return *best, made
-    raise BenchmarkFailed("nothing was measured")
-
-
-# ------------------------------------------------------------------------------------------------------------- servers
-
-
-@dataclass(frozen=True)
-class Target:
-    """A server to measure.
-
-    Attributes:
-        name: in the table.
-        command: starts it; `{port}` and `{models}` are filled in.
-        ready: asked with GET until it answers 200.
-        request: a workload's body as this server takes it: path, content type, body.
-    """
-
-    name: str
-    command: Sequence[str]
-    ready: str
-    request: Callable[[Workload, bytes], tuple[str, str, bytes]]
-
-
-def as_service(workload: Workload, body: bytes) -> tuple[str, str, bytes]:
-    return workload.path, workload.content_type, body
-
-
-def as_form(workload: Workload, body: bytes) -> tuple[str, str, bytes]:
-    """JSON as it is; files as a browser's form sends them."""
-    path = f"/{workload.task}"
-    if workload.content_type == "application/json":
-        return path, workload.content_type, body
-    boundary = "bench-0f8a1c"
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\n'
-    head += f"Content-Type: {workload.content_type}\r\n\r\n"
-    return path, f"multipart/form-data; boundary={boundary}", head.encode() + body + f"\r\n--{boundary}--\r\n".encode()
-
-
-def targets(cores: int) -> list[Target]:
-    """Everything that is compared, on this many cores."""
-    service = [
-        sys.executable,
-        "-m",
-        "service",
-        "serve",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "{port}",
-        "--models",
-        "{models}",
-    ]
-    plain = [sys.executable, "-m", "uvicorn", "plain_fastapi:app", "--app-dir", str(HERE), "--port", "{port}"]
-    plain += ["--log-level", "warning"]
-    found = [
-        Target("gridloop", service, "/readyz", as_service),
-        Target("fastapi", plain, "/openapi.json", as_form),
-    ]
-    if cores > 1:
-        found.append(Target(f"fastapi ×{cores}", [*plain, "--workers", str(cores)], "/openapi.json", as_form))
-    return found
-
-
-class Running:
-    """A target that runs.
-
-    Attributes:
-        port: on 127.0.0.1.
-        ready_s: from the start to its first answer.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self._process, self.port, self.ready_s = process, port, float("nan")
-
-    def pids(self) -> list[int]:
-        return process_tree(self._process.pid)
-
-    def memory_mib(self) -> float:
-        """Proportional set size of all its processes."""
-        return sum(size for pid in self.pids() if (size := memory_mib(pid)) is not None)
-
-    def settle(self, most_s: float = 3.0) -> None:
-        """Wait until it does nothing."""
-        until = time.perf_counter() + most_s
-        while time.perf_counter() < until:
-            before = cpu_seconds(self.pids())
-            time.sleep(0.2)
-            if cpu_seconds(self.pids()) - before < 0.02:
-                return
-
-
-@contextlib.contextmanager
-def running(target: Target, models: Path) -> Iterator[Running]:
-    """Start a server on a free port, wait until it is ready, and stop it at the end.
-
-    Raises:
-        BenchmarkFailed: it does not become ready; the message has its last words.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [part.format(port=port, models=models) for part in target.command]
-    environment = {name: value for name, value in os.environ.items() if name != "GRIDLOOP_API_KEYS"}
-    environment["GRIDLOOP_MODELS"] = str(models)
-    with tempfile.TemporaryFile() as log:
-        began = time.perf_counter()
-        # A process group of its own, so that Ctrl-C reaches only this process, which stops the server in order.
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
-        )
-        server = Running(process, port)
-        try:
-            _wait_until_ready(target, server, process, began)
-            yield server
-        except BenchmarkFailed as error:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 2000))
-            raise BenchmarkFailed(f"{error}; its last words:\n{log.read().decode(errors='replace')}") from None
-        finally:
-            stop(process)
-
-
-def _wait_until_ready(target: Target, server: Running, process: subprocess.Popen[bytes], began: float) -> None:
-    asked = client.Server("127.0.0.1", server.port)
-    while True:
-        try:
-            asked.ask(target.ready)
-        except client.BenchFailed as error:
-            if process.poll() is not None:
-                raise BenchmarkFailed(f"{target.name} ended with exit code {process.returncode}") from None
-            if time.perf_counter() - began > load.READY_TIMEOUT_S:
-                raise BenchmarkFailed(f"{target.name} was not ready in time: {error}") from None
-            time.sleep(0.02)
-        else:
-            break
-    server.ready_s = time.perf_counter() - began
-    server.settle(10)  # workers that are not ready yet
-
-
-# -------------------------------------------------------------------------------------------------------- measurements
 
 
 @dataclass(frozen=True)
@@ -300,7 +108,7 @@ class Row:
     errors: Mapping[str, int] = field(default_factory=dict)
     wrong: int = 0
     checked: int = 0
-    noise: Noise = Noise()
+    noise: Noise = field(default_factory=Noise)
     attempts: int = 1
 
 
@@ -351,7 +159,7 @@ class Benchmark:
         Raises:
             BenchmarkFailed: something cannot be measured.
         """
-        per_load = self.seconds + client.WARM_UP_S
+        per_load = self.seconds + WARM_UP_S
         self._extra_s = EXTRA_TIME * self.repeat * len(WORKLOADS) * (len(self.targets) * per_load + self.seconds)
         registry = Registry(self.models)
         for workload in WORKLOADS:
@@ -364,11 +172,11 @@ class Benchmark:
                 work.batch = max(tried, key=lambda batch: tried[batch])
             self.say(f"L1 {workload.name}: " + ", ".join(f"{rate:.0f}/s in {batch}" for batch, rate in tried.items()))
         draw = random.Random(0)
-        for number in range(self.repeat):
-            self._limits(number)
+        for turn in range(self.repeat):
+            self._limits(turn)
             for target in draw.sample(list(self.targets), len(self.targets)):
-                self._target(target, number)
-            self._limits(number)
+                self._target(target, turn)
+            self._limits(turn)
 
     def _open(self, work: Bodies) -> Limit:
         return Limit(self.cores, work.folder, work.workload, work.bodies)
@@ -377,7 +185,7 @@ class Benchmark:
         for work in self.work:
             with contextlib.closing(self._open(work)) as limit:
 
-                def attempts(limit: Limit = limit, work: Bodies = work) -> Iterator[tuple[load.LimitSample, Noise]]:
+                def attempts(limit: Limit = limit, work: Bodies = work) -> Iterator[tuple[LimitSample, Noise]]:
                     while True:
                         with listening() as noise:
                             sample = limit.measure(work.batch, self.limit_seconds)
@@ -395,18 +203,20 @@ class Benchmark:
                 requests = []
                 for body in work.bodies:
                     path, content_type, sent = target.request(work.workload, body)
-                    wire = client.http_request("127.0.0.1", server.port, path, content_type, sent)
-                    requests.append(client.Request(wire, work.folder.parent.name))
-                loop = client.Load("127.0.0.1", server.port, requests, self.connections, self.seconds, samples=SAMPLES)
+                    wire = http_request("127.0.0.1", server.port, path, content_type, sent)
+                    requests.append(Request(wire, work.folder.parent.name))
+                loop = Load(
+                    ServerAddress("127.0.0.1", server.port), requests, self.connections, self.seconds, samples=SAMPLES
+                )
 
-                def attempts(server: Running = server, work: Bodies = work, loop: client.Load = loop) -> Iterator[Any]:
+                def attempts(server: Running = server, work: Bodies = work, loop: Load = loop) -> Iterator[Any]:
                     while True:
                         server.settle()
-                        asked = client.Server("127.0.0.1", server.port)
+                        asked = Server(ServerAddress("127.0.0.1", server.port))
                         rows, runs = asked.runs(work.folder.parent.name)
                         cpu = cpu_seconds(server.pids())
                         with listening() as noise:
-                            outcome = client.put_load(loop)
+                            outcome = put_load(loop)
                         cpu = cpu_seconds(server.pids()) - cpu
                         after = asked.runs(work.folder.parent.name)
                         batch = (after[0] - rows) / (after[1] - runs) if after[1] > runs else None
@@ -414,7 +224,7 @@ class Benchmark:
 
                 try:
                     (outcome, cpu, batch), noise, made = calmest(attempts(), self._may_repeat)
-                except client.BenchFailed as error:
+                except ClientFailed as error:
                     raise BenchmarkFailed(f"{target.name}, {work.workload.name}: {error}") from None
                 self._add(
                     Row(
@@ -437,7 +247,7 @@ class Benchmark:
                 )
 
     def _may_repeat(self) -> bool:
-        self._repeating_s += self.seconds + client.WARM_UP_S
+        self._repeating_s += self.seconds + WARM_UP_S
         return self._repeating_s <= self._extra_s
 
     def _add(self, row: Row) -> None:
@@ -486,11 +296,11 @@ def summaries(rows: Sequence[Row]) -> list[dict[str, Any]]:
                     "workload": workload,
                     "target": target,
                     **{
-                        name: load.median([getattr(row, name) for row in mine])
+                        name: median([getattr(row, name) for row in mine])
                         for name in ("rate", "p50_ms", "p99_ms", "cpu_ms", "batch", "memory_mib", "ready_s")
                     },
                     "rate_range": [min(row.rate for row in mine), max(row.rate for row in mine)],
-                    "share": load.median(shares),
+                    "share": median(shares),
                     "share_range": [min(shares), max(shares)] if shares else None,
                     "errors": dict(errors),
                     "wrong": sum(row.wrong for row in mine),
@@ -520,14 +330,14 @@ def print_report(report: Mapping[str, Any]) -> None:
         table.add_row(
             row["workload"] if row["workload"] != before else "",
             f"[bold]{row['target']}[/]" if row["target"] == "gridloop" else row["target"],
-            load.number(row["rate"], 0) + (" ({:.0f}–{:.0f})".format(*row["rate_range"]) if many else ""),
+            number(row["rate"], 0) + (" ({:.0f}–{:.0f})".format(*row["rate_range"]) if many else ""),
             ""
             if is_limit or row["share"] is None
-            else load.number(row["share"], 2) + (" ({:.2f}–{:.2f})".format(*row["share_range"]) if many else ""),
-            *("" if is_limit else load.number(row[key], 1) for key in ("p50_ms", "p99_ms")),
-            load.number(row["batch"], 1),
-            load.number(row["cpu_ms"], 2),
-            *("" if is_limit else load.number(row[key], digits) for key, digits in (("memory_mib", 0), ("ready_s", 1))),
+            else number(row["share"], 2) + (" ({:.2f}–{:.2f})".format(*row["share_range"]) if many else ""),
+            *("" if is_limit else number(row[key], 1) for key in ("p50_ms", "p99_ms")),
+            number(row["batch"], 1),
+            number(row["cpu_ms"], 2),
+            *("" if is_limit else number(row[key], digits) for key, digits in (("memory_mib", 0), ("ready_s", 1))),
             "" if is_limit else f"[red]{failures}[/]" if failures else "0",
         )
         before = row["workload"]
@@ -569,11 +379,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; leaves with exit code 2 when it is wrong."""
     cores = cpu_budget().cores
     names = [target.name for target in targets(cores)]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = options.parser(__doc__)
     option = parser.add_argument
-    option("--models", type=Path, default=Path("models"), help="the model repository (default: models)")
+    options.add_models(parser)
     option("--seconds", type=float, default=4.0, help="of each measurement, after a warm-up of 1 s (default: 4)")
     option("--connections", type=int, default=64, help="kept-alive connections (default: 64)")
     option("--repeat", type=int, default=3, help="rounds; medians are reported (default: 3)")
@@ -598,7 +406,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     settings = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are stopped too
+    options.leave_on_sigterm()
     progress = Console(stderr=True)
     now = datetime.now(UTC)
     chosen = [target for target in targets(settings.cores) if target.name in (settings.target or [target.name])]
@@ -611,7 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings.cores,
         lambda text: progress.print(text, style="dim", highlight=False, soft_wrap=True),
     )
-    about = {**load.machine(), "fastapi": version("fastapi"), "uvicorn": version("uvicorn")}
+    about = {**machine(), "fastapi": version("fastapi"), "uvicorn": version("uvicorn")}
     try:
         benchmark.run()
     except BenchmarkFailed as error:
@@ -624,19 +432,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": about,
         "settings": {
             **{name: getattr(settings, name) for name in ("connections", "seconds", "repeat", "cores")},
-            "environment": {
-                name: value
-                for name, value in sorted(os.environ.items())
-                if name.startswith("GRIDLOOP_") and name not in ("GRIDLOOP_API_KEYS", "GRIDLOOP_MODELS")
-            },
+            "environment": environment(),
         },
         "results": summaries(benchmark.rows),
         "measurements": [asdict(row) for row in benchmark.rows],
     }
     print_report(report)
     file = settings.json or HERE / "results" / f"bench-{now:%Y%m%d-%H%M}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_results(file, report)
     progress.print(f"written: {file}", style="dim", highlight=False)
     failures = sum(sum(row["errors"].values()) + row["wrong"] for row in report["results"])
     return 1 if failures or not all(row["rate"] for row in report["results"]) else 0

@@ -24,14 +24,12 @@ Exit code 0 when every request was answered with 200, 1 when one was not or a se
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
 import math
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -41,14 +39,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import load
 import numpy as np
-from bench import MODELS, Noise, Running, as_service, calmest, listening, running, targets
-from load import BenchmarkFailed, cpu_seconds
+from bench import MODELS
+from measuring import BenchmarkFailed, options, plots
+from measuring.machine import cpu_seconds, machine
+from measuring.noise import Noise, calmest, listening
+from measuring.plots import INK
+from measuring.servers import LocalServer
+from measuring.tables import read_results, write_results
+from measuring.targets import Running, as_service, running, targets
+from measuring.workloads import Workload
+from measuring.workloads import sentences as sentences_of_load
 from PIL import Image
 from rich.console import Console
 
-from service import bench as client
+from service.client.http import ClientFailed, ServerAddress, http_request
+from service.client.load import WARM_UP_S, Load, LoadResult, Request
+from service.client.process import put_load
 from service.cpu import cpu_budget
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,9 +70,11 @@ LOADED = (1, 10, 50)
 POINTS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 50_000)
 WORDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
 
-FEW = 8
-"""Connections where something else than connections grows."""
-MANY = 64
+FEW_CONNECTIONS = 8
+"""Kept alive where bodies, series or texts grow (count)."""
+
+MANY_CONNECTIONS = 64
+"""Kept alive where the number of models grows (count)."""
 
 VARIANTS = 4
 """Different bodies of each size, sent in turn (count)."""
@@ -164,7 +173,7 @@ def series(points: int, seed: int) -> list[float]:
 
 def text(words: int, seed: int) -> str:
     """So many words, in sentences of eight; the last one is unfinished."""
-    sentences = [json.loads(body)["text"] for body in load.sentences(1)]
+    sentences = [json.loads(body)["text"] for body in sentences_of_load(1)]
     random.Random(seed).shuffle(sentences)
     all_words = ". ".join(sentences * (words // (8 * len(sentences)) + 1)).split()
     return " ".join(all_words[:words])
@@ -230,12 +239,12 @@ def body_sizes() -> Iterator[Case]:
             bodies = [picture(form, side, seed) for seed in range(2)]
             size = sum(map(len, bodies)) / len(bodies)
             what = f"{side}×{side}, {size_of(size)}"
-            yield Case(form, size, what, "image-classification", f"image/{form.lower()}", bodies, FEW)
+            yield Case(form, size, what, "image-classification", f"image/{form.lower()}", bodies, FEW_CONNECTIONS)
     for size in JSON_BYTES:
         bodies = [body(values=series(256, seed)) for seed in range(VARIANTS)]
         padded = [b"{" + b" " * (size - len(content)) + content[1:] for content in bodies]
         line = "JSON, 256 points and white space"
-        yield Case(line, size, size_of(size), "anomaly-detection", "application/json", padded, FEW)
+        yield Case(line, size, size_of(size), "anomaly-detection", "application/json", padded, FEW_CONNECTIONS)
 
 
 def loaded_models(models: Path, measure: Measure) -> Iterator[Point]:
@@ -250,28 +259,30 @@ def loaded_models(models: Path, measure: Measure) -> Iterator[Point]:
                 for line, asked in (("one asked", names[:1]), ("all asked in turn", names)):
                     bodies = [body(values=series(256, n), model=name) for n, name in enumerate(asked)]
                     what = f"{count}"
-                    case = Case(line, count, what, "anomaly-detection", "application/json", bodies, MANY, asked)
+                    case = Case(
+                        line, count, what, "anomaly-detection", "application/json", bodies, MANY_CONNECTIONS, asked
+                    )
                     yield replace(measure(server, case), memory_mib=idle, ready_s=server.ready_s)
 
 
 def series_lengths() -> Iterator[Case]:
     for points in POINTS:
         bodies = [body(values=series(points, seed)) for seed in range(VARIANTS)]
-        yield Case("series", points, f"{points:,}", "anomaly-detection", "application/json", bodies, FEW)
+        yield Case("series", points, f"{points:,}", "anomaly-detection", "application/json", bodies, FEW_CONNECTIONS)
 
 
 def text_lengths() -> Iterator[Case]:
     for words in WORDS:
         bodies = [body(text=text(words, seed)) for seed in range(VARIANTS)]
-        yield Case("text", words, f"{words:,}", "next-word-prediction", "application/json", bodies, FEW)
+        yield Case("text", words, f"{words:,}", "next-word-prediction", "application/json", bodies, FEW_CONNECTIONS)
 
 
 SECTIONS: Mapping[str, Section] = {
     "connections": Section("Kept-alive connections", "connections", with_server(connections), is_load=True),
-    "body": Section(f"Body size, {FEW} connections", "bytes", with_server(body_sizes)),
-    "models": Section(f"Loaded models, {MANY} connections", "loaded models", loaded_models, is_load=True),
-    "series": Section(f"Length of a series, {FEW} connections", "points", with_server(series_lengths)),
-    "text": Section(f"Length of a text, {FEW} connections", "words", with_server(text_lengths)),
+    "body": Section(f"Body size, {FEW_CONNECTIONS} connections", "bytes", with_server(body_sizes)),
+    "models": Section(f"Loaded models, {MANY_CONNECTIONS} connections", "loaded models", loaded_models, is_load=True),
+    "series": Section(f"Length of a series, {FEW_CONNECTIONS} connections", "points", with_server(series_lengths)),
+    "text": Section(f"Length of a text, {FEW_CONNECTIONS} connections", "words", with_server(text_lengths)),
 }
 
 
@@ -289,11 +300,11 @@ def measure_for(seconds: float, cores: int, say: Callable[[str], None]) -> Measu
     def measure(server: Running, case: Case) -> Point:
         requests = []
         for number, content in enumerate(case.bodies):
-            workload = load.Workload(case.line, case.task, case.content_type, lambda _: [])
+            workload = Workload(case.line, case.task, case.content_type, lambda _: [])
             path, content_type, sent = as_service(workload, content)
-            wire = client.http_request("127.0.0.1", server.port, path, content_type, sent)
-            requests.append(client.Request(wire, case.models[number % len(case.models)]))
-        asked = load.Server("127.0.0.1", server.port)
+            wire = http_request("127.0.0.1", server.port, path, content_type, sent)
+            requests.append(Request(wire, case.models[number % len(case.models)]))
+        asked = LocalServer("127.0.0.1", server.port)
         alone = []
         for _ in range(2):  # the first may still be cold
             began = time.perf_counter()
@@ -303,15 +314,15 @@ def measure_for(seconds: float, cores: int, say: Callable[[str], None]) -> Measu
         # Everyone should have had some three answers, and the start, when all come at once, be over.
         everyone_s = min(alone) * case.connections / cores
         long_enough_s = min(LONGEST_S, max(seconds, 3 * everyone_s))
-        warm_up_s = min(LONGEST_S / 3, max(client.WARM_UP_S, everyone_s))
-        the_load = client.Load("127.0.0.1", server.port, requests, case.connections, long_enough_s, warm_up_s)
+        warm_up_s = min(LONGEST_S / 3, max(WARM_UP_S, everyone_s))
+        the_load = Load(ServerAddress("127.0.0.1", server.port), requests, case.connections, long_enough_s, warm_up_s)
 
-        def attempts() -> Iterator[tuple[tuple[client.Outcome, float, float | None], Noise]]:
+        def attempts() -> Iterator[tuple[tuple[LoadResult, float, float | None], Noise]]:
             while True:
                 server.settle()
                 (rows, runs), cpu = asked.batches(name), cpu_seconds(server.pids())
                 with listening() as noise:
-                    outcome = client.put_load(the_load)
+                    outcome = put_load(the_load)
                 cpu = cpu_seconds(server.pids()) - cpu
                 rows, runs = (after - start for after, start in zip(asked.batches(name), (rows, runs), strict=True))
                 yield (outcome, cpu, rows / runs if runs else None), noise()
@@ -464,38 +475,17 @@ def fill(document: str, name: str, content: str) -> str:
 
 # --------------------------------------------------------------------------------------------------------------- plots
 
-INK = "#6e7781"  # readable on white and on near-black
 COLOURS = ("#3a86d6", "#d9730d", "#2e9e6b", "#a06bd6")
 
 
 def plot(name: str, section: Mapping[str, Any], file: Path) -> None:
     """Throughput, latency and, where they were measured, memory and start, log-log, as SVG on a transparent ground."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "growth",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "grid.color": INK,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
     about = SECTIONS[name]
     lines = by_line(section["points"])
     grown = any(point["memory_mib"] is not None for point in section["points"])
-    with mpl.rc_context(style):
+    with plots.drawing("growth") as plt:
         figure_, panels = plt.subplots(1, 3 if grown else 2, figsize=(13.5 if grown else 9.5, 4), layout="constrained")
         rates, latencies = panels[0], panels[1]
 
@@ -546,9 +536,7 @@ def plot(name: str, section: Mapping[str, Any], file: Path) -> None:
             panel.grid(visible=True, which="major")
             panel.legend(fontsize=8)
         figure_.suptitle(about.title, fontsize=11)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure_.savefig(file, transparent=True, metadata={"Date": None})
-        plt.close(figure_)
+        plots.save(figure_, file)
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -556,14 +544,12 @@ def plot(name: str, section: Mapping[str, Any], file: Path) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; leaves with exit code 2 when it is wrong."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = options.parser(__doc__)
     option = parser.add_argument
     option("--only", action="append", choices=list(SECTIONS), help="only this section; may be given several times")
     option("--seconds", type=float, default=4.0, help="least time of each point, after the warm-up (default: 4)")
     option("--plot", action="store_true", help="measure nothing: draw and write what was measured before")
-    option("--models", type=Path, default=Path("models"), help="the model repository (default: models)")
+    options.add_models(parser)
     option(
         "--json", type=Path, default=RESULTS, metavar="FILE", help="numbers (default: benchmarks/results/growth.json)"
     )
@@ -572,7 +558,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     settings = parser.parse_args(arguments)
     if not 0.2 <= settings.seconds <= 600:
         parser.error("--seconds must be 0.2 to 600")
-    if importlib.util.find_spec("matplotlib") is None:
+    if not options.has_matplotlib():
         parser.error("the plots need matplotlib: python -m pip install matplotlib")
     if not settings.plot and not (settings.models / MODELS["anomaly-detection"]).is_dir():
         parser.error(f"--models: {settings.models} is not the repository of the models measured here")
@@ -583,32 +569,31 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     settings = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that servers are stopped too
+    options.leave_on_sigterm()
     progress = Console(stderr=True)
 
     def say(line: str) -> None:
         progress.print(line, style="dim", highlight=False, soft_wrap=True)
 
-    measured: dict[str, Any] = json.loads(settings.json.read_bytes()) if settings.json.exists() else {}
+    measured: dict[str, Any] = read_results(settings.json)
     failures = 0
     for name in settings.only or SECTIONS:
         if not settings.plot:
             measure = measure_for(settings.seconds, cpu_budget().cores, say)
             section: dict[str, Any] = {
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "machine": load.machine(),
+                "machine": machine(),
                 "settings": {"seconds": settings.seconds},
             }
             try:
                 section["points"] = [asdict(point) for point in SECTIONS[name].points(settings.models, measure)]
-            except (BenchmarkFailed, client.BenchFailed) as error:
+            except (BenchmarkFailed, ClientFailed) as error:
                 print(f"growth.py: {name}: {error}", file=sys.stderr)
                 return 1
             except KeyboardInterrupt:
                 return 1
             measured[name] = section
-            settings.json.parent.mkdir(parents=True, exist_ok=True)
-            settings.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+            write_results(settings.json, measured)
             failures += sum(sum(point["errors"].values()) + (not point["requests"]) for point in section["points"])
         if name not in measured:
             say(f"{name}: not measured yet")

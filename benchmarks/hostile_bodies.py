@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from load import process_tree
+from measuring.machine import process_tree
 
 SERIES, TEXT, IMAGES = "/v1/anomaly-detection", "/v1/next-word-prediction", "/v1/image-classification"
 TENSORS = "/v2/models/series-gru/infer"

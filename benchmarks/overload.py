@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import heapq
-import importlib.util
 import json
 import math
 import multiprocessing
@@ -43,8 +42,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import load
-from load import BenchmarkFailed, Server, series
+from measuring import BenchmarkFailed, options, plots
+from measuring.machine import commit, machine
+from measuring.servers import LocalServer, started
+from measuring.tables import read_results, write_results
+from measuring.workloads import series
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "overload.json"
@@ -55,11 +57,15 @@ POINTS = {"short": 16, "long": 2_000}
 FACTORS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 PROBES = ("/livez", "/readyz", "/metrics")
 PROBE_EVERY_S = 0.05
-METRICS_EVERY = 10
-"""One probe in so many is a scrape of the metrics."""
+"""Between two probes (seconds)."""
+PROBES_PER_SCRAPE = 10
+"""One probe in so many is a scrape of the metrics (count)."""
 CLOSED_CONNECTIONS = 64
-MOST_CONNECTIONS = 1_000
-MOST_SECONDS = 600.0
+"""Connections of the closed loop that finds the peak (count)."""
+MAX_CONNECTIONS = 1_000
+"""Connections that the open loop may have at a time (count)."""
+MAX_SECONDS = 600.0
+"""A tenth of what all loads together may last (seconds)."""
 LATE_S = 1.0
 """A request without any answer so long after its deadline is given up, with its connection (seconds)."""
 REST_S = 1.0
@@ -72,8 +78,8 @@ REST_S = 1.0
 class Caller(asyncio.Protocol):
     """A kept-alive connection that has at most one request on its way."""
 
-    def __init__(self, run: Load) -> None:
-        self._run = run
+    def __init__(self, load: OpenLoad) -> None:
+        self._load = load
         self._received = b""
         self._expected = 0
         self.transport: asyncio.Transport | None = None
@@ -102,14 +108,14 @@ class Caller(asyncio.Protocol):
             self._expected = end + 4 + int(length or 0)
         if len(self._received) >= self._expected and self.kind is not None:
             kind, self.kind = self.kind, None
-            self._run.answered(self, kind, self.due, self._received[9:12].decode("latin-1"))
+            self._load.answered(self, kind, self.due, self._received[9:12].decode("latin-1"))
 
     def connection_lost(self, error: Exception | None) -> None:
         kind, self.kind = self.kind, None
-        self._run.lost(self, kind)
+        self._load.lost(self, kind)
 
 
-class Load:
+class OpenLoad:
     """Requests of both kinds against a server, and what became of them.
 
     Args:
@@ -118,7 +124,7 @@ class Load:
         deadline_s: of each request.
     """
 
-    def __init__(self, server: Server, bodies: Mapping[str, Sequence[bytes]], deadline_s: float) -> None:
+    def __init__(self, server: LocalServer, bodies: Mapping[str, Sequence[bytes]], deadline_s: float) -> None:
         self._server, self._deadline_s = server, deadline_s
         self._messages = {
             kind: [
@@ -246,10 +252,10 @@ def probe(pipe: Connection, host: str, port: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     taken: dict[str, list[float]] = {path: [] for path in PROBES}
     count = 0
-    server = Server(host, port)
+    server = LocalServer(host, port)
     while not pipe.poll(PROBE_EVERY_S):
         count += 1
-        path = PROBES[2] if count % METRICS_EVERY == 0 else PROBES[count % 2]
+        path = PROBES[2] if count % PROBES_PER_SCRAPE == 0 else PROBES[count % 2]
         begun = time.perf_counter()
         try:
             server.ask(path)
@@ -271,12 +277,14 @@ def rank(values: Sequence[float], share: float) -> float | None:
     return None if math.isinf(value) else round(value * 1e3, 1)
 
 
-def measure(server: Server, bodies: Mapping[str, Sequence[bytes]], factor: float, rate: float, settings: Any) -> Any:
+def measure(
+    server: LocalServer, bodies: Mapping[str, Sequence[bytes]], factor: float, rate: float, settings: Any
+) -> Any:
     """What becomes of requests at one rate, and of probes meanwhile."""
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.Process(target=probe, args=(theirs, server.host, server.port), daemon=True)
     child.start()
-    run = Load(server, bodies, settings.deadline)
+    run = OpenLoad(server, bodies, settings.deadline)
     try:
         asyncio.run(run.open(rate, settings.seconds, settings.connections))
         ours.send(None)
@@ -313,8 +321,8 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
     }
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": load.machine(),
-        "commit": load.commit(),
+        "machine": machine(),
+        "commit": commit(),
         "settings": {
             "seconds": settings.seconds,
             "deadline_s": settings.deadline,
@@ -323,11 +331,11 @@ def run(settings: argparse.Namespace) -> dict[str, Any]:
         },
         "points": [],
     }
-    with load.started(settings.models, settings.workers) as server:
-        warm_up = Load(server, bodies, 30.0)
+    with started(settings.models, settings.workers) as server:
+        warm_up = OpenLoad(server, bodies, 30.0)
         asyncio.run(warm_up.closed(min(2.0, settings.seconds / 2), CLOSED_CONNECTIONS))
         if settings.peak is None:
-            peak = Load(server, bodies, 30.0)
+            peak = OpenLoad(server, bodies, 30.0)
             settings.peak = round(asyncio.run(peak.closed(min(10.0, settings.seconds), CLOSED_CONNECTIONS)), 1)
             print(f"peak: {settings.peak:g} answers/s in a closed loop of {CLOSED_CONNECTIONS} connections")
         report["peak_per_s"] = settings.peak
@@ -369,27 +377,7 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 
 def plot(measured: Mapping[str, Any], file: Path) -> None:
     """Goodput, by kind, and the probes' p99 over the offered load, a colour for each label; as SVG."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "overload",
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "grid.color": INK,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with mpl.rc_context(style):
+    with plots.drawing("overload", INK) as plt:
         figure, panels = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
         for colour, (label, report) in zip(COLOURS, measured.items(), strict=False):
             points = report["points"]
@@ -408,9 +396,7 @@ def plot(measured: Mapping[str, Any], file: Path) -> None:
         for panel in panels:
             panel.grid(True)
             panel.legend(fontsize=8)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, transparent=True, metadata={"Date": None})
-        plt.close(figure)
+        plots.save(figure, file)
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
@@ -418,9 +404,7 @@ def plot(measured: Mapping[str, Any], file: Path) -> None:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = options.parser(__doc__)
     option = parser.add_argument
     option("--seconds", type=float, default=20.0, help="time of each load (default: 20)")
     option("--deadline", type=float, default=2.0, help="of each request, in seconds (default: 2)")
@@ -428,9 +412,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     option(
         "--peak", type=float, help="answers per second, to compare two servers at the same loads (default: measured)"
     )
-    option("--connections", type=int, default=MOST_CONNECTIONS, help=f"at most (default: {MOST_CONNECTIONS})")
+    option("--connections", type=int, default=MAX_CONNECTIONS, help=f"at most (default: {MAX_CONNECTIONS})")
     option("--label", default="after", help="name of this measurement in the file and the plot (default: after)")
-    option("--models", type=Path, default=Path("models"), help="the model repository (default: models)")
+    options.add_models(parser)
     option("--workers", type=int, default=0, help="of the server (default: 0, by the cores)")
     option("--json", type=Path, default=RESULTS, metavar="FILE", help=f"numbers (default: {RESULTS.name} in results/)")
     option("--svg", type=Path, default=PLOT, metavar="FILE", help="plot (default: docs/plots/overload.svg)")
@@ -442,14 +426,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--factors must be numbers with commas between them")
     if not all(0 < factor <= 10 for factor in settings.factors):
         parser.error("--factors must be above 0 and at most 10")
-    if not (settings.seconds >= 0.5 and settings.seconds * len(settings.factors) <= 10 * MOST_SECONDS):
+    if not (settings.seconds >= 0.5 and settings.seconds * len(settings.factors) <= 10 * MAX_SECONDS):
         parser.error("--seconds must be at least 0.5, and all loads together an hour and 40 minutes at most")
     if settings.peak is not None and not 0.1 <= settings.peak <= 10_000:
         parser.error("--peak must be 0.1 to 10,000")
     if not 0.05 <= settings.deadline <= 60:
         parser.error("--deadline must be 0.05 to 60")
-    if not 1 <= settings.connections <= MOST_CONNECTIONS:
-        parser.error(f"--connections must be 1 to {MOST_CONNECTIONS}")
+    if not 1 <= settings.connections <= MAX_CONNECTIONS:
+        parser.error(f"--connections must be 1 to {MAX_CONNECTIONS}")
     settings.models = settings.models.resolve()
     return settings
 
@@ -457,8 +441,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     settings = parse_arguments(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped too
-    measured: dict[str, Any] = json.loads(settings.json.read_bytes()) if settings.json.exists() else {}
+    options.leave_on_sigterm()
+    measured: dict[str, Any] = read_results(settings.json)
     found: list[str] = []
     if not settings.plot:
         try:
@@ -468,10 +452,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         except KeyboardInterrupt:
             return 1
-        settings.json.parent.mkdir(parents=True, exist_ok=True)
-        settings.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        write_results(settings.json, measured)
         found = shortcomings(measured[settings.label])
-    if importlib.util.find_spec("matplotlib") is None:
+    if not options.has_matplotlib():
         print("the plot needs matplotlib: python -m pip install matplotlib", file=sys.stderr)
     else:
         plot(measured, settings.svg)

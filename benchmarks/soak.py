@@ -31,8 +31,6 @@ import argparse
 import asyncio
 import contextlib
 import gzip
-import importlib.util
-import io
 import itertools
 import json
 import logging
@@ -53,13 +51,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import load
 import numpy as np
-from bench import Running, running, targets
-from growth import INK, picture, series, text
-from load import BenchmarkFailed, memory_mib
+from growth import picture, series, text
+from measuring import BenchmarkFailed, options, plots
+from measuring.machine import machine, memory_mib
+from measuring.plots import INK
+from measuring.servers import LocalServer
+from measuring.tables import write_results
+from measuring.targets import Running, running, targets
 
-from service.bench import percentile
+from service.client.load import percentile
 from service.cpu import cpu_budget
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -319,7 +320,7 @@ class Traffic:
         return time.monotonic() - self.began
 
     def killed_since(self, at_s: float) -> bool:
-        """Whether a worker was killed since a moment at which a connection was still sound."""
+        """Whether a worker was killed since a moment after which the one at the other end of a connection was alive."""
         return bool(self.seen.kills) and self.seen.kills[-1] >= at_s
 
     async def pauses(self, client: str, seed: int) -> AsyncIterator[None]:
@@ -357,7 +358,7 @@ class Traffic:
                 self.seen.add(client, sent.name, str(status), fine=status in sent.statuses | {503, 504})
                 if status == 200:
                     self.seen.took(sent.name, began_s, self.now_s() - began_s)
-                sound_s = self.now_s()
+                sound_s = began_s  # the worker was alive after this moment; its answer may have been read late
             if not kept and connection is not None:
                 connection[1].transport.abort()
                 connection = None
@@ -559,26 +560,10 @@ def show(measured: Mapping[str, Any]) -> None:
 
 def plot(measured: Mapping[str, Any], path: Path) -> None:
     """Draw memory, threads and descriptors, latency and answers over the time; lines where a worker was killed."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "soak",
-        "font.size": 10,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-        "grid.color": INK,
-        "grid.alpha": 0.25,
-        "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
     samples, over_time = measured["samples"], measured["latency_over_time"]
     minutes = [found["at_s"] / 60 for found in samples]
     later = [found["at_s"] / 60 for found in over_time]
-    with mpl.rc_context(style):
+    with plots.drawing("soak") as plt:
         figure, axes = plt.subplots(2, 2, figsize=(10, 6.5), layout="constrained", sharex=True)
         (memory, counts), (latency, answers) = axes
         memory.plot(minutes, [found["memory_mib"] for found in samples], color="#0969da", label="all processes")
@@ -605,22 +590,18 @@ def plot(measured: Mapping[str, Any], path: Path) -> None:
                 panel.set_ylim(bottom=0)
         for panel in axes[1]:
             panel.set_xlabel("minutes (dotted: a worker is killed)")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = io.StringIO()
-        figure.savefig(image, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    path.write_text("\n".join(line.rstrip() for line in image.getvalue().splitlines()) + "\n", encoding="utf-8")
+        plots.save(figure, path)
 
 
 def inputs_of_models(port: int) -> dict[str, Inputs]:
     """Inputs of every model that is served, by its name."""
-    server = load.Server("127.0.0.1", port)
+    server = LocalServer("127.0.0.1", port)
     names = [model["name"] for model in json.loads(server.ask("/v1/models"))["models"]]
     return {name: json.loads(server.ask(f"/v2/models/{name}"))["inputs"] for name in names}
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.parser(__doc__)
     parser.add_argument("--models", type=Path, default=ROOT / "models", help="the model repository")
     parser.add_argument("--seconds", type=float, default=900.0, help="how long, 10 to 7,200")
     parser.add_argument("--kill-every", type=float, default=60.0, help="seconds between two kills; 0: none")
@@ -632,7 +613,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--seconds: between 10 and 7,200")
     if chosen.kill_every and chosen.kill_every < 5:
         parser.error("--kill-every: 0, or 5 seconds and more")
-    if importlib.util.find_spec("matplotlib") is None:
+    if not options.has_matplotlib():
         parser.error("the plots need matplotlib: python -m pip install matplotlib")
     chosen.models = chosen.models.resolve()
     return chosen
@@ -645,14 +626,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plot(json.loads(chosen.json.read_bytes()), chosen.svg)
         return 0
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it tells of every write to a client that has left
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is stopped, too
+    options.leave_on_sigterm()
     workers = max(2, cpu_budget().cores)
     os.environ.setdefault("GRIDLOOP_WORKERS", str(workers))
     os.environ.setdefault("GRIDLOOP_LOG_LEVEL", "error")
     settings = {"seconds": chosen.seconds, "kill_every_s": chosen.kill_every, "workers": os.environ["GRIDLOOP_WORKERS"]}
     head = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": load.machine(),
+        "machine": machine(),
         "settings": settings,
         "clients": CLIENTS,
     }
@@ -663,8 +644,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"soak.py: {error or type(error).__name__}", file=sys.stderr)
         return 1
     measured = head | report(seen, chosen.seconds)
-    chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    chosen.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    write_results(chosen.json, measured)
     show(measured)
     plot(measured, chosen.svg)
     for sentence in (found := complaints(measured)):

@@ -3,7 +3,7 @@
     python docs/generate.py
 
 replaces what stands between `<!-- KIND: WHAT -->` and `<!-- end -->` on every page of docs/, in README.md and in
-models/README.md. The kinds:
+models/README.md, and begins the page of a task that has none. The kinds:
 
     fields: NAME              fields of a type of the OpenAPI document that callers send
     answer: NAME              fields of one that they receive
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from service.app import create_app
 from service.registry.repository import scan
+from service.schemas.names import public_types
 from service.settings import Settings
 from service.tasks import AnyTask, discover
 from service.tasks.base import MediaInput
@@ -214,6 +215,29 @@ KINDS: dict[str, Callable[[Source, str], str]] = {
 }
 
 
+def first_page(task: type[AnyTask]) -> str:
+    """The page of a task as it begins: all that can be generated; the examples are for its author to add."""
+    is_media = issubclass(task.Input, MediaInput)
+    request = f"parameters: {task.name.replace('-', '_')}" if is_media else f"fields: {task.Input.__name__}"
+    limits = ["max_body_bytes", *(["max_files"] if is_media else []), "max_queue", "max_queue_bytes"]
+    roots = [task.Output] if is_media else [task.Output, task.Input]
+    types = sorted({found.__name__ for found in public_types(roots)} - {task.Output.__name__, task.Input.__name__})
+    sections = [
+        f"# {task.name.replace('-', ' ').capitalize()}\n\n`POST /v1/{task.name}`: {inspect.getdoc(task)}",
+        f"## Request\n\n{_empty(request)}",
+        f"## Answer\n\n{_empty(f'answer: {task.Output.__name__}')}",
+        *(f"`{name}`:\n\n{_empty(f'answer: {name}')}" for name in types),
+        f"## Limits\n\n{_empty('limits: ' + ' '.join(limits))}",
+        "What is over a limit is refused with 413; [all errors](../errors.md).",
+        f"## The graph\n\n{_empty(f'contract: {task.__module__}')}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _empty(part: str) -> str:
+    return f"<!-- {part} -->\n<!-- end -->"
+
+
 def operations_of(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Path, verb and operation, one after another."""
     for path, verbs in document["paths"].items():
@@ -264,6 +288,10 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def main() -> None:
     """Rewrite the pages."""
     document = openapi()
+    for task in discover().values():
+        page = DOCS / "tasks" / f"{task.name}.md"
+        if task.has_route and not page.exists():
+            page.write_text(first_page(task), encoding="utf-8")
     for page in pages():
         before = page.read_text(encoding="utf-8")
         if (after := render(before, document)) != before:

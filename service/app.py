@@ -15,15 +15,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service import __version__, telemetry
-from service.api import document, health, home, open_inference, pages, problems
+from service.api import document, health, home, pages, problems
 from service.api import models as model_routes
 from service.api.address import Address, Addresses
+from service.api.call import Endpoint
 from service.api.context import Workers
 from service.api.cors import Cors
-from service.api.edge import Edge, Endpoint
+from service.api.edge import Edge
 from service.api.gate import Gate
 from service.api.in_flight import BytesInFlight
-from service.api.tasks import TaskEndpoint
+from service.api.open_inference import routes as open_inference_routes
+from service.api.open_inference.infer import PATHS, InferEndpoint, match
+from service.api.tasks import TaskEndpoint, answer_headers
 from service.keys import Keyring
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
@@ -137,15 +140,15 @@ def create_app(
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     in_flight = BytesInFlight(settings.max_bytes_in_flight)
     endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())}
-    infer = open_inference.InferEndpoint(settings, models, in_flight)
+    infer = InferEndpoint(settings, models, in_flight)
 
     def endpoint_of(path: str) -> Endpoint | None:
-        return endpoints.get(path) or (infer if open_inference.match(path) else None)
+        return endpoints.get(path) or (infer if match(path) else None)
 
     # The edge answers POST before these: they are there for 405.
-    paths = (*endpoints, *open_inference.PATHS)
+    paths = (*endpoints, *PATHS)
     app.router.routes += [Route(path, _answered_by_the_edge, methods=["POST"]) for path in paths]
-    for module in (model_routes, open_inference, health, home):
+    for module in (model_routes, open_inference_routes, health, home):
         app.include_router(module.router)
     pages.mount(app)
     problems.install(app)
@@ -154,7 +157,7 @@ def create_app(
         app,
         endpoint_of=endpoint_of,
         gate=gate,
-        cors=Cors(settings.cors_origins),
+        cors=Cors(settings.cors_origins, answer_headers(routed.values())),
         addresses=addresses,
         workers=workers,
         default_timeout_s=settings.request_timeout_s,

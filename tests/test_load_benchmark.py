@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from service.evaluation import load_script
 from tests import graphs
+from tests.test_benchmarks import script
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "load.py"
 
 
-bench = load_script(FILE)
+bench, answers, limit, workloads = map(script, ("load", "measuring.answers", "measuring.limit", "measuring.workloads"))
 
 
 # ----------------------------------------------------------------------------------------------------- equal answers
@@ -41,7 +41,7 @@ def labels(**scores: float) -> dict[str, Any]:
     ids=["rounding", "opaque state", "scores", "a near-tie changes places", "the last place goes to one as probable"],
 )
 def test_answers_that_differ_by_rounding_are_the_same(a, b):
-    assert bench.same_answer(a, b)
+    assert answers.same_answer(a, b)
 
 
 @pytest.mark.parametrize(
@@ -57,18 +57,18 @@ def test_answers_that_differ_by_rounding_are_the_same(a, b):
     ],
 )
 def test_answers_that_say_something_else_are_not_the_same(a, b):
-    assert not bench.same_answer(a, b)
+    assert not answers.same_answer(a, b)
 
 
 def test_an_answer_that_belongs_to_another_request_is_noticed():
     """As if the rows of a batch had been handed out in the wrong order."""
     expected = [{"n": 0}, {"n": 1}]
-    assert bench.wrong_among([(0, b'{"n": 0}'), (1, b'{"n": 1}')], expected) == 0
-    assert bench.wrong_among([(0, b'{"n": 1}'), (1, b'{"n": 0}'), (1, b'{"n": 1}')], expected) == 2
+    assert answers.wrong_among([(0, b'{"n": 0}'), (1, b'{"n": 1}')], expected) == 0
+    assert answers.wrong_among([(0, b'{"n": 1}'), (1, b'{"n": 0}'), (1, b'{"n": 1}')], expected) == 2
 
 
 def test_an_answer_that_is_not_json_is_wrong():
-    assert bench.wrong_among([(0, b"hello")], [{"n": 0}]) == 1
+    assert answers.wrong_among([(0, b"hello")], [{"n": 0}]) == 1
 
 
 # ----------------------------------------------------------------------------------------------- only this machine
@@ -118,7 +118,7 @@ def test_a_run_without_bounds_is_wrong_usage(option, tmp_path, capsys):
 
 def test_the_limit_answers_a_batch_as_it_answers_each_alone(models):
     """The detector expects each point to equal the one before: 5 after 0 is an anomaly."""
-    direct = bench.Direct.open(models / "steps" / "1", "application/json")
+    direct = limit.Direct.open(models / "steps" / "1", "application/json")
     bodies = [b'{"values": [0, 0, 5]}', b'{"values": [7]}', b'{"values": [0, 5, 5, 5]}']
     together = [json.loads(answer) for answer in direct.answer(bodies)]
     assert together == [json.loads(direct.answer([body])[0]) for body in bodies]
@@ -126,7 +126,7 @@ def test_the_limit_answers_a_batch_as_it_answers_each_alone(models):
 
 
 def test_the_limit_takes_pictures(models):
-    direct = bench.Direct.open(models / "colours" / "1", "image/png")
+    direct = limit.Direct.open(models / "colours" / "1", "image/png")
     (answer,) = direct.answer([graphs.png((0, 200, 0))])
     assert json.loads(answer)["results"][0]["predictions"][0]["label"] == "green"
 
@@ -154,7 +154,7 @@ def test_the_command_measures_a_server_of_its_own(models, tmp_path):
         assert row["errors"] == {}
         assert row["wrong"] == 0
         assert 0 < row["checked"] <= row["requests"]
-        assert row["distinct_answers"] == bench.BODIES
+        assert row["distinct_answers"] == workloads.BODIES
         assert row["batch_rows"] >= 1
-        assert row["limit_batch"] in bench.BATCHES
+        assert row["limit_batch"] in limit.BATCHES
         assert row["share"] == pytest.approx(row["rate"] / row["limit_rate"])

@@ -322,6 +322,15 @@ def test_it_is_in_the_tables_of_the_pages(house: House) -> None:
     assert "| `times` | integer 1..3 | `1` | How often. |" in text
 
 
+def test_its_page_is_begun(house: House) -> None:
+    generate = load_script(PAGE.parent / "generate.py")
+    tasks = discover(house.tasks)
+    page = generate.render(generate.first_page(tasks["stretching"]), generate.openapi(tasks), tasks, house.models)
+    assert page.startswith("# Stretching\n\n`POST /v1/stretching`: Makes numbers longer.\n")
+    for part in ("| `backwards` | boolean | `false` | Last number first. |", "`ModelRef`:", "As many as were sent."):
+        assert part in page
+
+
 # --- tasks that cannot be used
 
 

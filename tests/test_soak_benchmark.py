@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_bench import script
+from tests.test_benchmarks import script
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from publishing import (
 )
 from torch import Tensor
 
-from service.calibration import fit_temperature
+from service.uncertainty.fitting import fit_temperature
 from training.export import open_session
 from training.flags import read_flags
 from training.quantise import to_int8

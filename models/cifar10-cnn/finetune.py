@@ -61,8 +61,8 @@ from publishing import (
 )
 from torch import Tensor
 
-from service.calibration import fit_temperature
 from service.cpu import processor_name
+from service.uncertainty.fitting import fit_temperature
 from training.flags import read_flags
 from training.loop import save_state
 from training.quantise import to_int8

@@ -26,14 +26,10 @@ from pictures import CIFAR10, FILTERS, Augmentations, Pictures, enlarged, read_t
 from PIL import Image
 from torch import Tensor
 
-from service.calibration import (
-    expected_calibration_error,
-    fit_abstain_threshold,
-    fit_set_threshold,
-    softmax,
-)
 from service.cpu import processor_name
 from service.evaluation.statistics import wilson
+from service.uncertainty.fitting import expected_calibration_error, fit_abstain_threshold, fit_set_threshold
+from service.uncertainty.scores import softmax
 from training import export
 from training.card import data_table, table, write_block, write_tables
 from training.export import open_session

@@ -39,8 +39,8 @@ from pictures import Augmentation, Pictures, read_train
 from publishing import Options, Version, check_equal, in_batches, publish
 from torch import Tensor, nn
 
-from service.calibration import fit_temperature
 from service.cpu import processor_name
+from service.uncertainty.fitting import fit_temperature
 from training.flags import read_flags
 from training.loop import save_state
 from training.quantise import to_int8

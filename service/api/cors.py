@@ -37,13 +37,14 @@ class Cors:
 
     Args:
         origins: that may call, as browsers send them, or "*" for all; none switches it off.
+        task_headers: of answers, beside `ANSWER_HEADERS`.
     """
 
-    def __init__(self, origins: Collection[str]) -> None:
+    def __init__(self, origins: Collection[str], task_headers: Collection[str] = ()) -> None:
         self._on, self._all = bool(origins), "*" in origins
         self._origins = frozenset(origin.encode() for origin in origins)
         self._vary: HeaderFields = ((b"vary", b"Origin"),) if self._on and not self._all else ()
-        self._exposed = ((b"access-control-expose-headers", ", ".join(ANSWER_HEADERS).encode()),)
+        self._exposed = ((b"access-control-expose-headers", ", ".join((*ANSWER_HEADERS, *task_headers)).encode()),)
 
     def fields(self, headers: Mapping[bytes, bytes]) -> HeaderFields:
         """What every answer carries, errors included, to a request with these headers."""

@@ -15,8 +15,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from service.api import open_inference
 from service.api.gate import OPEN_PATHS
+from service.api.open_inference.document import SCHEMAS, path_items
 from service.api.tasks import path_item
 from service.schemas.names import schema_name
 from service.schemas.problem import Problem
@@ -48,7 +48,7 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
         f"/v1/{name}": path_item(task, takes=references.get(task.Input), gives=references[task.Output])
         for name, task in tasks.items()
     }
-    document["paths"] = task_paths | document["paths"] | open_inference.path_items()
+    document["paths"] = task_paths | document["paths"] | path_items()
     schemas = document["components"]["schemas"] | schemas
     document["components"]["schemas"] = {name: schemas[name] for name in sorted(schemas) if name not in _UNUSED}
     if secured:
@@ -63,9 +63,7 @@ def _task_schemas(
     tasks: Mapping[str, type[AnyTask]],
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """References to the schemas of all tasks' bodies, by type, and the schemas by name."""
-    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (schema, "validation") for schema in (Problem, *open_inference.SCHEMAS)
-    ]
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(schema, "validation") for schema in (Problem, *SCHEMAS)]
     for task in tasks.values():
         models.append((task.Output, "serialization"))
         if not issubclass(task.Input, MediaInput):  # the fields of these are query parameters

@@ -10,89 +10,39 @@ answered by the same endpoint in a task of its own; everything else by FastAPI. 
 from __future__ import annotations
 
 import asyncio
-import math
-import random
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote
 
-import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from service import telemetry
 from service.api.address import Addresses, without_prefix
 from service.api.body import INLINE_BYTES
+from service.api.call import CLIENT_LEFT, Call, Endpoint, Head, log_crash, problem_answer
 from service.api.context import (
     EXCHANGE,
     HEADERS,
     IN_FLIGHT,
     Answer,
-    Asked,
     ClientDisconnected,
     Exchange,
     RequestContext,
     Workers,
-    new_request_id,
     set_context,
 )
 from service.api.cors import Cors
 from service.api.gate import OPEN_PATHS, Gate
-from service.api.problems import answer_of
-from service.errors import BadRequest, InferenceFailed, ServiceError
-from service.runtime.batcher import Done, Job, Outcome
+from service.api.headers import answer_headers, common_headers, request_id, timeout_s, trace
 
-log = structlog.get_logger(__name__)
-
-MAX_TIMEOUT_S = 3600.0
-CLIENT_LEFT = 499
-"""Status of a request whose client has left, as proxies count it."""
 CROWDED_S = 0.05
 """After two requests met, none counts as alone for so long (seconds)."""
 
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-_TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _PROBES = (*OPEN_PATHS, "/metrics")
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
-"""An answer quotes what callers sent: no browser may take one for a page, whatever its content type says."""
-
-
-class Endpoint(Protocol):
-    """What answers POST requests past the framework's stack; `path` is their label in the metrics.
-
-    All of it raises what `problems` knows.
-    """
-
-    path: str
-
-    async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
-        """Receive the body and answer."""
-
-    def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
-        """What a request wants whose body is small and here, and not compressed."""
-
-    def answer(self, done: Done[Any]) -> Answer:
-        """The answer, when that is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What the head of a request on the short way said, for when the same bytes come again.
-
-    Attributes:
-        scope: of ASGI, but for the connection's addresses.
-        body_bytes: length of the body that follows.
-        endpoint: what answers.
-    """
-
-    scope: dict[str, Any]
-    body_bytes: int
-    endpoint: Endpoint
 
 
 class Edge:
@@ -135,7 +85,7 @@ class Edge:
         self.heads: dict[bytes, Head] = {}
         self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
-        self._arrived: list[_Call] = []
+        self._arrived: list[Call] = []
         self._answered: Counter[tuple[str, str, int]] = Counter()
         self._flush: asyncio.TimerHandle | None = None
 
@@ -143,7 +93,7 @@ class Edge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        context = self._open(scope)
+        context = self.open(scope)
         context.prefix = prefix = self._addresses.prefix(scope)
         scope["path"] = without_prefix(scope["path"], prefix)
         endpoint = self._endpoint_of(scope["path"]) if scope["method"] == "POST" else None
@@ -154,7 +104,7 @@ class Edge:
                 await _send(preflight, context, scope, send)
                 status = preflight.status
                 return
-            self._admit(context, scope)
+            self.admit(context, scope)
             if endpoint is None:
                 status = await self._through_framework(context, scope, receive, send)
             else:
@@ -168,27 +118,27 @@ class Edge:
             if not crash.is_complete:  # too late for another status: let the server cut the connection
                 raise crash.error from None
         except Exception as error:
-            answer = _problem(error, scope["path"], context)
+            answer = problem_answer(error, scope["path"], context)
             await _send(answer, context, scope, send)
             status = answer.status
         finally:
-            self._close(scope, context, endpoint.path if endpoint else None, status)
+            self.close(scope, context, endpoint.path if endpoint else None, status)
 
-    def _open(self, scope: Any, arrived: int = 0) -> RequestContext:
+    def open(self, scope: Any, arrived: int = 0) -> RequestContext:
         """Begin to count a request as in flight; `arrived` requests are begun together."""
         headers = scope.get(HEADERS) or dict(scope["headers"])
-        context = RequestContext(headers, _request_id(headers), self._default_timeout_s)
+        context = RequestContext(headers, request_id(headers), self._default_timeout_s)
         context.cors = self.cors.fields(headers)
         self._workers.in_flight[self._workers.own] += 1
         context.alone = self._is_alone(scope, context.started, arrived)
         context.closing = self._workers.leaving[0] == 1
         return context
 
-    def _admit(self, context: RequestContext, scope: Any) -> None:
+    def admit(self, context: RequestContext, scope: Any) -> None:
         """Read what the headers say for every request alike, and refuse who may not ask."""
         headers = context.headers
-        context.trace = _trace(headers)
-        context.timeout_s = _timeout_s(headers, self._default_timeout_s)
+        context.trace = trace(headers)
+        context.timeout_s = timeout_s(headers, self._default_timeout_s)
         if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise HTTPException(417)
         context.key = self._gate.check(scope["path"], headers, (scope.get("client") or ("",))[0])
@@ -224,7 +174,7 @@ class Edge:
         """Answer a request that `takes` took, as `__call__` would; after a look at who else has just arrived."""
         if not self._arrived:
             asyncio.get_running_loop().call_soon(self._begin_arrived)
-        self._arrived.append(_Call(self, endpoint, exchange, scope))
+        self._arrived.append(Call(self, endpoint, exchange, scope))
 
     def _begin_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
@@ -254,7 +204,7 @@ class Edge:
             nonlocal status, complete
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_headers(context)]
+                message["headers"] = [*message["headers"], *common_headers(context)]
             else:
                 complete = not message.get("more_body", False)
                 if headless:
@@ -266,7 +216,7 @@ class Edge:
         except Exception as error:
             if not status:
                 raise
-            _log_crash(error, scope["path"], context)
+            log_crash(error, scope["path"], context)
             raise _AlreadyAnswered(error, status, is_complete=complete) from None
         finally:
             scope["route"] = shown.get("route")
@@ -280,7 +230,7 @@ class Edge:
         self._answered.clear()
         telemetry.Recorder.flush_all()
 
-    def _close(self, scope: Any, context: RequestContext, path: str | None, status: int) -> None:
+    def close(self, scope: Any, context: RequestContext, path: str | None, status: int) -> None:
         """Count a request as answered."""
         self._workers.in_flight[self._workers.own] -= 1
         self._record(scope, context, path, status)
@@ -308,61 +258,6 @@ class Edge:
             self._access_log(facts)
 
 
-class _Call:
-    """A request on the short way: begun, worked on by a batcher, answered by whoever knows how it ended."""
-
-    __slots__ = ("_asked", "_context", "_edge", "_endpoint", "_exchange", "_job", "_scope")
-
-    def __init__(self, edge: Edge, endpoint: Endpoint, exchange: Exchange, scope: Any) -> None:
-        self._edge, self._endpoint, self._exchange, self._scope = edge, endpoint, exchange, scope
-        self._asked: Asked | None = None
-        self._job: Job | None = None
-
-    def begin(self, arrived: int) -> None:
-        """Check the request and hand it to its model; `arrived` requests are begun together."""
-        edge, scope = self._edge, self._scope
-        self._context = context = edge._open(scope, arrived)
-        self._exchange.on_disconnect = self._leave
-        try:
-            edge._admit(context, scope)
-            self._asked = asked = self._endpoint.ask(context, scope, self._exchange.whole_body() or b"")
-            self._job = asked.batcher.begin(
-                asked.steps,
-                self._end,
-                rows=asked.rows,
-                timeout_s=context.remaining_s,
-                alone=context.alone,
-                small=True,
-                work=asked.work,
-                size_bytes=asked.size_bytes,
-            )
-        except Exception as error:
-            self._end(error)
-
-    def _end(self, outcome: Outcome[Any]) -> None:
-        context = self._context
-        try:
-            if not isinstance(outcome, Done):
-                raise outcome
-            context.timings = outcome.timings
-            answer = self._endpoint.answer(outcome)
-        except Exception as error:
-            answer = _problem(error, self._scope["path"], context)
-        self._exchange.on_disconnect = None
-        self._exchange.write(answer.status, _fields(answer, context), answer.body)
-        self._count(answer.status)
-
-    def _leave(self) -> None:
-        if self._asked and self._job:
-            self._asked.batcher.abandon(self._job)
-        self._count(CLIENT_LEFT)
-
-    def _count(self, status: int) -> None:
-        self._edge._close(self._scope, self._context, self._endpoint.path, status)
-        self._job = None  # it knows us: without this, the collector would have to find both
-        self._scope.pop(EXCHANGE, None)
-
-
 @cache
 def _seconds(route: str) -> telemetry.Recorder:
     return telemetry.Recorder(telemetry.REQUEST_SECONDS, route)
@@ -375,33 +270,8 @@ class _AlreadyAnswered(Exception):
         self.error, self.status, self.is_complete = error, status, is_complete
 
 
-def _log_crash(error: Exception, path: str, context: RequestContext) -> None:
-    if isinstance(error, InferenceFailed):  # the batcher has logged the traceback; this ties the request to it
-        log.error("inference failed", request_id=context.request_id, model=context.model, cause=str(error.__cause__))
-    elif not isinstance(error, ServiceError):
-        log.error("request crashed", request_id=context.request_id, path=path, exc_info=error)
-
-
-def _problem(error: Exception, path: str, context: RequestContext) -> Answer:
-    _log_crash(error, path, context)
-    status, kind, body, headers = answer_of(error, path=path, request_id=context.request_id)
-    fields = tuple((name.lower().encode(), value.encode()) for name, value in headers.items())
-    return Answer(body, kind.encode(), status, fields)
-
-
-def _fields(answer: Answer, context: RequestContext) -> list[tuple[bytes, bytes]]:
-    if answer.status == 204:  # it has no body to tell of
-        return [*answer.headers, *_headers(context)]
-    return [
-        (b"content-type", answer.media_type),
-        (b"content-length", b"%d" % len(answer.body)),
-        *answer.headers,
-        *_headers(context),
-    ]
-
-
 async def _send(answer: Answer, context: RequestContext, scope: Any, send: Any) -> None:
-    headers, body = _fields(answer, context), b"" if scope["method"] == "HEAD" else answer.body
+    headers, body = answer_headers(answer, context), b"" if scope["method"] == "HEAD" else answer.body
     exchange: Exchange | None = scope.get(EXCHANGE)
     if exchange is not None:
         await exchange.drain()
@@ -409,46 +279,3 @@ async def _send(answer: Answer, context: RequestContext, scope: Any, send: Any) 
         return
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def _request_id(headers: dict[bytes, bytes]) -> str:
-    """The caller's own id where it is 1 to 128 visible ASCII characters, else a new one."""
-    sent = headers.get(b"x-request-id", b"")
-    return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else new_request_id()
-
-
-def _timeout_s(headers: Mapping[bytes, bytes], default: float) -> float:
-    sent = headers.get(b"x-request-timeout")
-    if sent is None:
-        return default
-    try:
-        seconds = float(sent)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= MAX_TIMEOUT_S:
-        raise BadRequest(f"X-Request-Timeout must be a number of seconds above 0 and at most {MAX_TIMEOUT_S:g}.")
-    return seconds
-
-
-def _trace(headers: Mapping[bytes, bytes]) -> str | None:
-    """W3C Trace Context: the caller's trace id with a new span id; None without a valid `traceparent`."""
-    match = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
-    if not match or match[1] == b"ff" or not match[2].strip(b"0") or not match[3].strip(b"0"):
-        return None
-    return f"00-{match[2].decode()}-{random.getrandbits(64):016x}-{match[4].decode()}"
-
-
-def _headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
-    t = context.timings
-    timing = b"decode;dur=%.2f, queue;dur=%.2f, infer;dur=%.2f, encode;dur=%.2f" % (
-        t.decode * 1e3,
-        t.queue * 1e3,
-        t.infer * 1e3,
-        t.encode * 1e3,
-    )
-    headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), _NOSNIFF, *context.cors]
-    if context.trace:
-        headers.append((b"traceparent", context.trace.encode()))
-    if context.closing:
-        headers.append((b"connection", b"close"))
-    return headers

@@ -12,9 +12,9 @@ from service import errors
 from service.api import reach
 from service.api.address import Address
 from service.api.deps import AddressDep, KeyDep, RegistryDep
-from service.api.open_inference import metadata
+from service.api.open_inference.datatypes import DATATYPES
+from service.api.open_inference.routes import metadata
 from service.api.problems import openapi_responses
-from service.api.tensor_codec import DATATYPES
 from service.files import read_text
 from service.registry.handle import ModelHandle
 from service.registry.manifest import Claims

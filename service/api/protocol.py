@@ -18,40 +18,51 @@ from __future__ import annotations
 import asyncio
 import math
 from asyncio import TimerHandle
-from collections.abc import Callable
 from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.exceptions import HTTPException
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service import telemetry
+from service.api.call import Endpoint, Head
 from service.api.context import EXCHANGE, IN_FLIGHT, Workers, new_request_id
-from service.api.edge import Edge, Endpoint, Head
+from service.api.edge import Edge
+from service.api.exchange import CycleExchange
 from service.api.problems import answer_of
 from service.errors import BadRequest, BodyTimeout, TooManyConnections
 
 MAX_URL_BYTES = 16 * 1024
+"""Longest target of a request (bytes)."""
+
 MAX_HEADER_BYTES = 64 * 1024
+"""Longest head of a request (bytes)."""
 
 REMEMBERED_HEADS = 512
-"""Heads remembered in a process (count): beyond that it begins anew…"""
-REMEMBERED_BYTES = 2048
-"""…and how long one may be (bytes)."""
-ROOM = 64
+"""Heads remembered in a process (count). At one more, all are forgotten."""
+
+REMEMBERED_HEAD_BYTES = 2048
+"""Longest head that is remembered (bytes)."""
+
+CONNECTIONS_PER_CLOSED = 64
 """To make room for connections, one in so many that may be open is closed: looking for them costs, too (count)."""
-TURNED_AWAY = 64
-"""Connections over the limit that may be there (count): beyond them, what one asks is not waited for…"""
+
+MAX_TURNED_AWAY = 64
+"""Connections over the limit whose request is waited for, to be answered with 503 (count)."""
+
 TURNED_AWAY_S = 1.0
-"""…nor is it for longer than this (seconds)."""
+"""Time that such a connection has for its request (seconds)."""
+
 BODY_GRACE_S = 1.0
 """A body is cut off so long after whoever waits for it should have refused it (seconds)."""
+
 MIN_TAKEN_BYTES = 64 * 1024
-"""What a client must take of an answer in the time it has for sending a body (bytes)."""
+"""Bytes that a client must take of an answer in the time it has for sending a body."""
+
 LAST_REQUEST_S = 0.5
 """An idle connection of a server that ends is closed after so long: a request may be on its way (seconds)."""
-_OWN = frozenset({b"x-request-id", b"traceparent"})
+
+_CHANGING_HEADERS = frozenset({b"x-request-id", b"traceparent"})
 """Headers that differ from request to request: a head with one will not come again."""
 _END = b"\r\n\r\n"
 
@@ -80,7 +91,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._in_head = self._in_message = self._may_be_short = False
         self._piece = b""  # as received, while it may be a whole request
         self._endpoint: Endpoint | None = None  # that waits for the body
-        self._exchange: _Exchange | None = None
+        self._exchange: CycleExchange | None = None
         self._refusal: Exception | None = None
         self._header_timer: TimerHandle | None = None
         self._body_timer: TimerHandle | None = None
@@ -102,7 +113,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Close the connections that have been idle for longest; says whether there were any."""
         others: Any = self.connections - {self}
         idle = sorted((o._idle_since, id(o), o) for o in others if o._idle_since < math.inf)
-        for _, _, connection in idle[: max(1, self.max_connections // ROOM)]:
+        for _, _, connection in idle[: max(1, self.max_connections // CONNECTIONS_PER_CLOSED)]:
             connection.transport.close()
             self.connections.discard(connection)  # it is told of its end a little later
         return bool(idle)
@@ -114,7 +125,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._idle_since = math.inf
         self._in_message = True  # whose head is none that is known
         self._stop_timer()
-        waits = len(self.connections) <= self.max_connections + TURNED_AWAY
+        waits = len(self.connections) <= self.max_connections + MAX_TURNED_AWAY
         self._header_timer = self.loop.call_later(TURNED_AWAY_S if waits else 0, self.send_400_response, "")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -199,7 +210,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         )
         cycle.body += body
         cycle.more_body = False
-        self._exchange = scope[EXCHANGE] = _Exchange(cycle)
+        self._exchange = scope[EXCHANGE] = CycleExchange(cycle)
         edge.begin(head.endpoint, self._exchange, scope)
 
     def _remember(self, edge: Edge, endpoint: Endpoint) -> None:
@@ -207,8 +218,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         piece, self._piece = self._piece, b""
         end = piece.find(_END) + len(_END)
         names = {name for name, _ in self.headers}
-        whole = len(piece) - end == len(self.cycle.body) and end <= REMEMBERED_BYTES
-        if whole and self.cycle.keep_alive and _OWN.isdisjoint(names):
+        whole = len(piece) - end == len(self.cycle.body) and end <= REMEMBERED_HEAD_BYTES
+        if whole and self.cycle.keep_alive and _CHANGING_HEADERS.isdisjoint(names):
             if len(edge.heads) >= REMEMBERED_HEADS:
                 edge.heads.clear()
             scope = {key: value for key, value in self.scope.items() if key != EXCHANGE}
@@ -240,7 +251,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._may_be_short = True
         super().on_headers_complete()  # makes the cycle; the application begins later
         self._may_be_short = False
-        self._exchange = scope[EXCHANGE] = _Exchange(self.cycle)
+        self._exchange = scope[EXCHANGE] = CycleExchange(self.cycle)
         scope[IN_FLIGHT] = self.tasks
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -400,48 +411,3 @@ def _new_parser(callbacks: LimitedHttpProtocol) -> HttpRequestParser:
     parser = HttpRequestParser(callbacks)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)  # the last of pipelined requests may ask to close
     return parser
-
-
-class _Exchange:
-    """uvicorn's request-response cycle, used directly: ASGI's messages would cost as much as a small inference."""
-
-    __slots__ = ("_cycle", "on_disconnect")
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-        self.on_disconnect: Callable[[], None] | None = None
-
-    def whole_body(self) -> bytes | None:
-        """See `Exchange`. A body over uvicorn's limit is read piece by piece, as each piece is taken."""
-        cycle = self._cycle
-        if cycle.more_body or len(cycle.body) > HIGH_WATER_LIMIT:
-            return None
-        body, cycle.body = bytes(cycle.body), bytearray()
-        return body
-
-    async def drain(self) -> None:
-        """See `Exchange`."""
-        cycle = self._cycle
-        if cycle.flow.write_paused and not cycle.disconnected:
-            await cycle.flow.drain()
-
-    def write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """See `Exchange`. What `RequestResponseCycle.send` does for a start and a body, in one write."""
-        cycle = self._cycle
-        if cycle.disconnected or cycle.transport.is_closing():
-            return
-        if (b"connection", b"close") in headers:
-            cycle.keep_alive = False
-        elif not cycle.keep_alive:
-            headers.append((b"connection", b"close"))
-        pieces = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *headers):
-            pieces += (name, b": ", value, b"\r\n")
-        pieces += (b"\r\n", body)
-        cycle.transport.write(b"".join(pieces))
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            cycle.transport.close()
-        cycle.on_response()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from service import errors
 from service.api import reach
-from service.api.body import INLINE_BYTES, parse_input, parse_small_input, receive_body
+from service.api.body import INLINE_BYTES, receive_body
 from service.api.context import Answer, Asked, ClientDisconnected, RequestContext
 from service.api.in_flight import BytesInFlight
+from service.api.inputs import parse_input, parse_small_input
 from service.api.problems import openapi_responses
 from service.registry.registry import Registry
 from service.runtime.batcher import Done
@@ -71,18 +72,10 @@ class TaskEndpoint:
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         """See `Endpoint`."""
-        settings = self._settings
         with self._in_flight.body() as counted:
-            body = await receive_body(
-                context.headers,
-                scope,
-                receive,
-                counted,
-                max_bytes=settings.max_body_bytes,
-                timeout_s=settings.body_timeout_s,
-            )
+            body = await receive_body(self._settings, context.headers, scope, receive, counted)
             self._refuse_early(context, scope, body)
-            request = await parse_input(self._task, settings, context, scope["query_string"], body)
+            request = await parse_input(self._task, self._settings, context, scope["query_string"], body)
         return self.answer(await attended(self._asked(context, request, len(body)), context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
@@ -115,6 +108,12 @@ class TaskEndpoint:
             return
         with suppress(errors.ModelNotFound, errors.ModelNotReady):  # told once the body was found to be right
             self._registry.resolve(self._task.name, None).batcher.check(context.remaining_s)
+
+
+def answer_headers(tasks: Iterable[type[AnyTask]]) -> list[str]:
+    """Headers that answers of these tasks may have because they are no JSON."""
+    headers = [name for task in tasks if task.other_answers for name in (MODEL_HEADER, *task.other_headers)]
+    return list(dict.fromkeys(headers))
 
 
 def _media_answer(answer: MediaAnswer) -> Answer:
@@ -215,11 +214,14 @@ def _success(task: type[AnyTask], gives: Mapping[str, str]) -> dict[str, Any]:
     if not others:
         return success
     asked = ", ".join(f"`{kind}` with `format` = `{name}`" for name, kind in others.items())
-    header = {"description": "The model that answered, as `name@version`.", "schema": {"type": "string"}}
+    headers = {MODEL_HEADER: "The model that answered, as `name@version`.", **task.other_headers}
     return {
         **success,
         "description": f"The answer: JSON, or {asked}.",
-        "headers": {MODEL_HEADER: {**header, "required": False}},
+        "headers": {
+            name: {"description": f"{meaning} Not with JSON.", "schema": {"type": "string"}}
+            for name, meaning in headers.items()
+        },
     }
 
 

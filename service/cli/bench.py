@@ -24,14 +24,15 @@ def bench_command(model: str, url: str, connections: int, seconds: float, models
 
     A server with API keys is asked with the first one in GRIDLOOP_API_KEYS.
     """
-    from service.bench import BenchFailed, measure
+    from service.client.bench import measure
+    from service.client.http import ClientFailed
 
     try:
         with err.status(f"{connections} connections for {seconds:g} seconds"):
             report = measure(url, model, connections=connections, seconds=seconds, models=models, key=first_api_key())
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    except BenchFailed as error:
+    except ClientFailed as error:
         raise click.ClickException(str(error)) from None
     click.echo(orjson.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
     sys.exit(0 if report.is_good else 1)

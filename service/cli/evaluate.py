@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     required=True,
     help="Folder of the labelled data that the evaluation reads.",
 )
-@click.option("--url", help="A running server, `http://host:port`: asked as well, and the figures must agree.")
+@click.option(
+    "--url",
+    help="A running server, `http://host:port`, `https://…` or `unix:PATH`: asked as well, and the figures must agree.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="At most so many items of each kind, for a quick look.")
 @click.option("--write", is_flag=True, help="Put the table and plots into the model's card.")
 @MODELS
@@ -51,7 +54,7 @@ def evaluate_command(
     cannot be used, the two ways do not agree, or the manifest claims what was not measured; 2 when the data are not
     there. A server with API keys is asked with the first one in GRIDLOOP_API_KEYS.
     """
-    from service.bench import DEFAULT_URL, split_url
+    from service.client.http import DEFAULT_URL, split_url
     from service.evaluation import DataMissing, EvaluationFailed
     from service.evaluation.runner import evaluate
     from service.registry.repository import check_repository

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service import bench
+from service.client.http import ClientFailed, Server, split_url
 from service.errors import ManifestInvalid, ModelNotFound
 from service.evaluation.base import DataMissing, Evaluation, EvaluationFailed, Item, Subject
 from service.evaluation.facts import facts
@@ -58,18 +58,18 @@ def evaluate(
         data: what the evaluation reads.
         models: the model repository; with a server, the model need not be in it.
         progress: shows how far it is.
-        url: `http://host:port`.
+        url: `http://host:port`, `https://host:port` or `unix:PATH`.
         key: an API key of the server.
         limit: at most so many items of each kind.
         tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
 
     Raises:
-        ValueError: the address is not `http://host:port`.
+        ValueError: the address is none of these.
         DataMissing: the data are not there.
         EvaluationFailed: no such model, it cannot be loaded, a question got no answer, or its `evaluate.py` is broken.
     """
     name, _, version = model.partition("@")
-    server = bench.Server(*bench.split_url(url), key) if url else None
+    server = Server(split_url(url), key) if url else None
     local = _load(models, name, version, discover() if tasks is None else tasks) if (models / name).is_dir() else None
     remote = _ask_server(server, name, version or (local.subject.version if local else "")) if server else None
     if local:
@@ -145,11 +145,11 @@ def _load(models: Path, name: str, version: str, tasks: Mapping[str, type[AnyTas
     return _Local(found, handle, subject)
 
 
-def _ask_server(server: bench.Server, name: str, version: str) -> tuple[Subject, str]:
+def _ask_server(server: Server, name: str, version: str) -> tuple[Subject, str]:
     """A model as a server has it, and the digest of its graph."""
     try:
         told = server.ask_json(f"/v1/models/{urllib.parse.quote(name, safe='')}")
-    except bench.BenchFailed as error:
+    except ClientFailed as error:
         raise EvaluationFailed(str(error)) from error
     version = version or told.get("default_version") or ""
     here = next((entry for entry in told.get("versions", []) if entry["version"] == version), None)

@@ -16,9 +16,9 @@ import numpy as np
 import orjson
 from pydantic import ValidationError
 
-from service import bench
+from service.api.open_inference.datatypes import DATATYPES
 from service.api.tasks import MODEL_HEADER
-from service.api.tensor_codec import DATATYPES
+from service.client.http import AnswerParser, HttpAnswer, Server, detail
 from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Ask, Conversation, EvaluationFailed, Infer, Item, Question, Subject
 from service.graph import Array, Run, Steps
@@ -122,7 +122,7 @@ class Http:
 
     conversations = CONNECTIONS
 
-    def __init__(self, server: bench.Server, subject: Subject) -> None:
+    def __init__(self, server: Server, subject: Subject) -> None:
         self._server, self._subject = server, subject
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
@@ -131,7 +131,7 @@ class Http:
         wire = self._infer_request(question) if isinstance(question, Infer) else self._task_request(question)
         answer = await self._send(wire)
         if answer.status != 200:
-            raise Refused(f"the server answered {answer.status}: {bench.detail(answer.body)}")
+            raise Refused(f"the server answered {answer.status}: {detail(answer.body)}")
         content_type = _header(answer, "content-type")
         if content_type.partition(";")[0] == "application/json":
             body: Answer = orjson.loads(answer.body)
@@ -145,15 +145,15 @@ class Http:
             raise Refused(f"another model answered: {told.get('name')}@{told.get('version')}")
         return body
 
-    async def _send(self, wire: bytes) -> bench.Answer:
+    async def _send(self, wire: bytes) -> HttpAnswer:
         """Write a request and read its answer; once again where a kept-alive connection has meanwhile been closed."""
         kept = bool(self._idle)
         try:
             reader, writer = self._idle.pop() if kept else await self._connect()
         except OSError as error:
             raise Refused(f"the server takes no connection: {error.strerror or error}") from error
-        parser = bench.AnswerParser()
-        answer: bench.Answer | None = None
+        parser = AnswerParser()
+        answer: HttpAnswer | None = None
         try:
             async with asyncio.timeout(PATIENCE_S):
                 writer.write(wire)
@@ -181,7 +181,7 @@ class Http:
         return answer
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(self._server.host, self._server.port)
+        return await self._server.address.open_streams()
 
     def _task_request(self, question: Ask) -> bytes:
         target, model = f"/v1/{self._subject.task}", f"{self._subject.name}@{self._subject.version}"
@@ -206,8 +206,7 @@ class Http:
         return self._wire(target, "application/json", orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
 
     def _wire(self, target: str, content_type: str, body: bytes) -> bytes:
-        headers = {"X-Request-Timeout": f"{PATIENCE_S:g}", **self._server.headers}
-        return bench.http_request(self._server.host, self._server.port, target, content_type, body, headers)
+        return self._server.request(target, content_type, body, {"X-Request-Timeout": f"{PATIENCE_S:g}"})
 
     async def close(self) -> None:
         for _, writer in self._idle:
@@ -215,7 +214,7 @@ class Http:
         self._idle.clear()
 
 
-def _header(answer: bench.Answer, name: str) -> str:
+def _header(answer: HttpAnswer, name: str) -> str:
     """One header of an answer; empty where it has none of that name."""
     found = re.search(rf"\r\n{name}:[ \t]*([^\r]*)".encode(), answer.head, re.IGNORECASE)
     return found[1].decode("latin-1").strip() if found else ""

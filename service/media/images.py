@@ -1,10 +1,11 @@
-"""Pictures: from encoded bytes to upright RGB pixels as large as a graph's input, and from places there back.
+"""Pictures: from encoded bytes to upright RGB pixels as large as a graph's input.
 
     picture = open_picture(data, "Image 1", max_pixels=50_000_000, least=frame.least)
     view = frame.view(picture.width, picture.height)
     pixels = frame.pixels(picture, view)
 
-`View` remembers which part of the picture the graph saw, for whatever the graph says about places.
+The view remembers which part of the picture the graph saw, for whatever the graph says about places
+(`service.media.views`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from service.media import jpeg, png, tiff
 from service.media.extras import without_extras
 from service.media.formats import FORMATS, UnsupportedKind, format_of, other_format
 from service.media.png import small_png
+from service.media.views import View
 
 Image.MAX_IMAGE_PIXELS = None  # the server's own limit is checked instead, before anything is decoded
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the workers have all cores already
@@ -62,37 +64,6 @@ class Picture:
     pixels: Image.Image | Array
     width: int
     height: int
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A picture's size, and the part of it that the model sees.
-
-    Attributes:
-        width: pixels, upright.
-        height: pixels, upright.
-        box: left, top, right, bottom of the part seen, as fractions of width and height; below 0 and above 1 where the
-            model sees more than the picture, which is a border.
-    """
-
-    width: int
-    height: int
-    box: tuple[float, float, float, float]
-
-    def to_picture(self, boxes: Array) -> Array:
-        """Turn boxes in what the model sees into boxes in the picture, cut at its edges.
-
-        Args:
-            boxes: float (..., 4): left, top, right, bottom, as fractions of the width and height that the model sees.
-
-        Returns:
-            float64 (..., 4), in pixels of the upright picture.
-        """
-        left, top, right, bottom = self.box
-        size = np.array([self.width, self.height])
-        corners = np.asarray(boxes, np.float64).reshape(*boxes.shape[:-1], 2, 2)
-        corners = (np.array([left, top]) + corners * np.array([right - left, bottom - top])) * size
-        return np.asarray(np.clip(corners, 0, size).reshape(boxes.shape))
 
 
 @dataclass(frozen=True, slots=True)

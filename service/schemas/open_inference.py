@@ -1,6 +1,6 @@
 """The Open Inference Protocol's messages (version 2, REST), as the OpenAPI document shows them.
 
-Requests to infer are not validated with these types but by `service.api.tensor_codec`, straight into arrays.
+Requests to infer are not validated with these types but by `service.api.open_inference.codec`, straight into arrays.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ class MediaAnswer:
         model: that answered; told in the header `X-Model`.
         data: the body.
         content_type: of the body.
-        headers: more headers of the answer, such as `{"X-Seed": "7"}`.
+        headers: values of the task's `other_headers`, such as `{"X-Seed": "7"}`.
     """
 
     model: ModelRef
@@ -410,6 +410,7 @@ class Task(ABC, Generic[InputT, OutputT]):
         media: content types of the files taken; empty for JSON tasks.
         other_answers: content types of answers that are no JSON, by the value of the input's field `format` that asks
             for each, such as `{"png": "image/png"}`; every other value of that field means JSON.
+        other_headers: headers of these answers, each with its meaning as a sentence.
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
         sample_data_url: a small file as a data URL, which the documentation page sends.
@@ -426,6 +427,7 @@ class Task(ABC, Generic[InputT, OutputT]):
     Options: ClassVar[type[TaskOptions]] = TaskOptions
     media: ClassVar[tuple[str, ...]] = ()
     other_answers: ClassVar[Mapping[str, str]] = {}
+    other_headers: ClassVar[Mapping[str, str]] = {}
     sample_file: ClassVar[str] = "file"
     sample_data_url: ClassVar[str] = ""
     file_reader: ClassVar[FileReader | None] = None
@@ -644,13 +646,13 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
         Raises:
             InvalidInput: there is none, or there are several for an answer that can show only one.
         """
-        noun, count = self.noun.lower(), len(request.files)
+        count = len(request.files)
         if not count:
             raise InvalidInput(
-                f"No {noun} was sent. Send one as the body, or parts named 'file' as multipart/form-data."
+                f"No {self.noun.lower()} was sent. Send one as the body, or parts named 'file' as multipart/form-data."
             )
         if count > 1 and self.other_answer(request) is not None:
-            asked = getattr(request, "format", "")
+            asked, noun = getattr(request, "format", ""), self.noun.lower()
             raise InvalidInput(
                 f"format={asked} answers one {noun}, and {count} were sent. Send each in a request of its own, or ask "
                 "for JSON, which answers all."
@@ -666,8 +668,9 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
             InvalidInput: no file was sent, or none of several can be used.
             InvalidInput, TooLarge, UnsupportedMedia: the only file cannot be used.
         """
-        self._check_files(request)
         files = request.files
+        if len(files) != 1:
+            self._check_files(request)
         results: list[Any] = [None] * len(files)
         refused: list[FileProblem] = []
         for start in range(0, len(files), FILES_AT_ONCE):

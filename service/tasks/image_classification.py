@@ -6,7 +6,7 @@ mean and std; and one float output `(batch, classes)`, logits or probabilities: 
 With `explain` it also needs `activation_map` `float32 (batch, classes, rows, columns)`, the class activation map of
 Zhou et al., "Learning Deep Features for Discriminative Localization" (CVPR 2016).
 
-How sure an answer is, the manifest's `[calibration]` table says, fitted on held-out pictures (`service.calibration`):
+How sure an answer is, the manifest's `[calibration]` table says, fitted on held-out pictures (`service.uncertainty`):
 a prediction set holds every class whose probability reaches a threshold, by split conformal prediction with the score
 of Sadinle, Lei, Wasserman, "Least Ambiguous Set-Valued Classifiers With Bounded Error Levels" (JASA 2019); and the
 model abstains from a picture that is too novel, which a graph says itself with an output `novelty` `float32 (batch,)`,
@@ -16,54 +16,34 @@ and the energy of Liu et al., "Energy-based Out-of-distribution Detection" (Neur
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.calibration import energy, sigmoid, softmax
-from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
-from service.media.formats import format_of
-from service.media.images import Filter, Frame, Resize, View, open_picture, pixels_in
-from service.tasks.base import (
-    Array,
-    FailedFile,
-    MediaAnswer,
-    MediaInput,
-    MediaTask,
-    ModelFolder,
-    Run,
-    Steps,
-    TaskOptions,
-    TaskOutput,
-    TensorSpec,
-    Upload,
-)
+from service.errors import InferenceFailed, ManifestInvalid
+from service.media.heatmaps import Heatmap, heatmap
+from service.media.views import View
+from service.tasks.base import Array, FailedFile, ModelFolder, Steps, TaskOutput, TensorSpec, Upload
 from service.tasks.comparison import difference, near, ranking_difference
-from service.tasks.terminal import Shown, Table
-
-_HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the documentation page has something to send
-    "data:image/webp;base64,"
-    "UklGRm4BAABXRUJQVlA4IGIBAADwBwCdASogACAAPrVIn0mnJCKhMBgMAOAWiWcAy+eoLsC+ueAPf/WAdwFAqDQhujiM4soRAa+P"
-    "wk7dPgDsFBbQRWL6zl38SAAA/vMDDnil4zqxT4tL0UhoTtEjjpmjcz9Y965O8NR7F7S++tKi8K55o2vTE4ewAv2ICGmBd9Q6Te85"
-    "Dk9bQM9aB/rLY3b7zW3Mzhuc5+eiHCa9Ke1+JHunUakFy7W5Tz4bP2beGGnQ2Mg7WoeOoL+y8PAafqVwkcmRa1BYMkwNz5xwNepO"
-    "fzYACPbnQOMqZ6Xf6sUTE28+6CoFlWYSSWd3BrBcqv/tHPaqtJbF6jOTcPzhdt3uCbYqJ1PPvXmovl43bKrgKu2EHsb76EU2WsYT"
-    "jBCcL0NAf80nU8sIg11a6j7Tts4+FReUYP2SZSR82smed41WkDZbtDWtJRrvzjkbw0/5et4yiBiGO0K3MYb3im/jPlZfpngAAAA="
+from service.tasks.picture import (
+    PictureInput,
+    PictureOptions,
+    PictureResult,
+    PictureTask,
+    PictureTensors,
+    picture_fields,
 )
-
-MOST_OWN_SIDE = 512
-"""Longer side of a picture that is shown to a graph in its own size (pixels); larger ones are made smaller."""
+from service.tasks.terminal import Shown, Table
+from service.uncertainty.scores import MOST_SORTED, energy, prediction_sets, sigmoid, softmax, top_k
+from service.uncertainty.table import Calibration
 
 MOST_LABELS = 1000
 """The largest `top_k` (count)."""
 
-HEATMAP_CELLS = 16
-"""Cells along the longer side of a heatmap."""
 
-
-class ImageClassificationInput(MediaInput):
+class ImageClassificationInput(PictureInput):
     """Which model, how many labels, and whether to show where it looked."""
 
     top_k: Annotated[int, Field(ge=1, le=MOST_LABELS)] = Field(
@@ -74,11 +54,6 @@ class ImageClassificationInput(MediaInput):
     explain: bool = Field(
         default=False, description="Add a heatmap: which parts of the image speak for the best label."
     )
-
-    @property
-    def work(self) -> int:
-        """Pixels, as the files' headers say."""
-        return sum([pixels_in(file.data) for file in self.files])
 
 
 class LabelPrediction(BaseModel):
@@ -110,22 +85,15 @@ class PredictionSet(BaseModel):
     )
 
 
-class Heatmap(BaseModel):
+class LabelHeatmap(Heatmap):
     """Class activation map over the image that was sent."""
 
     label: str = Field(description="The label that the map explains: the best one.", examples=["cat"])
-    values: list[list[float]] = Field(
-        description="Rows from top to bottom, each from left to right; 1 is the part that speaks most for the label.",
-        examples=[[[0.0, 0.4], [1.0, 0.2]]],
-    )
 
 
-class ImageResult(BaseModel):
+class ImageResult(PictureResult):
     """What one image shows."""
 
-    filename: str | None = Field(description="As sent with the part; null for a raw body.", examples=["cat.jpg"])
-    width: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[640])
-    height: int = Field(description="Pixels, after the EXIF orientation is applied.", examples=[480])
     predictions: list[LabelPrediction] = Field(description="Best first.")
     prediction_set: PredictionSet | None = Field(
         description="More than one label where the model is in doubt; null where the model is not calibrated for sets, "
@@ -137,7 +105,7 @@ class ImageResult(BaseModel):
         "null where the model is not calibrated to tell.",
         examples=[False],
     )
-    heatmap: Heatmap | None = Field(default=None, description="Only with `explain=true`.")
+    heatmap: LabelHeatmap | None = Field(default=None, description="Only with `explain=true`.")
 
 
 class ImageClassificationOutput(TaskOutput):
@@ -171,53 +139,9 @@ class ImageClassificationOutput(TaskOutput):
     )
 
 
-MOST_SIDE = 16_384
-"""Longest side to which a picture is resized (pixels)."""
-MOST_SCALE, LEAST_STD = 10.0, 1e-6
-"""Bounds of mean and std: beyond them nothing is left of a picture, or it is for another scale."""
-
-Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
-
-
-class Preprocessing(TaskOptions):
-    """How a picture becomes the graph's input; the manifest's `[preprocessing]` table."""
-
-    resize: Resize = "stretch"
-    """`stretch` makes the whole picture fit; `crop` keeps the aspect ratio and takes the centre; `letterbox` keeps it
-    and puts grey around the whole picture."""
-    resize_to: Side | None = None
-    """With `crop`: length of the shorter side before the centre is taken (pixels); left out: the graph's size."""
-    filter: Filter = "bilinear"
-    """Pillow's resampling filter."""
-    exact: bool = False
-    """Decode JPEGs whole, however large they are."""
-    mean: float | tuple[float] | tuple[float, float, float] = 0.0
-    """Subtracted from each colour, on a scale of 0..1; float graphs only."""
-    std: float | tuple[float] | tuple[float, float, float] = 1.0
-    """Each colour is divided by it afterwards; float graphs only."""
-    size: Side | tuple[Side, Side] | None = None
-    """Of the picture that the graph gets, or its height and width (pixels), where the graph leaves them free."""
-    layout: Literal["NCHW", "NHWC"] | None = None
-    """Which axis of the graph's input holds the colours, where its shape does not tell."""
-
-    @model_validator(mode="after")
-    def _numbers_are_possible(self) -> Self:
-        for name, least in (("mean", -MOST_SCALE), ("std", LEAST_STD)):
-            for number in np.atleast_1d(getattr(self, name)).tolist():
-                if not least <= number <= MOST_SCALE:  # false for NaN as well
-                    large = " They are on a scale of 0 to 1: divide by 255 what is on one of 0 to 255."
-                    raise ValueError(
-                        f"{name} has {number:g}; every number must be from {least:g} to {MOST_SCALE:g}."
-                        f"{large if abs(number) > MOST_SCALE else ''}".removesuffix(".")
-                    )
-        return self
-
-
-class Tensors(TaskOptions):
+class Tensors(PictureTensors):
     """Which input and outputs of the graph are what; the manifest's `[tensors]` table."""
 
-    picture: str | None = None
-    """The input that takes the picture; left out: the only one there is."""
     logits: str | None = None
     """The output with the classes' scores, logits or probabilities; left out: `logits`, or the only one it can be."""
     activation_map: str = "activation_map"
@@ -226,34 +150,7 @@ class Tensors(TaskOptions):
     """The output with the novelty."""
 
 
-class Calibration(TaskOptions):
-    """What held-out pictures say about doubt; the manifest's `[calibration]` table (`service.calibration` fits it)."""
-
-    coverage: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of prediction sets that hold the true class."""
-    set_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-    """A class whose probability reaches this is in the set."""
-    abstain_above: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """A picture whose novelty is above this is like nothing the model was trained on."""
-    abstain_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of pictures like the training ones that are above it all the same."""
-
-    @model_validator(mode="after")
-    def _pairs_are_whole(self) -> Self:
-        for number, promise, fit in (
-            ("set_threshold", "coverage", "fit_set_threshold"),
-            ("abstain_above", "abstain_rate", "fit_abstain_threshold"),
-        ):
-            given = [name for name in (number, promise) if getattr(self, name) is not None]
-            if len(given) == 1:
-                (missing,) = {number, promise} - set(given)
-                raise ValueError(
-                    f"has {given[0]} but no {missing}; write both, as service.calibration.{fit} finds them, or neither"
-                )
-        return self
-
-
-class ImageClassificationOptions(TaskOptions):
+class ImageClassificationOptions(PictureOptions):
     """What the manifest of an image classifier may say."""
 
     activation: Literal["none", "softmax", "sigmoid"] | None = None
@@ -261,11 +158,10 @@ class ImageClassificationOptions(TaskOptions):
     multi_label: bool | None = None
     """Whether several labels may be true of a picture; left out: where each has a sigmoid of its own."""
     tensors: Tensors = Tensors()
-    preprocessing: Preprocessing = Preprocessing()
     calibration: Calibration = Calibration()
 
 
-class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificationOutput, tuple[Array, View]]):
+class ImageClassification(PictureTask[ImageClassificationInput, ImageClassificationOutput]):
     """Labels for pictures of any size."""
 
     name = "image-classification"
@@ -274,40 +170,11 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
     Output = ImageClassificationOutput
     Options = ImageClassificationOptions
     options: ImageClassificationOptions
-    media: ClassVar[tuple[str, ...]] = (
-        "image/jpeg",
-        "image/png",
-        "image/webp",
-        "image/gif",
-        "image/bmp",
-        "image/tiff",
-        "image/avif",
-        "application/octet-stream",
-    )
-    noun = "Image"
-    sample_file = "photo.jpg"
-    sample_data_url = _HORSE
+    kind = "an image classifier"
     by_default = True
-
-    @classmethod
-    def recognises(cls, data: bytes) -> bool:
-        return format_of(data) is not None
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
-        self._graph_file = f"{folder.name}/{folder.version}/model.onnx"
-        self._input = self._picture_input()
-        self._channels_last, self._channels, self._size = self._layout()
-        wanted, (height, width) = self.options.preprocessing, self._size or (MOST_OWN_SIDE, MOST_OWN_SIDE)
-        self._frame = Frame(
-            width,
-            height,
-            wanted.resize,
-            wanted.resize_to,
-            wanted.filter,
-            exact=wanted.exact,
-            channels=self._channels,
-        )
         self.labels = folder.lines("labels.txt")
         self._logits = self._logits_output()
         columns = _columns(self._logits)
@@ -318,7 +185,6 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
                 f"{folder.name}/{folder.version}/labels.txt", f"has {count}, but the graph has {columns} classes."
             )
         self._activation, self._multi_label = self._meaning(columns)
-        self._scale, self._shift = self._normalisation()
         self._map = self.options.tensors.activation_map
         self._outputs: tuple[str, ...] = (self._logits.name,)
         self._novelty = self._novelty_output(columns)
@@ -326,47 +192,6 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
             self._outputs += (self._novelty,)
 
     # --- what the graph takes and gives
-
-    def _picture_input(self) -> TensorSpec:
-        """The input that takes the picture."""
-        inputs, name = self.folder.signature.inputs, self.options.tensors.picture
-        if name is None and len(inputs) == 1:
-            (name,) = inputs
-        if name is None or len(inputs) > 1:
-            there = "; ".join(map(str, inputs.values()))
-            raise ManifestInvalid(
-                self._graph_file,
-                f"an image classifier takes one input, the picture, and this graph has: {there}. Give the others their "
-                "value in the manifest: [constants].",
-            )
-        return self.folder.input(name, dtype=("uint8", "float32"), rank=4)
-
-    def _layout(self) -> tuple[bool, int, tuple[int, int] | None]:
-        """Whether the colours are the last axis, how many there are, and height and width; None where they are free."""
-        shape, chosen = self._input.shape, self.options.preprocessing
-        possible = [name for name, axis in (("NCHW", 1), ("NHWC", 3)) if shape[axis] in (1, 3)]
-        layout = chosen.layout or (possible[0] if len(possible) == 1 else None)
-        axis = 3 if layout == "NHWC" else 1
-        colours = shape[axis] if isinstance(shape[axis], int) else 3
-        if layout is None or colours not in (1, 3):
-            raise ManifestInvalid(
-                self._graph_file,
-                f"input {self._input} should be (batch, height, width, 3) or (batch, 3, height, width), or with 1 in "
-                'place of 3. Where that is open, say which in the manifest: [preprocessing] layout = "NCHW" or "NHWC".',
-            )
-        sides = shape[1:3] if layout == "NHWC" else shape[2:4]
-        given = (chosen.size, chosen.size) if isinstance(chosen.size, int) else chosen.size
-        if given is None and all(isinstance(side, str | None) for side in sides) and chosen.resize == "stretch":
-            return layout == "NHWC", int(colours), None
-        if given is None:
-            given = tuple(side if isinstance(side, int) else 0 for side in sides)  # type: ignore[assignment]
-        if not given or 0 in given or any(isinstance(s, int) and s != g for s, g in zip(sides, given, strict=True)):
-            raise ManifestInvalid(
-                self._graph_file,
-                f"input {self._input} leaves the picture's size open, or has another than the manifest: write "
-                "[preprocessing] size = 224, or [height, width], as the model was trained.",
-            )
-        return layout == "NHWC", int(colours), given
 
     def _logits_output(self) -> TensorSpec:
         """The output with the classes' scores: the one named, or `logits`, or the only one that it can be."""
@@ -384,13 +209,13 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         there = "; ".join(map(str, outputs.values()))
         if able:
             raise ManifestInvalid(
-                self._graph_file,
+                self.graph_file,
                 f"several outputs may be the classes' scores: {'; '.join(map(str, able))}. Say which in the manifest: "
                 f'[tensors] logits = "{able[0].name}".',
             )
         name = "" if tensors.logits is None else f" named {tensors.logits!r}"
         raise ManifestInvalid(
-            self._graph_file, f"has no output{name} with a float for each class, (batch, classes); it has: {there}."
+            self.graph_file, f"has no output{name} with a float for each class, (batch, classes); it has: {there}."
         )
 
     def _meaning(self, columns: int | None) -> tuple[str, bool]:
@@ -413,20 +238,6 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
             )
         return activation, multi_label
 
-    def _normalisation(self) -> tuple[Array, Array]:
-        """Factor and summand, float32 (channels,), that make the graph's numbers of pixels 0..255."""
-        numbers = []
-        for name in ("mean", "std"):
-            number = np.atleast_1d(np.asarray(getattr(self.options.preprocessing, name), np.float64))
-            if len(number) not in (1, self._channels):
-                raise ManifestInvalid(
-                    f"{self.folder.name}/manifest.toml",
-                    f"[preprocessing] {name} has {len(number)} numbers, but the graph takes one channel, grey.",
-                )
-            numbers.append(np.broadcast_to(number, self._channels))
-        mean, std = numbers
-        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
-
     def _novelty_output(self, columns: int | None) -> str | None:
         """The output that says how novel a picture is; None where the logits' energy does, or nothing is asked."""
         if self.options.calibration.abstain_above is None:
@@ -442,69 +253,22 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
             )
         return None
 
-    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput | MediaAnswer]:
-        if request.explain and self._map not in self.folder.signature.outputs:
-            raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
-        return (yield from super().steps(request))
-
     def shown_result(self, request: ImageClassificationInput, result: Mapping[str, Any]) -> Iterator[Shown]:
         rows = [(prediction["label"], f"{prediction['score']:.3f}") for prediction in result["predictions"]]
         yield Table(("label", "score"), rows, result["filename"] or "")
 
-    def decode_file(self, file: Upload, what: str) -> tuple[Array, View]:
-        """Turn an encoded picture into pixels, uint8 (height, width, channels), and what part of it they show.
-
-        Raises:
-            InvalidInput: it is no picture that can be read.
-            TooLarge: it has more pixels than the limit.
-        """
-        limit = self.folder.limits.max_image_pixels
-        picture = open_picture(file.data, what, max_pixels=limit, least=self._frame.least)
-        frame = self._frame
-        if self._size is None:
-            width, height = own_size(picture.width, picture.height)
-            frame = replace(frame, width=width, height=height)
-        view = frame.view(picture.width, picture.height)
-        return frame.pixels(picture, view), view
-
-    def answer_files(
-        self, request: ImageClassificationInput, files: Sequence[Upload], decoded: Sequence[tuple[Array, View]]
+    def answer_pictures(
+        self, request: ImageClassificationInput, files: Sequence[Upload], views: Sequence[View], pixels: Array
     ) -> Steps[list[dict[str, Any]]]:
-        if self._size is None and len(decoded) > 1:  # pictures of their own size do not fit together
-            results: list[dict[str, Any]] = []
-            for file, one in zip(files, decoded, strict=True):
-                results += yield from self.answer_files(request, [file], [one])
-            return results
-        pixels = np.stack([pixels for pixels, _ in decoded]) if len(decoded) > 1 else decoded[0][0][None]
-        wanted = (*self._outputs, self._map) if request.explain else self._outputs
-        outputs = yield Run({self._input.name: pixels}, wanted)
-        return self.encode(request, files, [view for _, view in decoded], outputs)
-
-    def prepare(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Lay pixels out as the graph wants them: from uint8 (batch, height, width, channels), as of `decode_file`."""
-        (pixels,) = tensors.values()
-        if pixels.dtype != np.uint8 or (self._input.dtype == "uint8" and self._channels_last):
-            return tensors
-        if self._input.dtype == "uint8":
-            if pixels.shape[3] != self._channels:  # the graph's own input
-                return tensors
-            return {self._input.name: np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
-        if self._channels_last:
-            return {self._input.name: np.asarray(pixels * self._scale + self._shift)}
-        count, height, width, _ = pixels.shape
-        planes = np.empty((count, self._channels, height, width), np.float32)
-        for colour in range(self._channels):  # one pass per plane beats a transposed copy
-            plane = planes[:, colour]
-            np.multiply(pixels[..., colour], self._scale[colour], out=plane)
-            plane += self._shift[colour]
-        return {self._input.name: planes}
+        outputs = yield self.run(pixels, (*self._outputs, self._map) if request.explain else self._outputs)
+        return self.encode(request, files, views, outputs)
 
     def finish(self, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Add the probabilities float32 (batch, classes), and the best classes of each row int64 (batch, k)."""
         if _SCORES in outputs or self._logits.name not in outputs:
             return outputs
         scores = self._probabilities(_flat(outputs[self._logits.name]))
-        return {**outputs, _SCORES: scores, _RANKED: top_k(scores, FEW)}
+        return {**outputs, _SCORES: scores, _RANKED: top_k(scores, MOST_SORTED)}
 
     def _probabilities(self, given: Array) -> Array:
         """Probabilities of the labels, float32 (batch, labels), of what the graph gives for each class."""
@@ -532,14 +296,12 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         if request.top_k > ranked.shape[1]:
             ranked = top_k(scores, request.top_k)
         best = ranked[:, : request.top_k]
-        shown = zip(best.tolist(), np.take_along_axis(scores, best, axis=1).tolist(), strict=True)
+        pairs = zip(best.tolist(), np.take_along_axis(scores, best, axis=1).tolist(), strict=True)
         sets, abstains = self._sets(scores, ranked), self._abstains(outputs)
         results = []
-        for row, (file, view, (indices, probabilities)) in enumerate(zip(files, views, shown, strict=True)):
+        for row, (file, view, (indices, probabilities)) in enumerate(zip(files, views, pairs, strict=True)):
             found: dict[str, Any] = {
-                "filename": file.filename,
-                "width": view.width,
-                "height": view.height,
+                **picture_fields(file, view),
                 "predictions": [
                     {"label": self.labels[index], "score": score, "index": index}
                     for index, score in zip(indices, probabilities, strict=True)
@@ -548,7 +310,8 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
                 "abstain": abstains[row],
             }
             if request.explain:
-                values = heatmap(outputs[self._map][row, indices[0]], view)
+                # Sampled, as version 0.1.0 answered; averages would be others for maps finer than the heatmap.
+                values = heatmap(outputs[self._map][row, indices[0]], view, average=False)
                 found["heatmap"] = {"label": self.labels[indices[0]], "values": values}
             results.append(found)
         return results
@@ -646,12 +409,6 @@ class ImageClassification(MediaTask[ImageClassificationInput, ImageClassificatio
         return any(a < b and not near(a, b, tolerance) for a, b in combinations(in_order, 2))
 
 
-def own_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of a picture for a graph that takes any: its own, or as much smaller as the longest allows."""
-    scale = min(1.0, MOST_OWN_SIDE / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
 def _is_scores(spec: TensorSpec) -> bool:
     """Whether an output may hold one number for each class: any further axes are of size 1."""
     if spec.dtype not in ("float32", "float64"):
@@ -680,83 +437,3 @@ def _empty_ones(labels: Sequence[str]) -> str:
 
 
 _SCORES, _RANKED = "task.scores", "task.ranked"
-
-FEW = 64
-"""Up to so many classes sorting all is quicker than choosing first; of more, ranking so many costs no more than one."""
-
-
-def top_k(scores: Array, k: int) -> Array:
-    """Indices of the k largest scores of each row, largest first, equal ones in their order; all where there are fewer.
-
-    Args:
-        scores: (batch, classes).
-        k: at least 1.
-
-    Returns:
-        int64 (batch, min(k, classes)).
-    """
-    k = min(k, scores.shape[1])
-    if scores.shape[1] <= FEW:
-        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    # Sorted, as how a partition leaves equal ones depends on the processor.
-    best = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-    order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(best, order, axis=1)
-
-
-def prediction_sets(scores: Array, ranked: Array, threshold: float) -> list[list[int]]:
-    """The classes of each row whose probability reaches the threshold, and the best one in any case.
-
-    Args:
-        scores: float32 (batch, classes), probabilities.
-        ranked: int64 (batch, k), the k best classes of each row as `top_k` gives them; a longer set takes longer.
-        threshold: 0..1.
-
-    Returns:
-        Indices of classes for each row, best first.
-    """
-    k = ranked.shape[1]
-    sizes = (scores >= threshold).sum(axis=1).tolist()
-    sets = [row[: max(size, 1)] for row, size in zip(ranked.tolist(), sizes, strict=True)]
-    for row in [row for row, size in enumerate(sizes) if size > k]:
-        others = scores[row].copy()
-        others[ranked[row]] = -1
-        sets[row] += top_k(others[None], sizes[row] - k)[0].tolist()
-    return sets
-
-
-def heatmap(activations: Array, view: View) -> Array:
-    """Spread a class activation map over the whole image that was sent.
-
-    Args:
-        activations: float32 (rows, columns) over the part of the image that the model saw.
-        view: the image's size and that part.
-
-    Returns:
-        float32 grid in the image's aspect ratio, `HEATMAP_CELLS` along the longer side, scaled to 0..1 and rounded to
-        3 digits; parts that the model did not see are 0.
-    """
-    longer = max(view.width, view.height)
-    rows, columns = (max(1, round(HEATMAP_CELLS * side / longer)) for side in (view.height, view.width))
-    left, top, right, bottom = view.box
-    y = ((np.arange(rows) + 0.5) / rows - top) / (bottom - top)
-    x = ((np.arange(columns) + 0.5) / columns - left) / (right - left)
-    values = _bilinear(activations, y, x)
-    low, high = values.min(), values.max()
-    values = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    inside = ((y >= 0) & (y <= 1))[:, None] & ((x >= 0) & (x <= 1))[None, :]
-    return np.round(np.where(inside, values, 0.0), 3).astype(np.float32)
-
-
-def _bilinear(grid: Array, y: Array, x: Array) -> Array:
-    """Values of a grid at fractional positions 0..1 of its height and width; edges are repeated."""
-
-    def along(positions: Array, cells: int) -> tuple[Array, Array, Array]:
-        centre = np.clip(positions * cells - 0.5, 0, cells - 1)
-        low = np.floor(centre).astype(int)
-        return low, np.minimum(low + 1, cells - 1), centre - low
-
-    (y0, y1, dy), (x0, x1, dx) = along(y, grid.shape[0]), along(x, grid.shape[1])
-    upper = grid[y0][:, x0] * (1 - dx) + grid[y0][:, x1] * dx
-    lower = grid[y1][:, x0] * (1 - dx) + grid[y1][:, x1] * dx
-    return np.asarray(upper * (1 - dy)[:, None] + lower * dy[:, None])

@@ -22,8 +22,11 @@ from onnx import TensorProto as T
 from onnx import helper
 
 from service import __version__
-from service.api.open_inference import SCHEMAS, match, path_items
-from service.api.tensor_codec import DATATYPES, MAX_DEPTH, Codec, Reply
+from service.api.open_inference.codec import Codec, Reply
+from service.api.open_inference.datatypes import DATATYPES
+from service.api.open_inference.document import SCHEMAS, path_items
+from service.api.open_inference.infer import match
+from service.api.open_inference.values import MAX_DEPTH
 from service.errors import BadRequest, ServiceError
 from service.graph import Signature, Steps, TensorSpec
 from service.runtime.batcher import drive

@@ -318,7 +318,7 @@ def test_a_card_with_half_a_pair_of_markers_is_left_alone(models: Path, pictures
 
 def test_serving_loads_neither_the_evaluation_nor_matplotlib() -> None:
     code = (
-        "import sys, service.app, service.worker, service.supervisor, service.server, service.cli, service.bench\n"
+        "import sys, service.app, service.worker, service.supervisor, service.server, service.cli, service.client.bench\n"
         "print([name for name in sys.modules if name.startswith(('service.evaluation', 'matplotlib'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.calibration import expected_calibration_error
 from service.evaluation import statistics as s
+from service.uncertainty.fitting import expected_calibration_error
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from service.graph import Array
-from service.media.images import Frame, View, open_picture
+from service.media.images import Frame, open_picture
+from service.media.views import View
 
 
 def opened(data: bytes, **options: Any) -> Array:

@@ -16,7 +16,8 @@ from PIL.Image import Resampling
 from service.errors import InvalidInput, TooLarge
 from service.graph import Array
 from service.media import images
-from service.media.images import Frame, Picture, View, open_picture
+from service.media.images import Frame, Picture, open_picture
+from service.media.views import View
 from tests import graphs
 from tests.media.reading import encoded, noise, shown
 

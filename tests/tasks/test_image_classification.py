@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.calibration import softmax
 from service.errors import InvalidInput, ManifestInvalid
-from service.media.images import View
+from service.media.heatmaps import heatmap
+from service.media.views import View
 from service.registry.manifest import read_manifest
 from service.runtime.batcher import drive
 from service.runtime.session import OnnxSession
@@ -24,10 +24,8 @@ from service.tasks.image_classification import (
     ImageClassification,
     ImageClassificationInput,
     ImageClassificationOutput,
-    heatmap,
-    prediction_sets,
-    top_k,
 )
+from service.uncertainty.scores import prediction_sets, softmax, top_k
 from tests import graphs
 from tests.conftest import running
 
@@ -293,9 +291,9 @@ def test_a_novelty_of_another_shape_is_refused_where_it_is_needed(tmp_path: Path
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ({"coverage": 0.9}, r"\[calibration\]: has coverage but no set_threshold; write both, as service.calibration.fit_set_threshold finds them, or neither"),
+        ({"coverage": 0.9}, r"\[calibration\]: has coverage but no set_threshold; write both, as service.uncertainty.fitting.fit_set_threshold finds them, or neither"),
         ({"set_threshold": 0.1}, "has set_threshold but no coverage; write both"),
-        ({"abstain_above": 3}, "has abstain_above but no abstain_rate; write both, as service.calibration.fit_abstain_threshold"),
+        ({"abstain_above": 3}, "has abstain_above but no abstain_rate; write both, as service.uncertainty.fitting.fit_abstain_threshold"),
         ({"abstain_rate": 0.1}, "has abstain_rate but no abstain_above; write both"),
         ({"coverage": 1, "set_threshold": 0.1}, r"\[calibration\] coverage = 1: Input should be less than 1"),
         ({"coverage": 0, "set_threshold": 0.1}, "coverage = 0: Input should be greater than 0"),

@@ -96,6 +96,7 @@ class Tune(Task[TuneInput, TuneOutput]):
 
     name, summary, Input, Output = "tune", "How does that sound?", TuneInput, TuneOutput
     other_answers: ClassVar[Mapping[str, str]] = {"midi": "audio/midi"}
+    other_headers: ClassVar[Mapping[str, str]] = {"X-Seed": "The seed."}
 
     def steps(self, request: TuneInput) -> Steps[TuneOutput | MediaAnswer]:
         outputs = yield Run({"x": np.array([[request.number]], np.float32)})
@@ -160,7 +161,14 @@ async def test_the_document_lists_every_content_type_of_an_answer(client: httpx.
     success = paths["/v1/tune"]["post"]["responses"]["200"]
     assert list(success["content"]) == ["application/json", "audio/midi"]
     assert success["content"]["audio/midi"]["schema"] == {"type": "string", "format": "binary"}
-    assert "X-Model" in success["headers"]
+    assert success["headers"]["X-Seed"]["description"] == "The seed. Not with JSON."
+    assert list(success["headers"]) == ["X-Model", "X-Seed"]
+
+
+async def test_a_page_of_another_origin_may_read_their_headers(repository: Path) -> None:
+    async with running(repository, tasks=TASKS, cors_origins="*") as client:
+        answer = await client.post("/v1/tune", json={"number": 1}, headers={"origin": "https://app.example.com"})
+        assert {"X-Model", "X-Seed"} <= set(answer.headers["access-control-expose-headers"].split(", "))
 
 
 async def test_an_evaluation_may_ask_for_bytes(repository: Path) -> None:

@@ -15,16 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.calibration import (
-    Array,
-    energy,
+from service.graph import Array
+from service.uncertainty.fitting import (
     expected_calibration_error,
     fit_abstain_threshold,
     fit_set_threshold,
     fit_temperature,
-    softmax,
 )
-from service.tasks.image_classification import Calibration
+from service.uncertainty.scores import energy, softmax
+from service.uncertainty.table import Calibration
 
 
 def answers(rng: np.random.Generator, count: int, classes: int = 5, sharpness: float = 1.0) -> tuple[Array, Array]:
@@ -176,12 +175,12 @@ def test_what_does_not_fit_is_refused_with_the_reason(call: Any, message: str) -
 
 def test_the_script_for_your_own_model_prints_a_table_that_is_served(tmp_path: Path) -> None:
     """On logits that are twice too sure; the table then keeps its two promises on as many new rows."""
-    text = (Path(__file__).parent.parent / "models" / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "models" / "README.md").read_text()
     (script,) = re.findall(r"```python\n(import numpy.*?)```", text, re.DOTALL)
     logits, labels = answers(np.random.default_rng(6), 4000, sharpness=2)
     np.save(tmp_path / "logits.npy", logits.astype(np.float32)[:2000])
     np.save(tmp_path / "labels.npy", labels[:2000])
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     printed = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     ).stdout

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.api import tensor_codec
-from service.api.tensor_codec import Codec
+from service.api.open_inference import codec as codec_module
+from service.api.open_inference.codec import Codec
 from service.errors import ServiceError
 from service.graph import Signature, TensorSpec
 from service.tasks.base import ModelRef
@@ -111,9 +111,9 @@ def test_the_shorter_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensor_codec, "REMEMBERED_FRAMES", 3)
+    monkeypatch.setattr(codec_module, "REMEMBERED_FRAMES", 3)
     reader = codec()
     for spaces in range(10):
         told(reader, " " * spaces + PLAIN % "[1,2,3]")
-        told(reader, " " * (spaces + tensor_codec.REMEMBERED_BYTES) + PLAIN % "[1,2,3]")
+        told(reader, " " * (spaces + codec_module.REMEMBERED_BYTES) + PLAIN % "[1,2,3]")
         assert 1 <= len(reader._frame_around) <= 3

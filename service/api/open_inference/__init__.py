@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, version 2: tensors in and tensors out, under `/v2`."""

@@ -1,0 +1,82 @@
+"""The JSON part of a body: parsed within bounds, and searched for where its values are."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+from itertools import accumulate
+from typing import Any
+
+import orjson
+
+from service.api.json_size import holds_more_values
+from service.api.open_inference.values import MAX_OTHER_VALUES, flatten
+from service.errors import BadRequest, quoted
+
+COUNTED_BYTES = 64 * 1024
+"""Longer JSON is only parsed when its values have been counted (bytes)."""
+
+MAX_SHAPES = 1000
+"""Tensors that JSON may describe (count)."""
+
+MAX_SEARCHED_BYTES = 1024 * 1024
+"""In longer text that is no JSON, the place of a NaN is not looked for (bytes)."""
+
+_SHAPE = re.compile(rb'"shape"\s*:\s*\[([\d\s,]{0,1000})\]')
+
+
+def array_of_values(body: bytes) -> tuple[int, int]:
+    """Begin and end of what is, in most requests, the first array of values: the innermost one after `"data"`."""
+    data = body.find(b'"data"')
+    end = body.find(b"]", data) + 1
+    begin = body.rfind(b"[", data, end) if data >= 0 else -1
+    return (begin, end) if begin >= 0 else (0, 0)
+
+
+def parse(body: bytes, json_bytes: int | None) -> dict[str, Any]:
+    """The JSON part of a body."""
+    text = body if json_bytes is None else body[:json_bytes]
+    if len(text) > COUNTED_BYTES:
+        _check_values(text)
+    try:
+        message = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        _refuse_constants(text)
+        raise BadRequest(f"The JSON part of the body cannot be read: {error}.") from None
+    if type(message) is not dict:
+        raise BadRequest("The JSON part of the body must be an object.")
+    return message
+
+
+def _check_values(text: bytes) -> None:
+    """Refuse JSON that has more values than the shapes in it take, before anything is built of them."""
+    most = MAX_OTHER_VALUES
+    for number, match in enumerate(_SHAPE.finditer(text)):
+        if number == MAX_SHAPES:
+            raise BadRequest(f"The JSON part of the body describes more than {MAX_SHAPES:,} tensors.")
+        sizes = [int(size) for size in match[1].split(b",") if size.strip().isdigit()]
+        most += sum(accumulate(sizes, operator.mul))  # where `data` is nested, its lists are values as well
+    if holds_more_values(text, most):
+        raise BadRequest(
+            "The JSON part of the body has more values than the shapes of its inputs. Send as many as the shapes say."
+        )
+
+
+def _refuse_constants(text: bytes) -> None:
+    """Name the place where text that is no JSON has NaN or Infinity as a value, which is its likeliest fault."""
+    if len(text) > MAX_SEARCHED_BYTES or (b"NaN" not in text and b"Infinity" not in text):
+        return
+    try:
+        message = json.loads(text)  # takes them, unlike JSON itself
+        inputs = [(entry["name"], flatten([entry.get("data")], look=True)) for entry in message["inputs"]]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+    for name, values in inputs:
+        for index, value in enumerate(values):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise BadRequest(
+                    f"Input {quoted(name)}: element {index} is {json.dumps(value)}, which is not a number in JSON. "
+                    "Send the tensor in binary form, which takes it."
+                )

@@ -1,0 +1,127 @@
+"""`/v2`: what the server and its models are, and whether they can infer."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from fastapi.responses import JSONResponse
+
+from service import __version__, errors
+from service.api import health, reach
+from service.api.deps import GateDep, KeyDep, RegistryDep, WorkersDep
+from service.api.open_inference.document import MODEL_NAME, MODEL_VERSION, TAG, failures
+from service.api.open_inference.infer import find
+from service.api.open_inference.interface import Interface
+from service.keys import Key
+from service.registry.handle import ModelHandle
+from service.registry.registry import Registry
+from service.schemas.open_inference import (
+    ModelMetadata,
+    ModelNames,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+)
+
+EXTENSIONS = ["binary_tensor_data"]
+PLATFORM = "onnxruntime_onnx"
+
+ModelName = Annotated[str, Path(**MODEL_NAME)]
+ModelVersion = Annotated[str, Path(**MODEL_VERSION)]
+
+router = APIRouter(prefix="/v2", tags=[TAG])
+
+_OF_MODEL = failures((errors.NotAuthorised, errors.NotAllowed, errors.ModelNotFound, errors.ModelNotReady))
+
+
+@router.get("", summary="What is this server?", responses=failures((errors.NotAuthorised,)))
+@router.get("/", include_in_schema=False)
+async def server_metadata() -> ServerMetadata:
+    """Its name and version, and which extensions of the protocol it has."""
+    return ServerMetadata(name="gridloop", version=__version__, extensions=EXTENSIONS)
+
+
+@router.get("/health/live", summary="Is the server alive?")
+async def server_live() -> ServerLive:
+    """200 as long as the process can answer, whatever its models do."""
+    return ServerLive(live=True)
+
+
+@router.get(
+    "/health/ready",
+    summary="Can every model that must be there infer?",
+    response_model=ServerReady,
+    responses=failures((errors.NotReady,)),
+)
+async def server_ready(registry: RegistryDep, gate: GateDep, workers: WorkersDep) -> JSONResponse:
+    """As `/readyz`: 503 with the reason while a required model is missing, and while the server drains."""
+    problem = health.unready(registry, gate, workers)
+    if problem is None:
+        return JSONResponse({"ready": True})
+    headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
+    return JSONResponse({"ready": False, "error": str(problem)}, HTTPStatus.SERVICE_UNAVAILABLE, headers)
+
+
+@router.get("/models", summary="Which models can infer?", responses=failures((errors.NotAuthorised,)))
+async def model_names(registry: RegistryDep, key: KeyDep) -> ModelNames:
+    """Names of the models that are ready, of those that the caller's API key reaches."""
+    return ModelNames(models=[model.name for model in reach.within(registry, key) if model.is_ready])
+
+
+@router.get(
+    "/models/{model_name}",
+    summary="What does a model take and give?",
+    response_model_exclude_none=True,
+    responses=_OF_MODEL,
+)
+async def model_metadata(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelMetadata:
+    """Names, datatypes and shapes of the graph's tensors; of the version that answers when none is named."""
+    return _metadata(registry, model_name, None, key)
+
+
+@router.get(
+    "/models/{model_name}/versions/{model_version}",
+    summary="What does a version of a model take and give?",
+    response_model_exclude_none=True,
+    responses=_OF_MODEL,
+)
+async def version_metadata(
+    model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
+) -> ModelMetadata:
+    """Names, datatypes and shapes of the graph's tensors."""
+    return _metadata(registry, model_name, model_version, key)
+
+
+@router.get("/models/{model_name}/ready", summary="Can a model infer?", responses=_OF_MODEL)
+async def model_ready(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelReady:
+    """200 when it can; 404 when there is no such model, 503 when it is not loaded."""
+    return ModelReady(name=find(registry, model_name, None, key).ref.name, ready=True)
+
+
+@router.get(
+    "/models/{model_name}/versions/{model_version}/ready",
+    summary="Can a version of a model infer?",
+    responses=_OF_MODEL,
+)
+async def version_ready(
+    model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
+) -> ModelReady:
+    """200 when it can; 404 when there is no such version, 503 when it is not loaded."""
+    return ModelReady(name=find(registry, model_name, model_version, key).ref.name, ready=True)
+
+
+def _metadata(registry: Registry, name: str, version: str | None, key: Key | None) -> ModelMetadata:
+    handle = find(registry, name, version, key)
+    ready = [v.name for v in registry.get(name).versions.values() if v.handle is not None]
+    inputs, outputs = metadata(handle)
+    return ModelMetadata.model_validate(
+        {"name": name, "versions": ready, "platform": PLATFORM, "inputs": inputs, "outputs": outputs}
+    )
+
+
+def metadata(handle: ModelHandle) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Inputs and outputs of a model as the protocol shows them."""
+    return Interface(handle.signature, whole=handle.task.runs_whole).metadata()
