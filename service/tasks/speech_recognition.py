@@ -48,6 +48,15 @@ from service.tasks.base import (
 from service.tasks.comparison import difference
 from service.tasks.terminal import Shown, Table
 
+_SEVEN = (  # "7_theo_19" of the Free Spoken Digit Dataset, CC BY-SA 4.0: something for the documentation page to send
+    "data:audio/ogg;base64,"
+    "T2dnUwACAAAAAAAAAAAE7qtmAAAAAHgozuMBE09wdXNIZWFkAQE4AUAfAAAAAABPZ2dTAAAAAAAAAAAAAATuq2YBAAAAN4ih1wEQT3B1c1RhZ3"
+    "MAAAAAAAAAAE9nZ1MABBw4AAAAAAAABO6rZgIAAADzRIj/DwwQDw4QDhAJDRAREAwKCgiEKI7h3TCVI+wAwAi8rxeadmnElNU+3DyjxXsIvMnt"
+    "ydtrfcatbuKpbrAIvKA7YoX856MYTqNugAi8njEzzOQ5+3KkkDNy0BYIvHblLyHnDt733yQq9AiFhJyXcyVz2f2HmJ212UAIhPvG5+8riBMIhU"
+    "sxEQUccUth9HjgCLvvauuRtzxnw+GlZ15dxAi7Vui8pNIHDrRn/zO4iSIgCLlKdcsVuAHF3w8/XXDZoAi4aMkikeoCiDrfQAgGb03FpYJ1nugI"
+    "Bm8q7cDJdE2w"
+)
+
 MOST_STEPS = 128
 """Steps of a run at most (count): a long recording lets other callers' runs go between."""
 LONGEST_SEGMENT = 100
@@ -264,6 +273,7 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
     )
     noun = "Recording"
     sample_file = "digits.wav"
+    sample_data_url = _SEVEN
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
