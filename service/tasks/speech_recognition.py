@@ -242,8 +242,9 @@ class Heard:
 
 @dataclass
 class Text:
-    """What has been read: the alternatives for all of it, and its words with their steps."""
+    """What has been read: the alternatives for all of it, so many at most, and its words with their steps."""
 
+    kept: int
     alternatives: list[Alternative] = field(default_factory=lambda: [Alternative((), 0.0)])
     words: list[tuple[int, int, int, float]] = field(default_factory=list)
 
@@ -397,7 +398,8 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
             sound = np.concatenate([sound, np.zeros(silence, np.float32)])
         whole = len(sound) // step
         stream.rest = sound[whole * step :]
-        text = Text()
+        # What is best of the whole is best of each segment; of those after it, some may turn out to be the same.
+        text = Text(1 if request.alternatives == 1 else ctc.BEAMS)
         for begin in range(0, whole, MOST_STEPS):
             samples = sound[begin * step : min(whole, begin + MOST_STEPS) * step]
             outputs = yield Run({"samples": samples[None], **stream.tensors}, tuple(self._outputs))
@@ -434,7 +436,7 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
             if end is None or (end + reading.lag > len(blank) and not to_the_end):
                 break
             alternatives = ctc.prefix_beam_search(stream.log_probs[begin:end])
-            text.alternatives = ctc.combine(text.alternatives, alternatives)
+            text.alternatives = ctc.combine(text.alternatives, alternatives[: text.kept], text.kept)
             if timestamps:
                 text.words += self._timed(stream, begin, end, alternatives)
             stream.read = end
@@ -483,7 +485,6 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
             "alternatives": told,
         }
         if request.timestamps:
-            # What is best of the whole is so of each segment: they have no step in common.
             fields["words"] = [self._word(*word, heard.until_s) for word in text.words]
         return SpeechResult.model_construct(**fields)
 

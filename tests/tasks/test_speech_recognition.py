@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -394,3 +395,94 @@ async def test_wrong_fields_are_refused(client: httpx.AsyncClient, params: dict[
 async def test_what_is_no_recording_is_415(client: httpx.AsyncClient) -> None:
     answer = await client.post(URL, content=b"#!AMR\n123", headers={"content-type": "audio/amr"})
     assert answer.status_code == 415 and "AMR" in answer.json()["detail"] and "FLAC" in answer.json()["detail"]
+
+
+# ---------------------------------------------------------------------------------------------------- the published model
+
+DIGITS = Path(__file__).parents[2] / "models" / "digits-ctc"
+PIN = DIGITS / "1" / "golden" / "four-two-seven.flac"
+
+
+@pytest.fixture(scope="module")
+def digits() -> ModelHandle:
+    return load(DIGITS)
+
+
+def pin(rate: int = RATE) -> np.ndarray:
+    """ "four two seven", float64 at a rate."""
+    samples, _ = soundfile.read(PIN)
+    return np.asarray(soxr.resample(samples, RATE, rate) if rate != RATE else samples)
+
+
+def encoded(sound: np.ndarray, rate: int, container: str, subtype: str | None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(sound, -1, 1 - 2**-15), rate, subtype, format=container)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype", "rates"),
+    [
+        ("WAV", "PCM_16", [8000, 11_025, 12_345, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 192_000]),
+        ("WAV", "PCM_U8", [8000]),
+        ("WAV", "PCM_24", [44_100]),
+        ("WAV", "PCM_32", [16_000]),
+        ("WAV", "FLOAT", [48_000]),
+        ("WAV", "ALAW", [8000]),
+        ("WAV", "ULAW", [8000, 16_000]),
+        ("FLAC", "PCM_16", [8000, 44_100]),
+        ("OGG", "VORBIS", [16_000, 44_100]),
+        ("OGG", "OPUS", [8000, 48_000]),
+        ("MP3", "MPEG_LAYER_III", [16_000, 44_100]),
+    ],
+)
+def test_digits_are_heard_in_every_format_and_at_every_rate(
+    digits: ModelHandle, container: str, subtype: str, rates: Sequence[int]
+) -> None:
+    for rate in rates:
+        assert ask(digits, encoded(pin(rate), rate, container, subtype))["results"][0]["text"] == "four two seven", rate
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 0.1, lambda x: x * 10, lambda x: x + 0.1, lambda x: -x])
+def test_digits_are_heard_at_every_level_and_with_an_offset(digits: ModelHandle, change: Any) -> None:
+    assert ask(digits, encoded(change(pin()), RATE, "WAV", None))["results"][0]["text"] == "four two seven"
+    stereo = np.stack([change(pin()), 0.5 * change(pin())], axis=1)
+    assert ask(digits, encoded(stereo, RATE, "FLAC", None))["results"][0]["text"] == "four two seven"
+
+
+@given(st.sampled_from([8000, 16_000, 44_100]), st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(deadline=None, max_examples=12)
+def test_digits_in_pieces_are_those_of_the_whole(digits: ModelHandle, rate: int, cuts: list[float]) -> None:
+    samples = np.rint(pin(rate) * 32767).astype(np.int16)
+    fields = {"timestamps": True, "alternatives": 1}
+    whole = ask(digits, wav(samples, rate), **fields)["results"][0]
+    pieces = in_pieces(digits, samples, [int(cut * len(samples)) for cut in cuts], rate, **fields)
+    assert " ".join(filter(None, (piece["text"] for piece in pieces))) == whole["text"] == "four two seven"
+    words = [word for piece in pieces for word in piece["words"]]
+    for word, expected in zip(words, whole["words"], strict=True):
+        assert word == {**expected, "score": pytest.approx(expected["score"], abs=1e-4)}
+
+
+def test_words_are_where_they_were_said(digits: ModelHandle) -> None:
+    """Silence of 0.1 s, "four" to 0.6, of 0.2 s, "two" to 1.06, of 0.15 s, "seven" to 1.95."""
+    words = ask(digits, PIN.read_bytes(), timestamps=True)["results"][0]["words"]
+    sound = np.abs(pin())
+    for word in words:
+        first, last = (int(word[edge] * RATE) for edge in ("start_s", "end_s"))
+        assert sound[first:last].max() > 0.05
+    edges = [word[edge] for word in words for edge in ("start_s", "end_s")]
+    assert edges == sorted(edges)
+
+
+def test_nothing_is_heard_in_silence_and_noise(digits: ModelHandle) -> None:
+    rng = np.random.default_rng(0)
+    for sound in (
+        np.zeros(16_000),
+        np.zeros(10),
+        rng.standard_normal(40_000) * 0.1,
+        rng.standard_normal(40_000) * 0.001,
+        np.cumsum(rng.standard_normal(40_000)) * 0.001,
+        0.3 * np.sin(np.arange(40_000) * 0.05),
+    ):
+        result = ask(digits, encoded(sound, RATE, "WAV", None), timestamps=True)["results"][0]
+        assert result["text"] == "" and result["words"] == [] and 0 < result["score"] <= 1
