@@ -76,18 +76,24 @@ class SpeechRecognitionEvaluation(Evaluation):
         Raises:
             DataMissing: there are none.
         """
-        found = sorted(path for path in self.data.rglob("*") if path.suffix.lower() in SUFFIXES)
-        texts = {path: path.with_suffix(".txt") for path in found if path.with_suffix(".txt").is_file()}
-        if not texts:
-            raise DataMissing(
-                self.data,
-                "recordings beside what is said in them (DIR/four.wav and DIR/four.txt)",
-                "Write the words of each recording into a file of the same name that ends in .txt.",
-            )
         group, *_ = self.measures()
+        if found := self.beside_texts(self.data, group):
+            return found
+        raise DataMissing(
+            self.data,
+            "recordings beside what is said in them (DIR/four.wav and DIR/four.txt)",
+            "Write the words of each recording into a file of the same name that ends in .txt.",
+        )
+
+    @staticmethod
+    def beside_texts(folder: Path, group: str) -> list[Recorded]:
+        """Recordings in a folder, each with its text beside it."""
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        texts = {path: path.with_suffix(".txt") for path in found}
         return [
             Recorded(path.name, group, " ".join(text.read_text().lower().split()), partial(_whole, path))
             for path, text in texts.items()
+            if text.is_file()
         ]
 
     def measures(self) -> dict[str, Measure]:
