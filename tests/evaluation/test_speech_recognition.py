@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.api.multipart import parts
+from service.client.http import Server, split_url
+from service.client.samples import BOUNDARY
 from service.evaluation.base import Ask, DataMissing, Subject
 from service.evaluation.speech_recognition import (
     Heard,
@@ -17,6 +20,7 @@ from service.evaluation.speech_recognition import (
     talk,
     word_errors,
 )
+from service.evaluation.transport import Http
 from service.graph import Signature
 
 SUBJECT = Subject("m", "1", "speech-recognition", Signature({}, {}))
@@ -95,6 +99,16 @@ def test_a_recording_in_pieces_is_asked_for_with_the_state_of_the_answer_before(
         Ask({"state": "s2"}, b"c"),
     ]
     assert stop.value.value == Heard("g", ("one", "two"), ("one", "two"))
+
+
+def test_a_state_that_is_too_long_for_a_url_is_sent_in_a_form() -> None:
+    sent = Http(Server(split_url("http://127.0.0.1:1")), SUBJECT)._task_request(
+        Ask({"state": "x" * 20_000, "final": False}, b"abc")
+    )
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert len(head) < 1000
+    found = {part.name: part.data for part in parts(body, BOUNDARY.encode(), 1)}
+    assert found == {"state": b"x" * 20_000, "final": b"false", "model": b"m@1", "file": b"abc"}
 
 
 def test_recordings_are_read_beside_their_texts(tmp_path: Path) -> None:
