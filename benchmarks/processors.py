@@ -32,6 +32,7 @@ from service.cpu import processor_name  # noqa: E402
 from service.errors import ManifestInvalid  # noqa: E402
 from service.evaluation import load_script  # noqa: E402
 from service.registry.handle import LoadOptions, ModelHandle  # noqa: E402
+from service.registry.loading import load_version  # noqa: E402
 from service.registry.manifest import read_manifest  # noqa: E402
 from service.runtime.eight_bits import sums_are_cut_off  # noqa: E402
 from service.tasks import discover  # noqa: E402
@@ -132,7 +133,7 @@ def main() -> int:
             continue
         manifest, begun = read_manifest(folder.parent), time.perf_counter()
         try:
-            handle = ModelHandle(folder, manifest, discover()[manifest.task], LoadOptions())
+            handle = load_version(folder, manifest, discover()[manifest.task], LoadOptions())
         except ManifestInvalid as error:
             print(f"{name}: not served: {error}", flush=True)
             all_alike = False

@@ -15,6 +15,9 @@ Array = NDArray[Any]
 SEQUENCE_LENS = "sequence_lens"
 """Name of the graph input, int32 (batch,), that makes the axis after the batch ragged."""
 
+MAIN_GRAPH = "model"
+"""Name of the only graph of most versions: their file is `model.onnx`."""
+
 
 class ValuesRefused(Exception):
     """A run found values that its graph cannot compute with, such as an index beyond a table; the text says which."""
@@ -119,7 +122,7 @@ class Signature:
 
 @dataclass(slots=True)  # made for every request; frozen, it would take four times as long
 class Run:
-    """One execution of the graph that a task asks for.
+    """One execution of a graph that a task asks for.
 
     Attributes:
         tensors: every graph input by name; axis 0 of each is the batch, of equal length in all.
@@ -129,6 +132,7 @@ class Run:
         whole: axis 0 of the tensors is no batch: it is run by itself, neither stacked with others nor cut.
         most_rows: most rows of a batch that this run is part of, where rows are so long that many of them would hold up
             everybody else; left out, as many as any batch may have.
+        graph: name of the graph, of those that the task declares (`Task.graphs`); left out, the main one.
     """
 
     tensors: Mapping[str, Array]
@@ -136,6 +140,7 @@ class Run:
     when_busy: Run | None = None
     most_rows: int | None = None
     whole: bool = False
+    graph: str = ""
 
     @property
     def rows(self) -> int:

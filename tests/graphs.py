@@ -410,3 +410,38 @@ def bigram_constants(probabilities: np.ndarray) -> dict[str, np.ndarray]:
         "last": np.array([-1]),
         "minus_nats_per_bit": np.float32(-np.log(2)),
     }
+
+
+def encoder(path: Path) -> Path:
+    """stride = 10 x, for x float32 (batch, 1): the first graph of the task `counting`."""
+    return save(
+        path,
+        [helper.make_node("Mul", ["x", "ten"], ["stride"])],
+        [("x", T.FLOAT, ["batch", 1])],
+        [("stride", T.FLOAT, ["batch", 1])],
+        {"ten": np.float32(10)},
+    )
+
+
+def decoder(path: Path, step: float = 0) -> Path:
+    """next_count = count + stride + step, for both float32 (batch, 1): the second graph of the task `counting`."""
+    return save(
+        path,
+        [
+            helper.make_node("Add", ["count", "stride"], ["sum"]),
+            helper.make_node("Add", ["sum", "step"], ["next_count"]),
+        ],
+        [("stride", T.FLOAT, ["batch", 1]), ("count", T.FLOAT, ["batch", 1])],
+        [("next_count", T.FLOAT, ["batch", 1])],
+        {"step": np.float32(step)},
+    )
+
+
+def counting_model(models: Path, name: str = "counter") -> Path:
+    """A version of two graphs as a complete model folder; `tests.counting` has its task."""
+    golden = [{"input": {"x": 2, "steps": 3}, "output": {"counts": [20, 40, 60]}}]
+    folder = write_model(models / name, task="counting", graph=lambda path: encoder(path.with_name("encoder.onnx")))
+    decoder(folder / "1" / "decoder.onnx")
+    (folder / "1" / "golden.json").write_text(json.dumps(golden))
+    (folder / "card.md").write_text("# Counter\n\nCounts in tens.\n")
+    return folder

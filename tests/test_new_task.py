@@ -49,7 +49,7 @@ def length(path: Path) -> Path:
 def printed(tmp_path: Path) -> Iterator[ModuleType]:
     """A module of the page's Python blocks."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     (tmp_path / "measure.py").write_text("\n\n".join(blocks))
     spec = importlib.util.spec_from_file_location("measure", tmp_path / "measure.py")
     assert spec and spec.loader
@@ -71,6 +71,15 @@ async def test_the_printed_task_answers(printed: ModuleType, tmp_path: Path) -> 
         assert operation["requestBody"]["content"]["application/json"]["examples"]["example 1"]["value"] == {
             "values": [1.0, 2.0]
         }
+
+
+async def test_the_printed_task_of_two_graphs_answers(printed: ModuleType, tmp_path: Path) -> None:
+    folder = graphs.counting_model(tmp_path / "models")
+    (folder / "manifest.toml").write_text('task = "count"')
+    (folder / "1" / "golden.json").write_text('[{"input": {"x": 2, "steps": 3}, "output": {"count": 60}}]')
+    async with running(tmp_path / "models", tasks={"count": printed.Count}) as client:
+        answer = await client.post("/v1/count", json={"x": 1, "steps": 4})
+        assert answer.json() == {"model": {"name": "counter", "version": "1"}, "count": 40}
 
 
 async def test_the_printed_options_are_read_from_the_manifest(printed: ModuleType, tmp_path: Path) -> None:
@@ -288,6 +297,16 @@ def test_the_command_line_writes_its_other_answers_to_a_file(house: House, tmp_p
     assert "name a file for it with --out" in refused.output
     assert house.gridloop(*arguments, "--out", tmp_path / "a.txt").exit_code == 0
     assert (tmp_path / "a.txt").read_text() == "3 5"
+
+
+def test_a_files_name_chooses_the_format_and_the_answer_is_shown_all_the_same(house: House, tmp_path: Path) -> None:
+    asked = ("predict", "--models", house.models, "--numbers", "1,2")
+    result = house.gridloop(*asked, "--out", tmp_path / "a.txt")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.txt").read_text() == "3 5"
+    assert [line.split() for line in result.stdout.splitlines()][1:] == [["1", "3", "cm"], ["2", "5", "cm"]]
+    assert house.gridloop(*asked, "--format", "json", "--out", tmp_path / "b.txt").exit_code == 0
+    assert json.loads((tmp_path / "b.txt").read_text())["stretched"] == [3, 5]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from service.registry.golden import FILENAME, GoldenSample, golden_request
-from service.registry.handle import LoadOptions, ModelHandle
+from service.registry.handle import LoadOptions
+from service.registry.loading import load_version
 from service.registry.manifest import read_manifest
 from service.tasks import discover
 
@@ -36,7 +37,7 @@ def write_golden(
     task = discover()[manifest.task]
     file = version / FILENAME
     file.unlink(missing_ok=True)  # those of a graph before this one
-    handle = ModelHandle(version, manifest, task, LoadOptions())
+    handle = load_version(version, manifest, task, LoadOptions())
     entries = []
     for given in inputs:
         sample = GoldenSample(input=dict(given), output={}, tolerance=tolerance)
@@ -45,5 +46,5 @@ def write_golden(
         kept = fields or [key for key in answer if key != "model"]
         entries.append({"input": dict(given), "output": {key: answer[key] for key in kept}, "tolerance": tolerance})
     file.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    ModelHandle(version, manifest, task, LoadOptions())
+    load_version(version, manifest, task, LoadOptions())
     return entries

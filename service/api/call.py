@@ -15,7 +15,7 @@ from service.api.context import EXCHANGE, Answer, Asked, Exchange, RequestContex
 from service.api.headers import answer_headers
 from service.api.problems import answer_of
 from service.errors import InferenceFailed, ServiceError
-from service.runtime.batcher import Done, Job, Outcome
+from service.runtime.job import Done, Job, Outcome
 
 if TYPE_CHECKING:
     from service.api.edge import Edge

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from service.errors import DeadlineExceeded
 from service.graph import Steps
 from service.keys import Key
-from service.runtime.batcher import Batcher, Timings
+from service.runtime.batcher import Batcher
+from service.runtime.job import Timings
 
 _KEY = "gridloop.context"
 IN_FLIGHT = "gridloop.in_flight"

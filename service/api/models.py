@@ -18,8 +18,9 @@ from service.api.problems import openapi_responses
 from service.files import read_text
 from service.registry.handle import ModelHandle
 from service.registry.manifest import Claims
-from service.registry.registry import Model, Registry, Version
-from service.schemas.model_info import ModelCard, ModelInfo, ModelList, TensorInfo, VersionInfo
+from service.registry.model import Model, Version
+from service.registry.registry import Registry
+from service.schemas.model_info import GraphInfo, ModelCard, ModelInfo, ModelList, TensorInfo, VersionInfo
 from service.tasks.base import MediaInput
 
 FEW_VALUES = 16
@@ -87,10 +88,7 @@ def _version(version: Version) -> VersionInfo:
     info = VersionInfo(version=version.name, state=version.state, reason=version.reason)
     if handle is None:
         return info
-    inputs, outputs = (
-        [TensorInfo(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in specs.values()]
-        for specs in (handle.signature.inputs, handle.signature.outputs)
-    )
+    graphs = [_graph(handle, name) for name in handle.graphs]
     return info.model_copy(
         update={
             "size_bytes": handle.size_bytes,
@@ -98,9 +96,26 @@ def _version(version: Version) -> VersionInfo:
             "licence": handle.claims.licence,
             "metrics": handle.claims.metrics,
             "tuning": handle.tuning,
-            "inputs": inputs,
-            "outputs": outputs,
+            "inputs": graphs[0].inputs,
+            "outputs": graphs[0].outputs,
+            "graphs": graphs if len(graphs) > 1 else [],
         }
+    )
+
+
+def _graph(handle: ModelHandle, name: str) -> GraphInfo:
+    session = handle.graphs[name].session
+    inputs, outputs = (
+        [TensorInfo(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in specs.values()]
+        for specs in (session.signature.inputs, session.signature.outputs)
+    )
+    return GraphInfo(
+        name=name,
+        size_bytes=session.size_bytes,
+        digest=session.digest,
+        tuning=handle.tunings[name],
+        inputs=inputs,
+        outputs=outputs,
     )
 
 

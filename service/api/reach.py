@@ -5,7 +5,8 @@ from __future__ import annotations
 from service.errors import ModelNotFound, NotAllowed, quoted
 from service.keys import Key
 from service.registry.handle import ModelHandle
-from service.registry.registry import Model, Registry
+from service.registry.model import Model
+from service.registry.registry import Registry
 
 
 def resolve(registry: Registry, key: Key | None, task: str, asked: str | None) -> ModelHandle:
@@ -26,6 +27,18 @@ def resolve(registry: Registry, key: Key | None, task: str, asked: str | None) -
         return registry.resolve(task, asked)
     except ModelNotFound as error:
         raise error.among(key.may_ask) from None
+
+
+def for_tensors(registry: Registry, key: Key | None, asked: str, version: str | None) -> tuple[ModelHandle, str]:
+    """The handle and the graph that answer a request for tensors, as `Selection.for_tensors` finds them.
+
+    Raises:
+        NotAllowed: the key does not reach that model, whether or not there is one.
+        ModelNotFound: no such model, version or graph.
+        ModelNotReady: known, but not loaded.
+    """
+    get(registry, key, asked.partition(":")[0])
+    return registry.selection.for_tensors(asked, version)
 
 
 def get(registry: Registry, key: Key | None, name: str) -> Model:

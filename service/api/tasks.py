@@ -16,7 +16,7 @@ from service.api.in_flight import BytesInFlight
 from service.api.inputs import parse_input, parse_small_input
 from service.api.problems import openapi_responses
 from service.registry.registry import Registry
-from service.runtime.batcher import Done
+from service.runtime.job import Done
 from service.settings import Settings
 from service.tasks import AnyTask
 from service.tasks.base import MediaAnswer, TaskInput

@@ -15,7 +15,8 @@ from service.cli.console import out
 from service.cli.options import AS_JSON, MODELS, TASKS, find_tasks, load, make_settings, open_registry
 
 if TYPE_CHECKING:
-    from service.registry.registry import Model, Registry
+    from service.registry.model import Model
+    from service.registry.registry import Registry
 
 
 @click.command(name="models")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime
@@ -22,12 +23,15 @@ from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Conversation, EvaluationFailed, Infer, Question
 from service.evaluation.transport import as_answer, task_request
 from service.graph import Array, Run, Steps
-from service.registry.handle import ModelHandle, PreparedSession
-from service.runtime.batcher import drive
+from service.registry.handle import ModelHandle
+from service.registry.prepared import PreparedGraph
+from service.runtime.drive import drive
+from service.runtime.graphs import Graphs
 from service.runtime.onnx_file import read_model, tensors_of
 from service.runtime.session import OnnxSession
-from service.runtime.stop import Stop
 from service.tasks.base import MediaAnswer, TaskOutput
+
+T = TypeVar("T")
 
 TIMED_RUNS = 200
 TIMED_S = 3.0
@@ -70,12 +74,11 @@ def facts(handle: ModelHandle, folder: Path, timed: Conversation, item: str) -> 
         timed: a conversation whose last run is timed.
         item: what that run is for.
     """
-    graph = folder / "model.onnx"
     return Facts(
-        parameters=parameters(graph),
+        parameters=sum(parameters(folder / f"{name}.onnx") for name in handle.graphs),
         size_bytes=handle.size_bytes,
         digest=handle.digest,
-        item_ms=run_ms(handle, graph, timed),
+        item_ms=run_ms(handle, folder, timed),
         item=item,
         machine=machine(),
         versions={
@@ -89,62 +92,65 @@ def facts(handle: ModelHandle, folder: Path, timed: Conversation, item: str) -> 
     )
 
 
-def run_ms(handle: ModelHandle, graph: Path, timed: Conversation) -> float:
-    """Median CPU time of the last run of a conversation, by a session of one thread (milliseconds).
+def run_ms(handle: ModelHandle, folder: Path, timed: Conversation) -> float:
+    """Median CPU time of the last run of a conversation, by sessions of one thread (milliseconds).
 
     Raises:
         EvaluationFailed: the conversation asks nothing.
     """
-    session = OnnxSession(graph, handle.claims.constants)
-    listener = _Listener(PreparedSession(handle.task, session))
+    graphs = Graphs({name: _reopened(handle, folder, name) for name in handle.graphs})
+    last: list[Run] = []
     try:
         question = next(timed)
         while True:
-            question = timed.send(_answer(handle, listener, question))
+            question = timed.send(_answer(handle, graphs, question, last))
     except StopIteration:
         pass
     except (ServiceError, ValidationError) as error:
         raise EvaluationFailed(f"what is timed: {as_sentence(error)}") from error
     finally:
         timed.close()
-    if listener.last is None:
+    if not last:
         raise EvaluationFailed("nothing was run that could be timed")
-    tensors = listener.session.prepare(listener.last.tensors)
+    (run,) = last
+    graph = graphs[run.graph]
+    tensors = graph.prepare(run.tensors)
     times: list[float] = []
     until = time.perf_counter() + TIMED_S
     while len(times) < 10 or (len(times) < TIMED_RUNS and time.perf_counter() < until):
         began = time.thread_time()  # the run is this thread's alone, so what else the machine does is not counted
-        session.run(tensors, listener.last.outputs)
+        graph.session.run(tensors, run.outputs)
         times.append(time.thread_time() - began)
     return 1e3 * float(np.median(times[len(times) // 10 :]))
 
 
-def _answer(handle: ModelHandle, listener: _Listener, question: Question) -> Answer:
-    """A question answered in this thread."""
+def _reopened(handle: ModelHandle, folder: Path, name: str) -> PreparedGraph:
+    """A graph of a loaded model, opened once more."""
+    session = OnnxSession(folder / f"{name}.onnx", handle.claims.constants, some_constants=len(handle.graphs) > 1)
+    return PreparedGraph(handle.task, session)
+
+
+def _answer(handle: ModelHandle, graphs: Graphs[PreparedGraph], question: Question, last: list[Run]) -> Answer:
+    """A question answered in this thread; the last run that it took is noted."""
     if isinstance(question, Infer):
-        return listener.run(question.tensors, question.outputs)
+        last[:] = [Run(dict(question.tensors), question.outputs)]
+        return graphs.main.run(question.tensors, question.outputs)
     steps: Steps[TaskOutput | MediaAnswer] = handle.task.steps(task_request(handle, question))
-    answer = drive(listener, steps)
+    answer = drive(graphs, _noting(steps, last))
     return as_answer(answer if isinstance(answer, MediaAnswer) else answer.to_json())
 
 
-class _Listener:
-    """A session that remembers its last run."""
-
-    def __init__(self, session: PreparedSession) -> None:
-        self.session, self.signature = session, session.signature
-        self.last: Run | None = None
-
-    def run(
-        self,
-        tensors: Mapping[str, Array],
-        outputs: tuple[str, ...] = (),
-        *,
-        alone: bool = False,
-        stop: Stop | None = None,
-    ) -> Mapping[str, Array]:
-        self.last = Run(dict(tensors), outputs)
-        return self.session.run(tensors, outputs)
+def _noting(steps: Steps[T], last: list[Run]) -> Steps[T]:
+    """The same steps; the last run that they ask for is noted."""
+    outputs: Mapping[str, Array] | None = None
+    while True:
+        try:
+            run = steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        last[:] = [run]
+        outputs = yield run
 
 
 # ------------------------------------------------------------------------------------------------------- the graph file

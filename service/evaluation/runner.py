@@ -19,6 +19,7 @@ from service.evaluation.report import IN_PROCESS, THROUGH_HTTP, Report, Run
 from service.evaluation.transport import Http, InProcess, Transport, hold
 from service.graph import Signature, TensorSpec
 from service.registry.handle import LoadOptions, ModelHandle
+from service.registry.loading import load_version
 from service.registry.repository import FoundModel, read_folder
 from service.scripts import explain
 from service.tasks import AnyTask, discover
@@ -126,7 +127,7 @@ def _command(model: str, url: str | None, limit: int | None) -> str:
 
 def _load(models: Path, name: str, version: str, tasks: Mapping[str, type[AnyTask]]) -> _Local:
     """A model of the repository: the version that was asked for, else the one that a server would choose."""
-    found = read_folder((models / name).resolve())
+    found = read_folder((models / name).resolve(), tasks)
     if found.manifest is None:
         raise EvaluationFailed(found.problem or f"{name} cannot be loaded.")
     if found.manifest.task not in tasks:
@@ -138,7 +139,7 @@ def _load(models: Path, name: str, version: str, tasks: Mapping[str, type[AnyTas
         raise EvaluationFailed(str(ModelNotFound(f"{name}@{version}", available=there, what="version")))
     version = version or found.manifest.default_version or found.versions[-1]
     try:
-        handle = ModelHandle(found.path / version, found.manifest, tasks[found.manifest.task], LoadOptions())
+        handle = load_version(found.path / version, found.manifest, tasks[found.manifest.task], LoadOptions())
     except ManifestInvalid as error:
         raise EvaluationFailed(str(error)) from error
     subject = Subject(name, version, found.manifest.task, handle.signature, found.path / version)

@@ -10,6 +10,7 @@ from service.errors import ManifestInvalid
 from service.files import read_text
 from service.registry.golden import FILENAME
 from service.registry.handle import LoadOptions, ModelHandle
+from service.registry.loading import load_version
 from service.registry.manifest import Manifest
 from service.registry.repository import read_folder
 from service.tasks import AnyTask, discover
@@ -40,7 +41,7 @@ def check_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None)
         tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
     """
     known = discover() if tasks is None else tasks
-    found = read_folder(folder.resolve())
+    found = read_folder(folder.resolve(), known)
     if found.manifest is None:
         return [Finding("manifest and layout", ok=False, detail=found.problem or "")]
     findings = [Finding("manifest and layout", ok=True, detail=f"{len(found.versions)} version(s)")]
@@ -54,14 +55,23 @@ def _check_version(folder: Path, manifest: Manifest, tasks: Mapping[str, type[An
     if manifest.task not in tasks:
         return Finding(what, ok=False, detail=f"task {manifest.task!r} is not known; there are: {', '.join(tasks)}.")
     try:
-        handle = ModelHandle(folder, manifest, tasks[manifest.task], LoadOptions())
+        handle = load_version(folder, manifest, tasks[manifest.task], LoadOptions())
     except ManifestInvalid as error:
         return Finding(what, ok=False, detail=str(error))
-    tensors = "; ".join(map(str, [*handle.signature.inputs.values(), *handle.signature.outputs.values()]))
+    tensors = _tensors(handle)
     if not handle.golden_samples:
         advice = f"{FILENAME} is missing, so it is served unchecked and cold; add a real input and its expected output."
         return Finding(what, ok=True, detail=f"{advice} {tensors}", hint=True)
     return Finding(what, ok=True, detail=f"{handle.golden_samples} sample(s) reproduced. {tensors}")
+
+
+def _tensors(handle: ModelHandle) -> str:
+    """What every graph takes and gives; their names where there are several."""
+    of_graphs = [
+        (name, "; ".join(map(str, [*graph.signature.inputs.values(), *graph.signature.outputs.values()])))
+        for name, graph in handle.graphs.items()
+    ]
+    return of_graphs[0][1] if len(of_graphs) == 1 else ". ".join(f"{name}: {tensors}" for name, tensors in of_graphs)
 
 
 def _check_card(folder: Path) -> Finding:

@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import ManifestInvalid, ServiceError, as_sentence
 from service.files import read_bytes, read_text, without_folders
 from service.graph import Steps
-from service.runtime.batcher import Runnable, drive
+from service.runtime.drive import drive
+from service.runtime.graphs import Graphs, Runnable
+from service.runtime.stop import Stop
 from service.tasks import AnyTask
 from service.tasks.base import MediaAnswer, MediaInput, TaskInput, TaskOutput, Upload
 
@@ -76,7 +78,15 @@ def golden_request(task: AnyTask, sample: GoldenSample, folder: Path) -> TaskInp
     return task.Input.model_validate({**fields, "files": tuple(uploads)})
 
 
-def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], folder: Path, where: str) -> None:
+def check_golden(
+    task: AnyTask,
+    graphs: Graphs[Runnable],
+    samples: list[GoldenSample],
+    folder: Path,
+    where: str,
+    *,
+    stop: Stop | None = None,
+) -> None:
     """Run every sample and compare.
 
     Raises:
@@ -86,7 +96,7 @@ def check_golden(task: AnyTask, session: Runnable, samples: list[GoldenSample], 
         try:
             request = golden_request(task, sample, folder)
             steps: Steps[TaskOutput | MediaAnswer] = task.steps(task.widened(request))
-            answer = orjson.loads(drive(session, steps).to_json())
+            answer = orjson.loads(drive(graphs, steps, stop=stop).to_json())
         except ManifestInvalid:  # a file of the sample's cannot be read
             raise
         except (ServiceError, ValidationError) as error:

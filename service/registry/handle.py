@@ -1,42 +1,26 @@
-"""ModelHandle: one loaded model version. Task, session and batcher behind one `predict`.
+"""ModelHandle: one loaded model version. Task, graphs and batcher behind one `predict`.
 
-The typed routes, the command line and the golden check all go through here, so limits, batching and metrics are the
-same for each.
+The typed routes, the command line and the evaluations all go through here, so limits, batching and metrics are the
+same for each. `service.registry.loading` makes it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import numpy as np
-import structlog
-
-from service.errors import ManifestInvalid
-from service.graph import Array, Run, Signature, Steps
-from service.registry.golden import FILENAME, check_golden, golden_request, read_golden
-from service.registry.manifest import MOST_ROWS, Batching, Manifest
-from service.runtime.batcher import Batcher, Done, drive
-from service.runtime.cancelling import Cancellation
-from service.runtime.packed import forget, packed_copy
-from service.runtime.session import OnnxSession
-from service.runtime.stop import Stop
-from service.runtime.tensors import pad_rows
-from service.runtime.tuning import remembered, tune
+from service.errors import Draining
+from service.graph import Signature, Steps
+from service.registry.manifest import OfVersion
+from service.registry.prepared import PreparedGraph
+from service.runtime.batcher import Batcher
+from service.runtime.drive import drive
+from service.runtime.graphs import Graphs
+from service.runtime.job import Done
+from service.runtime.session import joint_digest
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
-from service.tasks.base import Limits, MediaAnswer, ModelFolder, ModelRef, TaskInput, TaskOutput
-
-log = structlog.get_logger(__name__)
-
-PACKED_FROM_BYTES = 8 * 1024 * 1024
-"""From this size of the graph file on, weights are packed into a file that is shared (bytes)."""
-MOST_BYTES_TWICE = 64 * 1024 * 1024
-"""A larger graph that could not be is not opened a second time for lone runs: its weights would be in memory twice
-(bytes)."""
+from service.tasks.base import Limits, MediaAnswer, ModelRef, TaskInput, TaskOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,139 +47,45 @@ class LoadOptions:
 class ModelHandle:
     """A model version that is ready to answer.
 
-    Attributes:
+    Args:
         ref: its name and version.
-        name: the same as `name@version`.
         task: the loaded task.
-        signature: the graph's inputs and outputs.
+        graphs: the open graphs.
+        tunings: how each of them is run, by name.
         claims: what the folder says of the version's weights.
-        digest: SHA-256 of the graph file, to tell replicas apart; of it and the files beside it that hold its weights,
-            where there are some.
-        size_bytes: of all these files.
-        tuning: how it is run.
         golden_samples: how many real inputs it was checked with (count).
+        options: the server's limits.
+
+    Attributes:
+        name: the same as `name@version`.
+        signature: the main graph's inputs and outputs.
+        digest: SHA-256 of the graph file, to tell replicas apart; of all of its files, where there are several.
+        size_bytes: of all these files.
+        tuning: how the main graph is run.
     """
 
     def __init__(
         self,
-        folder: Path,
-        manifest: Manifest,
-        task: type[AnyTask],
-        options: LoadOptions,
+        ref: ModelRef,
+        task: AnyTask,
+        graphs: Graphs[PreparedGraph],
         *,
-        cancellation: Cancellation | None = None,
+        tunings: Mapping[str, Tuning],
+        claims: OfVersion,
+        golden_samples: int,
+        options: LoadOptions,
     ) -> None:
-        """Load one version folder: open the graph, check its golden samples, choose how to run it, warm it up.
-
-        Args:
-            folder: `models/<name>/<version>`.
-            manifest: of the model.
-            task: the task that the manifest names.
-            options: the server's share of the decisions.
-            cancellation: ends the loading.
-
-        Raises:
-            ManifestInvalid: anything about the folder that keeps it from being served.
-        """
-        name, version = folder.parent.name, folder.name
-        graph = folder / "model.onnx"
-        options_of_task = manifest.options(folder)
-        self.claims = manifest.of_version(folder)
-        self._graph = OnnxSession(graph, self.claims.constants, cancellation)
-        self.signature: Signature = self._graph.signature
-        self.ref, self.name = ModelRef(name=name, version=version), f"{name}@{version}"
-        model_folder = ModelFolder(
-            name, version, folder, self.signature.widened(), options_of_task, state_ranges=self.claims.state_ranges
-        )
-        self.task = task(model_folder)
-        self._session = PreparedSession(self.task, self._graph)
-        self.digest, self.size_bytes = self._graph.digest, self._graph.size_bytes
+        self.ref, self.name = ref, f"{ref.name}@{ref.version}"
+        self.task, self.graphs, self.tunings = task, graphs, tunings
+        self.claims, self.golden_samples = claims, golden_samples
+        self.signature: Signature = graphs.main.signature
+        self.tuning = next(iter(tunings.values()))
+        sessions = [graph.session for graph in graphs.values()]
+        self.digest = joint_digest([bytes.fromhex(session.digest) for session in sessions])
+        self.size_bytes = sum(session.size_bytes for session in sessions)
         self._options = options
-        where = f"{name}/{version}/{FILENAME}"
-        sample: Run | None = None
-        self.golden_samples = 0
-        if os.path.lexists(folder / FILENAME):
-            samples = read_golden(folder, where)
-            check_golden(self.task, self._session, samples, folder, where)
-            self.golden_samples = len(samples)
-            sample = self._one_row(golden_request(self.task, samples[0], folder))
-        else:
-            log.warning("no golden samples: the model is served unchecked and cold", model=name, version=version)
-        if sample and options.tune and self.size_bytes >= PACKED_FROM_BYTES:
-            self._pack(graph, sample)
-        self.tuning = self._tune(manifest.batching, sample)
-        self._graph.lone_threads = self.tuning.lone_threads
-        if sample:
-            self._warm_up(sample, where)
-        # Only now: a server with tight limits still checks its models with whatever samples they bring.
-        self.task.folder = dataclasses.replace(model_folder, limits=options.limits)
-        self._graph.cannot_be_cancelled()
         self._batcher: Batcher | None = None
-
-    def _one_row(self, request: TaskInput) -> Run | None:
-        """One row of the first run that a request needs; None when it needs none, or has no rows."""
-        steps: Steps[TaskOutput | MediaAnswer] = self.task.steps(request)
-        try:
-            run = next(steps)
-        except StopIteration:
-            return None
-        finally:
-            steps.close()
-        if run.whole:
-            return None
-        return Run({name: array[:1] for name, array in run.tensors.items()}, run.outputs)
-
-    def _pack(self, graph: Path, sample: Run) -> None:
-        """Go on with a packed copy of the graph, whose weights all sessions and workers share."""
-        if self._graph.constants:  # the trial repeats rows, which these do not have
-            return
-        inputs = pad_rows(self._session.prepare(sample.tensors), self.signature.fixed_batch or 1)
-        copy = packed_copy(graph, self.digest, inputs)
-        if copy:
-            try:
-                self._graph.check_unchanged()
-            except ManifestInvalid:
-                forget(copy)  # it may be of what the graph is now
-                raise
-            self._graph.use_copy(copy, inputs)
-
-    def _tune(self, batching: Batching, sample: Run | None) -> Tuning:
-        """Choose how to run the graph; the manifest's word counts most."""
-        once = self.size_bytes > MOST_BYTES_TWICE and self._graph.copy is None
-        cores, most = 1 if once else self._options.cores, batching.max_batch_size or MOST_ROWS
-        choice = Tuning(max_batch_size=most, turn_rows=most, lone_threads=1, source="default")
-        if self._options.tune and sample is not None:
-            choice = remembered(
-                self.digest,
-                most,
-                cores,
-                lambda: tune(
-                    self._graph,
-                    self._session.prepare(sample.tensors),
-                    sample.outputs,
-                    most_rows=most,
-                    cores=cores,
-                ),
-            )
-        if batching.max_batch_size:
-            turn_rows = max(batching.max_batch_size, choice.turn_rows)
-            choice = choice.model_copy(
-                update={"max_batch_size": batching.max_batch_size, "turn_rows": turn_rows, "source": "manifest"}
-            )
-        if batching.lone_threads:
-            choice = choice.model_copy(update={"lone_threads": batching.lone_threads})
-        return choice
-
-    def _warm_up(self, one: Run, where: str) -> None:
-        """Run the largest batch once, and see that a row's answer does not depend on its company."""
-        rows = self.signature.fixed_batch or self.tuning.max_batch_size
-        alone = self._session.run(one.tensors, one.outputs)
-        together = self._session.run({n: np.repeat(a, rows, axis=0) for n, a in one.tensors.items()}, one.outputs)
-        for name, value in alone.items():
-            if value.dtype.kind == "f" and not np.allclose(value[0], together[name][-1], rtol=1e-2, atol=1e-3):
-                raise ManifestInvalid(
-                    where, f"output {name!r} of one row changes with the batch it is in; set max_batch_size = 1."
-                )
+        self._is_closed = False
 
     async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes | MediaAnswer]:
         """Answer a request, batched with whatever else waits for this model.
@@ -210,13 +100,18 @@ class ModelHandle:
 
     @property
     def batcher(self) -> Batcher:
-        """Where any generator of runs is worked on, batched with whatever else waits for this model."""
+        """Where any generator of runs is worked on, batched with whatever else waits for this model.
+
+        Raises:
+            Draining: the handle was closed before anybody asked.
+        """
         if self._batcher is None:  # not before a server has forked its workers: threads do not survive that
+            if self._is_closed:
+                raise Draining
             self._batcher = Batcher(
-                self._session,
+                self.graphs,
                 model=self.ref.name,
-                max_batch_size=self.tuning.max_batch_size,
-                turn_rows=self.tuning.turn_rows,
+                tunings=self.tunings,
                 max_queue=self._options.max_queue,
                 max_queue_bytes=self._options.max_queue_bytes,
             )
@@ -230,41 +125,9 @@ class ModelHandle:
     def predict_now(self, request: TaskInput) -> TaskOutput | MediaAnswer:
         """Answer a request in the calling thread, unbatched: for the command line."""
         steps: Steps[TaskOutput | MediaAnswer] = self.task.steps(request)
-        return drive(self._session, steps)
+        return drive(self.graphs, steps)
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Finish what was accepted and release the thread; says whether that worked in time."""
+        self._is_closed = True
         return self._batcher is None or self._batcher.close(timeout_s)
-
-
-class PreparedSession:
-    """A graph as its task sees it: every batch passes through `Task.prepare` first and `Task.finish` last.
-
-    Where the graph computes in float16, the task does not: it gives and gets float32.
-    """
-
-    def __init__(self, task: AnyTask, graph: OnnxSession) -> None:
-        self._task, self._graph, self.signature = task, graph, graph.signature
-        self._halves = {name for name, spec in self.signature.inputs.items() if spec.dtype == "float16"}
-        self._gives_halves = any(spec.dtype == "float16" for spec in self.signature.outputs.values())
-
-    def prepare(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        """The graph's inputs, as it takes them."""
-        prepared = dict(self._task.prepare(tensors))
-        for name in self._halves & prepared.keys():
-            with np.errstate(over="ignore"):  # what is too large becomes infinite
-                prepared[name] = prepared[name].astype(np.float16, copy=False)
-        return prepared
-
-    def run(
-        self,
-        tensors: Mapping[str, Array],
-        outputs: tuple[str, ...] = (),
-        *,
-        alone: bool = False,
-        stop: Stop | None = None,
-    ) -> Mapping[str, Array]:
-        given = self._graph.run(self.prepare(tensors), outputs, alone=alone, stop=stop)
-        if self._gives_halves:
-            given = {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in given.items()}
-        return self._task.finish(given)

@@ -1,91 +1,40 @@
-"""Registry: which model answers a request. Maps (task, model, version) to a loaded handle."""
+"""Registry: the models of a repository. Loads their versions, adds, replaces, drains and removes them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import structlog
 
 from service import telemetry
-from service.errors import ManifestInvalid, ModelNotFound, ModelNotReady, as_sentence
+from service.errors import ManifestInvalid, ModelNotFound
 from service.registry.handle import LoadOptions, ModelHandle
-from service.registry.loading import Limited, Stopped
+from service.registry.loading import load_version
 from service.registry.manifest import Manifest
-from service.registry.repository import FoundModel, scan, version_key
+from service.registry.model import Model, Version, VersionState
+from service.registry.repository import FoundModel, read_folder, scan, version_key
+from service.registry.selection import Selection
+from service.registry.time_limit import Limited, Stopped
 from service.runtime.memory import give_back_memory
 from service.tasks import AnyTask, check_type_names, discover
 
 log = structlog.get_logger(__name__)
 
-VersionState = Literal["loading", "ready", "failed"]
-
-
-@dataclass(slots=True)
-class Version:
-    """One version of a model and how far it has come."""
-
-    name: str
-    state: VersionState = "loading"
-    reason: str | None = None
-    handle: ModelHandle | None = None
-
-
-@dataclass(slots=True)
-class Model:
-    """A model folder and its versions."""
-
-    name: str
-    path: Path
-    manifest: Manifest | None
-    required: bool
-    versions: dict[str, Version] = field(default_factory=dict)
-    problem: str | None = None
-    default_version: str | None = None
-
-    def choose_default(self) -> None:
-        """Settle which version answers when none is named: the manifest's choice, else the highest that is ready."""
-        if self.manifest and self.manifest.default_version:
-            self.default_version = self.manifest.default_version
-            return
-        ready = [v.name for v in self.versions.values() if v.state == "ready"]
-        self.default_version = max(ready or self.versions, key=version_key, default=None)
-
-    @property
-    def default_folder(self) -> Path:
-        """Where the version lies that answers when none is named."""
-        return self.path / (self.default_version or "")
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether a request that names no version would be answered."""
-        default = self.default_version
-        return default is not None and self.versions[default].state == "ready"
-
-    @property
-    def reason(self) -> str:
-        """Why it is not ready, as a sentence."""
-        if self.problem:
-            return self.problem
-        failed = [as_sentence(version.reason) for version in self.versions.values() if version.reason]
-        return "is still loading" if self.is_loading or not failed else " ".join(failed)
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether a version of it may still become ready."""
-        return any(version.state == "loading" for version in self.versions.values())
-
 
 class Registry:
     """All models of a repository.
+
+    Requests are answered, on an event loop, while versions come and go in another thread: one of them at a time.
 
     Args:
         models: the model repository.
         options: for every model that is loaded.
         tasks: the tasks that exist; left out, those of `service.tasks` and of installed plug-ins.
+
+    Attributes:
+        selection: chooses which version answers a request.
 
     Raises:
         NameTaken: two tasks have different types of one name.
@@ -100,8 +49,8 @@ class Registry:
         self._options = options or LoadOptions()
         self._loading: Limited[ModelHandle] | None = None
         self._stopped = False
-        self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models)}
-        self._choose_defaults()
+        self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models, self.tasks)}
+        self.selection = Selection(self._models, self.tasks)
 
     def _model(self, found: FoundModel) -> Model:
         problem = found.problem
@@ -115,19 +64,12 @@ class Registry:
             name: Version(name, "failed" if name in found.broken else state, found.broken.get(name, problem))
             for name in sorted((*found.versions, *found.broken), key=version_key)
         }
-        model = Model(found.name, found.path, found.manifest, found.required, versions, problem)
-        model.choose_default()
-        return model
-
-    def _choose_defaults(self) -> None:
-        """Settle which model of a task answers when none is named: the one declared default, else the first ready."""
-        self._defaults: dict[str, Model] = {}
-        for model in sorted(self, key=lambda m: (not (m.manifest and m.manifest.default), not m.is_ready, m.name)):
-            if model.manifest:
-                self._defaults.setdefault(model.manifest.task, model)
+        return Model(found.name, found.path, found.manifest, found.required, versions, problem)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
+
+    # --- loading
 
     def load(self, task: str | None = None) -> None:
         """Load every version of every model, one after another. A broken one is reported and passed over. Blocking.
@@ -141,63 +83,188 @@ class Registry:
             if model.problem:
                 log.error("model folder cannot be served", model=model.name, reason=model.problem)
             for version in model.versions.values():
-                self._load_version(model, version)
+                self._load(model, version)
         give_back_memory()
 
-    def _load_version(self, model: Model, version: Version) -> None:
+    def _load(self, model: Model, version: Version) -> None:
+        """Load a version of a folder that can be served, and serve it; what is wrong with it is its reason."""
         if model.problem or model.manifest is None:
             return
         if version.state == "failed":
             log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
-            self._announce(model, version)
-            return
-        begun = time.perf_counter()
-        manifest, task, limit_s = model.manifest, self.tasks[model.manifest.task], self._options.load_timeout_s
-        self._loading = Limited(
-            f"load-{model.name}@{version.name}",
-            lambda cancellation: ModelHandle(
-                model.path / version.name, manifest, task, self._options, cancellation=cancellation
-            ),
-        )
-        if self._stopped:
-            return
-        try:
-            version.handle = self._loading.result(limit_s)
-        except Stopped:
-            return
-        except TimeoutError:
-            version.state = "failed"
-            version.reason = (
-                f"{model.name}/{version.name}: was not loaded within {limit_s:g} s. See that its graph and its task's "
-                "code come to an end for each golden sample, or raise GRIDLOOP_LOAD_TIMEOUT_S."
-            )
-            log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
-        except ManifestInvalid as error:
-            version.state, version.reason = "failed", str(error)
-            log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
-        except Exception:  # a task's or a library's bug must not take the other models down
-            version.state, version.reason = "failed", "cannot be loaded; the server's log has the cause."
-            log.exception("model cannot be served", model=model.name, version=version.name)
         else:
-            version.state = "ready"
-            log.info(
-                "model ready",
-                model=model.name,
-                version=version.name,
-                task=task.name,
-                seconds=round(time.perf_counter() - begun, 2),
+            try:
+                version.handle = self._loaded(model, model.manifest, version.name)
+            except Stopped:
+                return
+            except ManifestInvalid as error:
+                version.state, version.reason = "failed", str(error)
+            except Exception:  # a task's or a library's bug must not take the other models down
+                version.state, version.reason = "failed", "cannot be loaded; the server's log has the cause."
+            else:
+                version.state, version.reason = "ready", None
+            self.selection.update(self._models)
+        self._announce(model, version)
+
+    def _loaded(self, model: Model, manifest: Manifest, version: str) -> ModelHandle:
+        """A version, loaded within the time for it, by a thread of its own.
+
+        Raises:
+            ManifestInvalid: it cannot be served, or was not loaded in time.
+            Stopped: loading was given up.
+            Exception: a bug of its task's or a library's.
+        """
+        task, limit_s = self.tasks[manifest.task], self._options.load_timeout_s
+        begun = time.perf_counter()
+        folder, known = model.path / version, {"model": model.name, "version": version}
+        self._loading = Limited(
+            f"load-{model.name}@{version}",
+            lambda stop: load_version(folder, manifest, task, self._options, stop=stop),
+        )
+        try:
+            if self._stopped:
+                raise Stopped
+            handle = self._loading.result(limit_s)
+        except Stopped:
+            raise
+        except TimeoutError:
+            late = ManifestInvalid(
+                f"{model.name}/{version}",
+                f"was not loaded within {limit_s:g} s. See that its graph and its task's code come to an end for each "
+                "golden sample, or raise GRIDLOOP_LOAD_TIMEOUT_S.",
             )
+            log.error("model cannot be served", **known, reason=str(late))
+            raise late from None
+        except ManifestInvalid as error:
+            log.error("model cannot be served", **known, reason=str(error))
+            raise
+        except Exception:
+            log.exception("model cannot be served", **known)
+            raise
         finally:
             self._loading = None
-        model.choose_default()
-        self._choose_defaults()
-        self._announce(model, version)
+        log.info("model ready", **known, task=task.name, seconds=round(time.perf_counter() - begun, 2))
+        return handle
 
     def stop_loading(self) -> None:
         """Load nothing more, and give up what is being loaded. From another thread."""
         self._stopped = True
         if loading := self._loading:
             loading.stop()
+
+    # --- versions come and go
+
+    def add(self, name: str, version: str) -> Version:
+        """Load a version whose folder has come since the repository was read, and serve it beside the others. Blocking.
+
+        Args:
+            name: of the model, which may be new as well.
+            version: the folder's name.
+
+        Returns:
+            The version, with its reason where it cannot be served.
+
+        Raises:
+            ModelNotFound: there is no such folder.
+            ManifestInvalid: the model's folder cannot be served as it is; what was served goes on.
+            ValueError: the version is served already.
+        """
+        found, manifest = self._read(name)
+        if version not in found.versions:
+            there = [f"{name}@{each}" for each in found.versions]
+            raise ModelNotFound(f"{name}@{version}", available=there, what="version")
+        model = self._models.get(name)
+        before = model.versions if model else {}
+        if version in before and before[version].handle:
+            raise ValueError(f"{name}@{version} is served already; replace it")
+        added = found.versions[version]
+        model = model or found
+        model.manifest, model.problem = manifest, None
+        versions = before | {version: added}
+        model.versions = {each: versions[each] for each in sorted(versions, key=version_key)}
+        self._update(self._models | {name: model})
+        self._load(model, added)
+        give_back_memory()
+        return added
+
+    def replace(self, name: str, version: str, *, timeout_s: float) -> bool:
+        """Load a version's folder anew; from then on requests go to what is new. Blocking.
+
+        What was served before finishes what it has accepted.
+
+        Args:
+            name: of the model.
+            version: of it.
+            timeout_s: for what was accepted.
+
+        Returns:
+            Whether that was finished in time.
+
+        Raises:
+            ModelNotFound: there is no such version.
+            ManifestInvalid: what is new cannot be served; what was served goes on.
+            Stopped: loading was given up; what was served goes on.
+        """
+        model, present = self._version(name, version)
+        handle = self._loaded(model, self._read(name)[1], version)
+        before, present.handle = present.handle, handle
+        present.state, present.reason = "ready", None
+        self._update(self._models)
+        self._announce(model, present)
+        finished = before is None or before.close(timeout_s)
+        give_back_memory()
+        return finished
+
+    def drain(self, name: str, version: str, *, timeout_s: float) -> bool:
+        """Take a version out of service: it stays listed, answers nothing new, and finishes what it has accepted.
+
+        Blocking; the arguments and what is returned are those of `replace`.
+
+        Raises:
+            ModelNotFound: there is no such version.
+        """
+        model, present = self._version(name, version)
+        before, present.handle = present.handle, None
+        present.state, present.reason = "unloaded", f"{name}/{version}: was taken out of service."
+        self._update(self._models)
+        self._announce(model, present)
+        finished = before is None or before.close(timeout_s)
+        del before
+        give_back_memory()
+        return finished
+
+    def remove(self, name: str, version: str, *, timeout_s: float) -> bool:
+        """Drain a version, and list it no more; with its last version goes the model. See `drain`."""
+        finished = self.drain(name, version, timeout_s=timeout_s)
+        model = self.get(name)
+        model.versions = {each: kept for each, kept in model.versions.items() if each != version}
+        self._update({each: kept for each, kept in self._models.items() if kept.versions or kept is not model})
+        return finished
+
+    def _read(self, name: str) -> tuple[Model, Manifest]:
+        """A model's folder as it is now.
+
+        Raises:
+            ManifestInvalid: it cannot be served.
+        """
+        found = self._model(read_folder(self.path / name, self.tasks))
+        if found.manifest is None or found.problem:
+            raise ManifestInvalid(*(found.problem or name).split(": ", 1))
+        return found, found.manifest
+
+    def _version(self, name: str, version: str) -> tuple[Model, Version]:
+        model = self.get(name)
+        if version not in model.versions:
+            there = [f"{name}@{each}" for each in model.versions]
+            raise ModelNotFound(f"{name}@{version}", available=there, what="version")
+        return model, model.versions[version]
+
+    def _update(self, models: dict[str, Model]) -> None:
+        """Serve these models: a new dictionary, as another thread may be going through the old one."""
+        self._models = dict(sorted(models.items()))
+        self.selection.update(self._models)
+
+    # --- what is served
 
     def announce(self) -> None:
         """Tell the metrics of this process which models there are: of a process forked after loading, nobody has."""
@@ -211,56 +278,16 @@ class Registry:
         telemetry.MODEL_READY.labels(model.name, version.name).set(version.state == "ready")
 
     def get(self, name: str) -> Model:
-        """The model of that name.
-
-        Raises:
-            ModelNotFound: there is none; the message lists those there are.
-        """
-        if name not in self._models:
-            raise ModelNotFound(name, available=list(self._models))
-        return self._models[name]
+        """The model of that name, as `Selection.model` finds it."""
+        return self.selection.model(name)
 
     def default(self, task: str) -> Model:
-        """The model that answers requests of a task which name none.
-
-        Raises:
-            ModelNotFound: no model serves the task.
-        """
-        if task not in self._defaults:
-            raise ModelNotFound(task, available=sorted(self._defaults), what="model for task")
-        return self._defaults[task]
+        """The model that answers requests of a task which name none, as `Selection.default` finds it."""
+        return self.selection.default(task)
 
     def resolve(self, task: str, asked: str | None) -> ModelHandle:
-        """The handle that answers a request.
-
-        Args:
-            task: the endpoint's name.
-            asked: `name`, `name@version`, or None for the task's default.
-
-        Raises:
-            ModelNotFound: no such model or version, or it serves another task.
-            ModelNotReady: known, but not loaded.
-        """
-        name, at, wanted = (asked or "").partition("@")
-        model = self.get(name) if asked else self.default(task)
-        if model.manifest is not None and model.manifest.task != task:
-            other = self.tasks.get(model.manifest.task)
-            place = f"/v1/{model.manifest.task}" if other is None or other.has_route else f"/v2/models/{name}/infer"
-            raise ModelNotFound(
-                name,
-                available=[m.name for m in self if m.manifest and m.manifest.task == task],
-                what=f"{task} model",
-                note=f" {name!r} serves {model.manifest.task}: POST {place}.",
-            )
-        if at and wanted not in model.versions:
-            note = "" if wanted else " Leave out the '@' for the default version."
-            there = [f"{name}@{version}" for version in model.versions]
-            raise ModelNotFound(f"{name}@{wanted}", available=there, what="version", note=note)
-        version = model.versions.get(wanted or model.default_version or "")
-        if version is None or version.handle is None:
-            state = version.state if version else "failed"
-            raise ModelNotReady(asked or model.name, state, model.problem or (version.reason if version else None))
-        return version.handle
+        """The handle that answers a request of a task, as `Selection.for_task` chooses it."""
+        return self.selection.for_task(task, asked)
 
     @property
     def is_loading(self) -> bool:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from service.errors import ManifestInvalid
 from service.files import folder_problem, kind_of, printable, reason_of
+from service.graph import MAIN_GRAPH
 from service.registry.manifest import Manifest, declares_required, read_manifest
+from service.tasks import AnyTask, discover
 
 _IGNORED = re.compile(r"^[._]|~$")
 
@@ -44,10 +46,14 @@ class FoundModel:
     broken: Mapping[str, str] = field(default_factory=dict)
 
 
-def scan(models: Path) -> list[FoundModel]:
+def scan(models: Path, tasks: Mapping[str, type[AnyTask]] | None = None) -> list[FoundModel]:
     """Read every model folder, sorted by name. Hidden folders and plain files are not models.
 
     What cannot be looked at (a link to nothing, a folder of another user) could be one, and is listed with the reason.
+
+    Args:
+        models: the repository.
+        tasks: as for `read_folder`.
 
     Raises:
         ManifestInvalid: the repository itself is not there or cannot be read, or this is the folder of a single model.
@@ -57,7 +63,7 @@ def scan(models: Path) -> list[FoundModel]:
     # os.path.exists, unlike Path.exists, takes a folder that may not be entered for one without a manifest.
     if (models / "manifest.toml").exists() and not any(os.path.exists(p / "manifest.toml") for p in folders):  # noqa: PTH110
         raise ManifestInvalid(str(models), f"is one model's folder; name the folder that holds it: {models.parent}.")
-    return [read_folder(folder) for folder in folders]
+    return [read_folder(folder, tasks) for folder in folders]
 
 
 def check_repository(models: Path) -> None:
@@ -83,33 +89,55 @@ def _may_be_folder(path: Path) -> bool:
         return True
 
 
-def read_folder(folder: Path) -> FoundModel:
-    """Read one model folder; a broken one is returned with its problem."""
+def read_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) -> FoundModel:
+    """Read one model folder; a broken one is returned with its problem.
+
+    Args:
+        folder: the model's.
+        tasks: the tasks that exist, by name, which say how graphs are called; left out, those that are installed.
+    """
     name = printable(folder.name)
     if problem := folder_problem(folder):
         return FoundModel(name, folder, None, (), problem=f"{name}: {problem}")
-    found = {printable(p.name): _version_problem(p) for p in folder.iterdir() if not _IGNORED.search(p.name)}
+    manifest, problem = _manifest(folder)
+    tasks = discover() if tasks is None else tasks
+    task = tasks.get(manifest.task) if manifest else None
+    graph = f"{task.graphs[0] if task else MAIN_GRAPH}.onnx"
+    why = f", which {task.name} needs" if task and len(task.graphs) > 1 else ""
+    found = {
+        printable(p.name): _version_problem(p, graph, why) for p in folder.iterdir() if not _IGNORED.search(p.name)
+    }
     names = sorted(found, key=version_key)
     versions = tuple(version for version in names if found[version] is None)
     broken = {version: f"{name}/{version}: {found[version]}" for version in names if found[version]}
+    required = manifest.required if manifest else declares_required(folder)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        problem = f"{name}: model names are letters, digits, '.', '_' and '-'; rename the folder."
+    elif manifest and not versions and not broken:
+        problem = f"{name}: has no version folder with a {graph}; add `1/{graph}`."
+    elif manifest and manifest.default_version not in {None, *versions, *broken}:
+        problem = (
+            f"{name}/manifest.toml: default_version {manifest.default_version!r} is not among its versions: "
+            f"{', '.join(versions)}."
+        )
+    return FoundModel(name, folder, None if problem else manifest, versions, required, problem, broken)
+
+
+def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:
+    """A folder's manifest, or else what is wrong with it."""
     try:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ManifestInvalid(name, "model names are letters, digits, '.', '_' and '-'; rename the folder.")
-        manifest = read_manifest(folder)
-        if not versions and not broken:
-            raise ManifestInvalid(name, "has no version folder with a model.onnx; add `1/model.onnx`.")
-        if manifest.default_version is not None and manifest.default_version not in {*versions, *broken}:
-            raise ManifestInvalid(
-                f"{name}/manifest.toml",
-                f"default_version {manifest.default_version!r} is not among its versions: {', '.join(versions)}.",
-            )
+        return read_manifest(folder), None
     except ManifestInvalid as error:
-        return FoundModel(name, folder, None, versions, declares_required(folder), str(error), broken)
-    return FoundModel(name, folder, manifest, versions, manifest.required, broken=broken)
+        return None, str(error)
 
 
-def _version_problem(path: Path) -> str | None:
+def _version_problem(path: Path, graph: str, why: str) -> str | None:
     """Why an entry of a model's folder cannot be served as a version.
+
+    Args:
+        path: the entry.
+        graph: file name of the main graph.
+        why: what needs it under this name, as part of a sentence; empty for the usual one.
 
     Returns:
         None for a version; a sentence for what should be one, by its name, or cannot be looked at; and nothing, an
@@ -123,11 +151,11 @@ def _version_problem(path: Path) -> str | None:
     except OSError as error:
         return f"{reason_of(error)}."
     if not stat.S_ISDIR(mode):
-        return f"is {kind_of(mode)}; a version is a folder with a model.onnx." if is_number else ""
+        return f"is {kind_of(mode)}; a version is a folder with a {graph}." if is_number else ""
     if problem := folder_problem(path):
         return problem
-    if not os.path.lexists(path / "model.onnx"):
-        return "has no model.onnx; export the graph to this place." if is_number else ""
+    if not os.path.lexists(path / graph):
+        return f"has no {graph}{why}; export the graph to this place." if is_number else ""
     return None if printable(path.name) == path.name else "its name is not UTF-8 text; rename the folder."
 
 

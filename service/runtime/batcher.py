@@ -20,32 +20,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import structlog
 
 from service import telemetry
-from service.errors import DeadlineExceeded, Draining, InferenceFailed, Overloaded, TooBusy
-from service.graph import Array, Run, Signature, Steps
-from service.runtime.pace import Pace, kind_of
+from service.errors import DeadlineExceeded, InferenceFailed
+from service.graph import Array, Run, Steps
+from service.runtime.admission import Admission
+from service.runtime.graphs import Graphs, Runnable
+from service.runtime.job import BatchedGraph, Done, Job, Outcome
+from service.runtime.pace import kind_of
 from service.runtime.stop import Stop
-from service.runtime.tensors import batch_key, split, stack
+from service.runtime.tensors import split, stack
+from service.schemas.model_info import Tuning
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-HERE_S = 0.004
+MAX_INLINE_S = 0.004
 """A few requests that should take no longer are worked on in the event loop's thread (seconds)."""
-FEW = 4
+MAX_INLINE_REQUESTS = 4
 """So many requests at most (count)."""
 INLINE_BUDGET_S = 0.05
 """A run in the event loop's thread that takes longer is stopped, and done again by the worker thread (seconds)."""
@@ -55,132 +58,28 @@ WATCH_S = 0.05
 """So often the worker thread looks at what the event loop's thread does (seconds)."""
 WATCHED_S = 10.0
 """It does so for so long after the last request; a request that comes later wakes it (seconds)."""
-PATIENCE = 0.9
-"""Largest share of a caller's time that may be needed, by what is expected, for the caller to be taken."""
-STANDING_S = 1.0
-"""A line that has not been empty for so long stands: it would be no shorter if callers waited longer (seconds)…"""
-STANDING_PATIENCE = 0.5
-"""…and a smaller share of a caller's time is left to it, so that a change of pace makes nobody late."""
 _DECODED_AHEAD = 4
 """Batches of rows that may be decoded and waiting for a run (count)."""
-
-
-class Runnable(Protocol):
-    """What the batcher needs of a session."""
-
-    signature: Signature
-
-    def run(
-        self,
-        tensors: Mapping[str, Array],
-        outputs: tuple[str, ...] = (),
-        *,
-        alone: bool = False,
-        stop: Stop | None = None,
-    ) -> Mapping[str, Array]:
-        """Compute the outputs of one batch, on every core when nothing else runs; raise as soon as it is stopped."""
-
-
-@dataclass(slots=True)
-class Timings:
-    """Where the time of one request went, in seconds."""
-
-    queue: float = 0.0
-    decode: float = 0.0
-    infer: float = 0.0
-    encode: float = 0.0
-
-
-@dataclass(slots=True)
-class Done(Generic[T]):
-    """A finished request: what its steps returned, and how long each stage took."""
-
-    value: T
-    timings: Timings
-
-
-Outcome = Done[T] | BaseException
-"""How a request ended: finished, or with what it is to be refused."""
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One request on its way through the batcher."""
-
-    steps: Steps[Any]
-    rows: int
-    timeout_s: float
-    deadline: float
-    loop: asyncio.AbstractEventLoop
-    deliver: Callable[[Outcome[Any]], None]
-    since: float  # when it last began to wait
-    alone: bool = False  # the only request being answered
-    kind: int = 0  # of its size
-    size_bytes: int = 0
-    is_waiting: bool = False  # counted among those whose work has not begun; guarded by the batcher's lock
-    left_s: float = 0.0  # for which the model will be busy with it, as expected
-    begun: float = 0.0  # when work on it began
-    run_s: float = 0.0  # its share of its runs so far
-    with_few: bool = True  # in all of them
-    timer: asyncio.TimerHandle | None = None
-    is_settled: bool = False  # answered, or nobody waits for it any more; written on its loop only
-    timings: Timings = field(default_factory=Timings)
-    run: Run | None = None
-    run_rows: int = 0  # of the run it waits for
-    key: Hashable = None
-    outcome: Outcome[Any] | None = None
-
-    def settle(self, outcome: Outcome[Any] | None) -> None:
-        """End it, once: hand its caller how it ended; None where the caller has left. On its loop."""
-        if self.is_settled:
-            return
-        self.is_settled = True
-        if self.timer:
-            self.timer.cancel()
-        if outcome is not None:
-            self.deliver(outcome)
-
-    def advance(self, outputs: Mapping[str, Array] | None, signature: Signature, *, busy: bool) -> None:
-        """Continue the request's own code until it asks for a run, returns, or raises.
-
-        Args:
-            outputs: of the run it waited for; None begins.
-            signature: of the graph.
-            busy: many others wait.
-        """
-        begun = time.perf_counter()
-        self.timings.queue += begun - self.since
-        try:
-            run = self.steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
-            self.run = run.chosen(busy=busy)
-            self.run_rows = self.run.rows
-            self.key = batch_key(self.run, signature)
-        except StopIteration as stop:
-            self.timings.encode += time.perf_counter() - begun
-            self.outcome = Done(stop.value, self.timings)
-        except Exception as error:  # one caller's bad input, or a bug in a task: the others go on
-            self.outcome = error  # whoever awaits it logs what is not a ServiceError
-        else:
-            self.since = time.perf_counter()
-            self.timings.decode += self.since - begun
 
 
 @dataclass(slots=True)
 class _Group:
     """Jobs whose next runs fit together, oldest first, and how many rows these have."""
 
+    graph: BatchedGraph
     jobs: deque[Job] = field(default_factory=deque)
     rows: int = 0
 
 
 class Batcher:
-    """Runs the steps of many callers on one session, batching the runs that fit together.
+    """Runs the steps of many callers on the graphs of one model version, batching the runs that fit together.
 
     Args:
-        session: the graph.
+        session: the graph, or the several of the version.
         model: name for metrics and messages.
         max_batch_size: most rows in one run.
         turn_rows: most rows stacked at a time and then run one after another; left out, as many as in a run.
+        tunings: the same for graphs that have their own, by name.
         max_queue: rows that may wait before new requests are refused.
         max_queue_bytes: of the bodies that may wait.
 
@@ -190,33 +89,31 @@ class Batcher:
 
     def __init__(
         self,
-        session: Runnable,
+        session: Runnable | Graphs[Runnable],
         *,
         model: str,
         max_batch_size: int = 32,
         turn_rows: int | None = None,
+        tunings: Mapping[str, Tuning] | None = None,
         max_queue: int = 1024,
         max_queue_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        self._session = session
+        every = Tuning(
+            max_batch_size=max_batch_size, turn_rows=turn_rows or max_batch_size, lone_threads=1, source="default"
+        )
+        self._graphs = Graphs(
+            {name: _batched(graph, (tunings or {}).get(name, every)) for name, graph in Graphs.of(session).items()}
+        )
         self._model = model
-        self._max_batch_size = session.signature.fixed_batch or max_batch_size
-        self._turn_rows = max(self._max_batch_size, turn_rows or 0)
-        self._max_queue, self._max_queue_bytes = max_queue, max_queue_bytes
-        self.pace = Pace()
+        self._admission = Admission(model, max_queue=max_queue, max_queue_bytes=max_queue_bytes)
+        self.pace = self._admission.pace
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._arrived: list[Job] = []  # small ones, until no more of them come; on the event loop only
         self._turn = threading.Lock()  # held by whoever works
         self._running: tuple[list[Job], Stop] | None = None  # written by whoever has the turn
-        self._here_since = 0.0  # when the event loop's thread began to work; 0 while it does not
-        self._not_here_before = 0.0
+        self._inline_since = 0.0  # when the event loop's thread began to work; 0 while it does not
+        self._no_inline_before = 0.0
         self._watched_until = 0.0
-        self._lock = threading.Lock()
-        self._waiting = self._waiting_bytes = 0
-        self._waiting_kinds: dict[int, int] = defaultdict(int)  # how many of each kind
-        self._begun_s = 0.0  # for which those whose work has begun will keep the model busy; written with the turn
-        self._busy_since = 0.0  # when the line was last empty
-        self._closing = False  # guarded by the lock: no new requests
         self._stopping = False  # of the worker thread: it ends when nobody waits
         self._ready: dict[Hashable, _Group] = {}
         self._ready_rows = 0
@@ -232,7 +129,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Rows in the queue now."""
-        return self._waiting
+        return self._admission.waiting
 
     async def submit(
         self,
@@ -312,7 +209,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         job = Job(steps, rows, timeout_s, now + timeout_s, loop, deliver, now, alone, kind_of(work), size_bytes)
-        self._accept(job, now)
+        self._admission.accept(job, now)
         job.timer = loop.call_later(timeout_s, self._expire, job)
         if not small:
             self._queue.put(job)
@@ -337,10 +234,7 @@ class Batcher:
         Raises:
             Overloaded: too much is to be done before.
         """
-        with self._lock:
-            before_s = self._before_s()
-            if before_s > 0.0:
-                self._check_time(before_s, timeout_s, time.perf_counter())
+        self._admission.check(timeout_s)
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Refuse new requests, finish what was accepted, stop the thread.
@@ -348,10 +242,8 @@ class Batcher:
         Returns:
             Whether everything was finished within `timeout_s`.
         """
-        with self._lock:
-            if not self._closing:
-                self._closing = True
-                self._queue.put(None)
+        if self._admission.close():
+            self._queue.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -367,29 +259,33 @@ class Batcher:
     def _begin_arrived(self) -> None:
         jobs, self._arrived = self._arrived, []
         longest_s = self.pace.longest_s
-        if len(jobs) <= FEW and sum([longest_s[job.kind] for job in jobs]) <= HERE_S and self._may_work_here():
-            self._work_here(jobs)
+        if (
+            len(jobs) <= MAX_INLINE_REQUESTS
+            and sum([longest_s[job.kind] for job in jobs]) <= MAX_INLINE_S
+            and self._may_work_inline()
+        ):
+            self._work_inline(jobs)
             return
         for job in jobs:
             self._queue.put(job)
 
-    def _may_work_here(self) -> bool:
+    def _may_work_inline(self) -> bool:
         """Whether the event loop's thread may work now; it has the turn then.
 
         Only while it is watched. The second is for the worker thread, which may have looked at the clock just before.
         """
         now = time.perf_counter()
         return (
-            self._not_here_before <= now < self._watched_until - 1.0
-            and not self._closing
+            self._no_inline_before <= now < self._watched_until - 1.0
+            and not self._admission.is_closed
             and self._turn.acquire(blocking=False)
         )
 
-    def _work_here(self, jobs: list[Job]) -> None:
+    def _work_inline(self, jobs: list[Job]) -> None:
         """Work on a few requests in this thread, which has the turn; what takes longer goes on in the worker thread."""
-        self._here_since = begun = time.perf_counter()
+        self._inline_since = begun = time.perf_counter()
         self._watched_until = begun + WATCHED_S
-        end = begun + HERE_S
+        end = begun + MAX_INLINE_S
         try:
             for job in jobs:
                 if time.perf_counter() < end:
@@ -403,80 +299,19 @@ class Batcher:
             if self._ready:
                 self._queue.put(None)
             else:
-                self._begun_s = 0.0  # sums of many small numbers drift
+                self._admission.rest()
         finally:
-            self._here_since = 0.0
+            self._inline_since = 0.0
             self._turn.release()
         if (now := time.perf_counter()) > begun + INLINE_BUDGET_S:
-            self._not_here_before = now + REST_S
+            self._no_inline_before = now + REST_S
         self._deliver(finished)
-
-    def _accept(self, job: Job, now: float) -> None:
-        """Count a request among those who wait, if there is room for it and it can be done in time."""
-        with self._lock:
-            if self._closing:
-                telemetry.DROPPED.labels(self._model, "draining").inc()
-                raise Draining
-            before_s = self._begun_s
-            # A request larger than the whole queue is taken when nobody waits; else it could never be served.
-            if self._waiting:
-                before_s = self._before_s()
-                self._check_room(job)
-            if before_s > 0.0:
-                self._check_time(before_s + self.pace.through_s(job.kind), job.timeout_s, now)
-            else:  # tried, whatever is expected: how else would it be found wrong?
-                self._busy_since = now
-            job.is_waiting = True
-            self._waiting += job.rows
-            self._waiting_bytes += job.size_bytes
-            self._waiting_kinds[job.kind] += 1
-
-    def _before_s(self) -> float:
-        """How long the model will be busy with all that was accepted, as expected now; the lock is held."""
-        seconds = self._begun_s
-        for kind, count in self._waiting_kinds.items():
-            seconds += count * self.pace.busy_s(kind)
-        return seconds
-
-    def _check_room(self, job: Job) -> None:
-        if self._waiting + job.rows > self._max_queue:
-            telemetry.DROPPED.labels(self._model, "overloaded").inc()
-            raise Overloaded(
-                self._model, waiting=self._waiting, limit=self._max_queue, retry_after_s=math.ceil(self._before_s())
-            )
-        if self._waiting_bytes + job.size_bytes > self._max_queue_bytes:
-            telemetry.DROPPED.labels(self._model, "bytes").inc()
-            raise Overloaded(
-                self._model,
-                waiting=self._waiting_bytes,
-                limit=self._max_queue_bytes,
-                unit="bytes",
-                setting="GRIDLOOP_MAX_QUEUE_BYTES",
-                retry_after_s=math.ceil(self._before_s()),
-            )
-
-    def _check_time(self, needed_s: float, timeout_s: float, now: float) -> None:
-        stands = now - self._busy_since > STANDING_S
-        allowed_s = timeout_s * (STANDING_PATIENCE if stands else PATIENCE)
-        if needed_s > allowed_s:
-            telemetry.DROPPED.labels(self._model, "predicted").inc()
-            raise TooBusy(self._model, needed_s=needed_s, timeout_s=timeout_s, excess_s=needed_s - allowed_s)
 
     def _let_go(self, job: Job) -> None:
         """Forget a request that nobody waits for any more: its place in the line, or the run that is for it alone."""
-        with self._lock:
-            self._uncount(job)
+        self._admission.leave(job)
         if self._running is not None:
             _stop_if_unwanted(*self._running)
-
-    def _uncount(self, job: Job) -> bool:
-        """Count a request no more among those who wait, if it was; the lock is held."""
-        was_waiting, job.is_waiting = job.is_waiting, False
-        if was_waiting:
-            self._waiting -= job.rows
-            self._waiting_bytes -= job.size_bytes
-            self._waiting_kinds[job.kind] -= 1
-        return was_waiting
 
     def _expire(self, job: Job) -> None:
         telemetry.DROPPED.labels(self._model, "deadline").inc()
@@ -491,7 +326,7 @@ class Batcher:
     # --- in the worker thread, or in whichever has the turn
 
     def _serve(self) -> None:
-        while not self._stopping or self._waiting:
+        while not self._stopping or self._admission.waiting:
             job = self._next()
             while not self._turn.acquire(timeout=WATCH_S):
                 self._watch()
@@ -501,7 +336,7 @@ class Batcher:
                     if batch := self._next_batch():
                         self._execute(batch)
                     self._hand_out()
-                self._begun_s = 0.0  # sums of many small numbers drift
+                self._admission.rest()
             finally:
                 self._turn.release()
             self._watched_until = time.perf_counter() + WATCHED_S
@@ -515,8 +350,8 @@ class Batcher:
         return self._queue.get()
 
     def _watch(self) -> None:
-        """Stop a run in the event loop's thread that takes too long; `_work_here` leaves it to this thread then."""
-        begun, running = self._here_since, self._running
+        """Stop a run in the event loop's thread that takes too long; `_work_inline` leaves it to this thread then."""
+        begun, running = self._inline_since, self._running
         if begun and running and time.perf_counter() > begun + INLINE_BUDGET_S:
             running[1].set()
 
@@ -535,53 +370,41 @@ class Batcher:
         if job:
             self._admit(job)
         else:  # a call to look at what is there, or to end
-            self._stopping = self._closing
+            self._stopping = self._admission.is_closed
 
     def _admit(self, job: Job) -> None:
-        with self._lock:
-            was_waiting = self._uncount(job)
+        """Begin the work on a request, if somebody waits for it still and can have its result."""
+        was_waiting = self._admission.leave(job)
         job.begun = now = time.perf_counter()
         self._queue_seconds.observe(now - job.since)
         if not was_waiting or job.is_settled or now >= job.deadline:
             job.steps.close()
             return
         # The last one is tried, whatever is expected: how else would it be found wrong?
-        if (self._waiting or self._ready) and job.deadline - now < self.pace.through_s(job.kind):
-            telemetry.DROPPED.labels(self._model, "late").inc()
+        if (self._admission.waiting or self._ready) and (refusal := self._admission.too_late(job, now)):
             job.steps.close()
-            needed_s = now - job.since + self.pace.through_s(job.kind)
-            with self._lock:
-                before_s = self._before_s()
-            job.outcome = TooBusy(self._model, needed_s=needed_s, timeout_s=job.timeout_s, excess_s=before_s)
+            job.outcome = refusal
             self._finished.append(job)
             return
-        job.left_s = self.pace.busy_s(job.kind)
-        self._begun_s += job.left_s
+        self._admission.begin(job)
         self._advance(job, None)
 
     def _advance(self, job: Job, outputs: Mapping[str, Array] | None) -> None:
-        busy = self._waiting + self._ready_rows >= self._max_batch_size // 2
-        job.advance(outputs, self._session.signature, busy=busy)
+        job.advance(outputs, self._graphs, crowd=self._admission.waiting + self._ready_rows)
         if job.outcome is None:
             self._line_up(job)
             return
         self._finished.append(job)
-        self._begun_s -= job.left_s
+        self._admission.work_off(job, job.left_s)
         if isinstance(job.outcome, Done):
             timings = job.timings
             busy_s = timings.decode + job.run_s + timings.encode
             self.pace.note(job.kind, busy_s, time.perf_counter() - job.begun, with_few=job.with_few)
 
-    def _work_off(self, job: Job, seconds: float) -> None:
-        """Expect so much less work."""
-        seconds = min(seconds, job.left_s)
-        job.left_s -= seconds
-        self._begun_s -= seconds
-
     def _line_up(self, job: Job) -> None:
         group = self._ready.get(job.key)
         if group is None:
-            group = self._ready[job.key] = _Group()
+            group = self._ready[job.key] = _Group(job.graph)
         group.jobs.append(job)
         group.rows += job.run_rows
         self._ready_rows += job.run_rows
@@ -590,7 +413,7 @@ class Batcher:
         """Whether nobody waits for the job any more: its caller left, or its deadline passed."""
         if job.is_settled or now >= job.deadline:  # an expired job is answered by the timer on the event loop
             job.steps.close()
-            self._work_off(job, job.left_s)
+            self._admission.work_off(job, job.left_s)
             return True
         return False
 
@@ -598,7 +421,7 @@ class Batcher:
         """Whether the next batch can grow no more, or so much is decoded ahead that more would only cost memory."""
         head = next(iter(self._ready.values()), None)
         return head is not None and (
-            head.rows >= self._turn_rows or self._ready_rows >= _DECODED_AHEAD * self._turn_rows
+            head.rows >= head.graph.turn_rows or self._ready_rows >= _DECODED_AHEAD * head.graph.turn_rows
         )
 
     def _next_batch(self) -> list[Job]:
@@ -606,8 +429,8 @@ class Batcher:
 
         Runs that fit together form a group, and groups take turns.
         """
-        if self._waiting != self._told_waiting:
-            self._told_waiting = self._waiting
+        if self._admission.waiting != self._told_waiting:
+            self._told_waiting = self._admission.waiting
             self._waiting_rows.set(self._told_waiting)
         if not self._ready:
             return []
@@ -615,10 +438,10 @@ class Batcher:
         del self._ready[key]
         now = time.perf_counter()
         batch: list[Job] = []
-        rows, most = 0, self._turn_rows
+        rows, most = 0, group.graph.turn_rows
         while group.jobs:
             job = group.jobs[0]
-            if job.run and job.run.most_rows:
+            if job.run.most_rows:
                 most = min(most, job.run.most_rows)
             if batch and rows + job.run_rows > most:
                 break
@@ -633,7 +456,8 @@ class Batcher:
         return batch
 
     def _execute(self, batch: list[Job]) -> None:
-        runs = [job.run for job in batch if job.run]
+        runs = [job.run for job in batch]
+        graph = batch[0].graph
         begun = time.perf_counter()
         for job in batch:
             job.timings.queue += begun - job.since
@@ -643,10 +467,11 @@ class Batcher:
         try:
             alone = len(batch) == 1 and batch[0].alone
             if runs[0].whole:
-                shares: Sequence[Mapping[str, Array]] = [self._run_whole(runs[0], alone=alone, stop=stop)]
+                shares: Sequence[Mapping[str, Array]] = [self._run_whole(graph, runs[0], alone=alone, stop=stop)]
             else:
-                outputs = self._run(stack(runs, self._session.signature), runs[0].outputs, alone=alone, stop=stop)
-                shares = split(outputs, runs, self._session.signature)
+                feeds = stack(runs, graph.signature)
+                outputs = self._run(graph, feeds, runs[0].outputs, alone=alone, stop=stop)
+                shares = split(outputs, runs, graph.signature)
         except Exception as error:  # the batch fails, the batcher lives
             if stop.is_set:
                 self._after_stop(batch)
@@ -658,7 +483,7 @@ class Batcher:
         ended = time.perf_counter()
         took_s = ended - begun
         row_s = took_s / sum([job.run_rows for job in batch])
-        with_few = len(batch) <= FEW
+        with_few = len(batch) <= MAX_INLINE_REQUESTS
         for job, share in zip(batch, shares, strict=True):
             job.timings.infer += took_s
             job.since = time.perf_counter()
@@ -666,7 +491,7 @@ class Batcher:
             job.run_s += share_s
             job.with_few &= with_few
             if job.left_s:
-                self._work_off(job, share_s)
+                self._admission.work_off(job, share_s)
             self._advance(job, share)
 
     def _after_stop(self, batch: list[Job]) -> None:
@@ -678,15 +503,15 @@ class Batcher:
                 self._line_up(job)
 
     def _run(
-        self, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool, stop: Stop
+        self, graph: BatchedGraph, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool, stop: Stop
     ) -> Mapping[str, Array]:
-        """Run the graph, in slices when there are more rows than a run may have."""
-        rows, most = len(next(iter(feeds.values()))), self._max_batch_size
+        """Run a graph, in slices when there are more rows than a run may have."""
+        rows, most = len(next(iter(feeds.values()))), graph.max_batch_size
         parts = []
         for start in range(0, rows, most):
             slice_ = {name: array[start : start + most] for name, array in feeds.items()} if rows > most else feeds
             begun = time.perf_counter()
-            part = self._session.run(slice_, outputs, alone=alone, stop=stop)
+            part = graph.session.run(slice_, outputs, alone=alone, stop=stop)
             self._run_seconds.observe(time.perf_counter() - begun)
             expected = min(most, rows - start)
             self._batch_rows.observe(expected)
@@ -695,10 +520,10 @@ class Batcher:
             parts.append(part)
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
-    def _run_whole(self, run: Run, *, alone: bool, stop: Stop) -> Mapping[str, Array]:
-        """Run the graph with tensors whose axis 0 is no batch."""
+    def _run_whole(self, graph: BatchedGraph, run: Run, *, alone: bool, stop: Stop) -> Mapping[str, Array]:
+        """Run a graph with tensors whose axis 0 is no batch."""
         begun = time.perf_counter()
-        outputs = self._session.run(run.tensors, run.outputs, alone=alone, stop=stop)
+        outputs = graph.session.run(run.tensors, run.outputs, alone=alone, stop=stop)
         self._run_seconds.observe(time.perf_counter() - begun)
         self._batch_rows.observe(1)
         return outputs
@@ -717,7 +542,7 @@ class Batcher:
 
     def _failed(self, job: Job, error: Exception) -> Exception:
         """What the job's caller is told. The steps hear of it where they asked for the run, and may know the reason."""
-        self._work_off(job, job.left_s)
+        self._admission.work_off(job, job.left_s)
         failure = InferenceFailed(self._model)
         failure.__cause__ = error
         try:
@@ -741,19 +566,13 @@ class Batcher:
                 loop.call_soon_threadsafe(self._deliver, mine)
 
 
+def _batched(session: Runnable, tuning: Tuning) -> BatchedGraph:
+    """A graph, to be run as was chosen; one whose batch is a fixed number of rows is run with that."""
+    most = session.signature.fixed_batch or tuning.max_batch_size
+    return BatchedGraph(session, session.signature, most, max(most, tuning.turn_rows))
+
+
 def _stop_if_unwanted(batch: Sequence[Job], stop: Stop) -> None:
     """Stop a run whose callers have all left or been told that it is too late."""
     if batch[0].is_settled and all(job.is_settled for job in batch):
         stop.set()
-
-
-def drive(session: Runnable, steps: Steps[T]) -> T:
-    """Work on one request in the calling thread, with no queue: for the command line, warm-up and checks."""
-    outputs: Mapping[str, Array] | None = None
-    while True:
-        try:
-            run = steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
-        outputs = session.run(run.tensors, run.outputs)

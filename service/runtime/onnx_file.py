@@ -1,4 +1,4 @@
-"""What an ONNX file says that an open session does not tell: its operators, and which other files have its weights.
+"""What an ONNX file says that an open session does not tell, or not before it is open: operators, files of weights.
 
 Read with the `protobuf` library, which ONNX Runtime brings along, and with the part of ONNX's schema that is needed
 here. The `onnx` package would read everything, at 12 MiB of memory in every process and a quarter of a second of every
@@ -19,7 +19,17 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 # not named here is skipped.
 _SCHEMA = {
     "Model": {"graph": (7, "Graph"), "functions": (25, "*Function")},
-    "Graph": {"node": (1, "*Node"), "initializer": (5, "*Tensor"), "sparse_initializer": (15, "*SparseTensor")},
+    "Graph": {
+        "node": (1, "*Node"),
+        "initializer": (5, "*Tensor"),
+        "sparse_initializer": (15, "*SparseTensor"),
+        "input": (11, "*Value"),
+    },
+    "Value": {"name": (1, "string"), "type": (2, "Type")},
+    "Type": {"tensor_type": (1, "TensorType")},
+    "TensorType": {"shape": (2, "Shape")},
+    "Shape": {"dim": (1, "*Dimension")},
+    "Dimension": {"dim_value": (1, "int64")},
     "Function": {"name": (1, "string"), "output": (5, "*string"), "node": (7, "*Node"), "domain": (10, "string")},
     "Node": {
         "input": (1, "*string"),
@@ -36,7 +46,12 @@ _SCHEMA = {
         "tensors": (10, "*Tensor"),
         "graphs": (11, "*Graph"),
     },
-    "Tensor": {"dims": (1, "*int64"), "data_type": (2, "int32"), "external_data": (13, "*Entry")},
+    "Tensor": {
+        "dims": (1, "*int64"),
+        "data_type": (2, "int32"),
+        "name": (8, "string"),
+        "external_data": (13, "*Entry"),
+    },
     "SparseTensor": {"values": (1, "Tensor"), "indices": (2, "Tensor")},
     "Entry": {"key": (1, "string"), "value": (2, "string")},
 }
@@ -141,6 +156,13 @@ def side_files(model: Any) -> tuple[str, ...]:
     """Names of the files beside the graph that have weights of it, as it names them, sorted."""
     entries = (entry for tensor in tensors_of(model) for entry in tensor.external_data)
     return tuple(sorted({entry.value for entry in entries if entry.key == "location"}))
+
+
+def has_free_shape(model: Any) -> bool:
+    """Whether an axis of an input, but for the batch, is free: what `Signature.free_shape` will say of most graphs."""
+    given = {tensor.name for tensor in model.graph.initializer}
+    shapes = (value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in given)
+    return any(not axis.HasField("dim_value") for shape in shapes for axis in shape[1:])
 
 
 def activations(model: Any, outputs: Sequence[str]) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,9 @@ from service.errors import ManifestInvalid
 from service.files import is_lfs_pointer, open_file, printable, without_folders
 from service.graph import Array, Signature, TensorSpec, ValuesRefused
 from service.runtime import packed
-from service.runtime.cancelling import Cancellation
 from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import give_back_freed_memory
-from service.runtime.onnx_file import activations, parse_model, side_files
+from service.runtime.onnx_file import activations, has_free_shape, parse_model, side_files
 from service.runtime.stop import Stop
 from service.runtime.tensors import pad_rows
 
@@ -46,6 +46,34 @@ _VALUES_IN_USE = {
 """Inputs of one element that graphs have for training: their names, and their values when the model is in use."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What a graph's files hold; for an opening, and not kept.
+
+    Attributes:
+        content: of the `.onnx` file.
+        beside: of the files with its weights, by name.
+    """
+
+    content: bytes
+    beside: Mapping[str, bytes]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all of them."""
+        return len(self.content) + sum(map(len, self.beside.values()))
+
+    def digest(self) -> str:
+        """SHA-256 of the graph's content; with files beside it, that of all their digests, one after another."""
+        return joint_digest([hashlib.sha256(data).digest() for data in (self.content, *self.beside.values())])
+
+
+def joint_digest(digests: Sequence[bytes]) -> str:
+    """One digest as it is; of several, the SHA-256 of all of them, one after another. Hexadecimal."""
+    joint = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+    return joint.hex()
+
+
 class OnnxSession:
     """A graph loaded into ONNX Runtime, with what it takes and gives.
 
@@ -65,14 +93,20 @@ class OnnxSession:
     """
 
     def __init__(
-        self, path: Path, constants: Mapping[str, float] | None = None, cancellation: Cancellation | None = None
+        self,
+        path: Path,
+        constants: Mapping[str, float] | None = None,
+        *,
+        stop: Stop | None = None,
+        some_constants: bool = False,
     ) -> None:
         """Load a graph.
 
         Args:
             path: the `.onnx` file.
             constants: values of inputs that no request gives, by name, beside those that are known by their name.
-            cancellation: ends the opening, and all runs until `cannot_be_cancelled`.
+            stop: ends the opening.
+            some_constants: some of the constants may be of another graph's inputs.
 
         Raises:
             ManifestInvalid: the file is missing, is not a graph this runtime can run, uses an unknown tensor type, or
@@ -83,61 +117,50 @@ class OnnxSession:
         content = self._read()
         model = _parsed(content, where)
         self.side_files = side_files(model) if model else ()
-        beside = self._read_side_files()
-        self.digest, self.size_bytes = _digest(content, beside), len(content) + sum(map(len, beside.values()))
-        del content, beside  # they are read again for each opening, and not kept
+        files = _Files(content, {name: _read_side_file(path, name) for name in self.side_files})
+        del content
+        self.digest, self.size_bytes = files.digest(), files.size_bytes
         self.copy: Path | None = None
-        self._cancellation = cancellation
-        self._run_options: ort.RunOptions | None = None  # of every run, while the version is loaded
-        if cancellation:
-            self._run_options = ort.RunOptions()
-            cancellation.cover_runs(self._run_options)
-        self._session = self._open()
+        self._has_free_shape = model is not None and has_free_shape(model)
+        self._session = self._open(files, stop=stop)
         self._wide: Any = None
         self._opening = False
         self.lone_threads = 1
         self.signature = _signature(self._session, where)
+        if some_constants:
+            constants = {name: value for name, value in (constants or {}).items() if name in self.signature.inputs}
         self.constants = _constants(self.signature, constants or {}, where)
         self.signature = Signature(
             {name: spec for name, spec in self.signature.inputs.items() if name not in self.constants},
             self.signature.outputs,
             activations(model, list(self.signature.outputs)) if model else {},
         )
-        if self.signature.free_shape:
-            self._session = self._open()  # again, now that this is known
+        if self.signature.free_shape != self._has_free_shape:  # as where what is free has a constant value
+            self._has_free_shape = self.signature.free_shape
+            self._session = self._open(files, stop=stop)
         self._outputs = list(self.signature.outputs)
-        self._shrink: ort.RunOptions | None = None
-        if not self.signature.free_shape:
-            self._shrink = ort.RunOptions()
-            self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            if cancellation:
-                cancellation.cover_runs(self._shrink)
 
-    def cannot_be_cancelled(self) -> None:
-        """Loading is over."""
-        self._cancellation = self._run_options = None
-
-    def use_copy(self, copy: Path, sample: Mapping[str, Array]) -> None:
+    def use_copy(self, copy: Path, sample: Mapping[str, Array], *, stop: Stop | None = None) -> None:
         """Go on with a packed copy, if it still gives the same numbers for a sample of every input."""
         original = self._session
-        before = list(self.run(sample).values())
+        before = list(self.run(sample, stop=stop).values())
         self.copy = copy
         try:
-            self._session = self._open()
-            if packed.same(before, list(self.run(sample).values())):
+            self._session = self._open(stop=stop)
+            if packed.same(before, list(self.run(sample, stop=stop).values())):
                 return
         except Exception as error:  # removed or damaged meanwhile
             log.debug("the packed copy cannot be used", graph=self._where, reason=str(error))
         self._session, self.copy = original, None
         packed.forget(copy)
 
-    def open_pool(self) -> None:
+    def open_pool(self, *, stop: Stop | None = None) -> None:
         """Open the second way now. It is opened by the first lone run otherwise, in the background.
 
         Not before a server forks its workers: threads do not survive that.
         """
         try:
-            self._wide = self._open(self.lone_threads)
+            self._wide = self._open(threads=self.lone_threads, stop=stop)
         except ManifestInvalid as error:  # the file is gone; the session that is open needs it no more
             log.warning("lone runs stay on one core", graph=self._where, reason=str(error))
 
@@ -158,7 +181,14 @@ class OnnxSession:
             threading.Thread(target=self._open_pool_while_serving, name=name, daemon=True).start()
         return self._wide or self._session
 
-    def _open(self, threads: int = 1) -> Any:
+    def _open(self, files: _Files | None = None, *, threads: int = 1, stop: Stop | None = None) -> Any:
+        """Open the graph, or its packed copy.
+
+        Args:
+            files: what was read of the graph; left out, it is read again, and must be the same.
+            threads: that a run takes.
+            stop: ends the opening.
+        """
         options = ort.SessionOptions()
         # Explicit counts also keep the runtime from pinning threads to cores, which fails under a cpuset.
         options.intra_op_num_threads = threads
@@ -171,30 +201,29 @@ class OnnxSession:
         keep_sums_exact(options)
         if self.copy:
             packed.prepare(options)
-        if hasattr(self, "signature") and self.signature.free_shape:
+        if self._has_free_shape:
             # The arena keeps the largest block of every shape ever seen; with free shapes it only grows.
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
-        if self._cancellation:
-            self._cancellation.cover_opening(options)
+        if stop:
+            stop.cover_opening(options)
         source: str | bytes = str(self.copy)
-        beside: dict[str, bytes] = {}
         if not self.copy:
-            source, beside = self.check_unchanged()
+            files = files or self.check_unchanged()
+            source = files.content
             # Opened from memory: what is read is what was checked. By itself the runtime would also map the files with
             # weights, and so take up whatever is written to them later. What is in none of them is looked for here:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(self._path.parent)
             )
-        if beside:
-            options.add_external_initializers_from_files_in_memory(
-                list(beside), list(beside.values()), [len(content) for content in beside.values()]
-            )
+            if beside := files.beside:
+                options.add_external_initializers_from_files_in_memory(
+                    list(beside), list(beside.values()), [len(content) for content in beside.values()]
+                )
         try:
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises a dozen unrelated classes here
             raise ManifestInvalid(self._where, _explain(error, self._path)) from error
-        del beside  # it is copied from until here
         session._model_bytes = None  # kept for a fallback to other providers, of which there are none
         return session
 
@@ -202,24 +231,21 @@ class OnnxSession:
         with open_file(self._path, self._where, missing="is missing; export the graph to this place.") as file:
             return file.read()
 
-    def _read_side_files(self) -> dict[str, bytes]:
-        return {name: _read_side_file(self._path, name) for name in self.side_files}
-
-    def check_unchanged(self) -> tuple[bytes, dict[str, bytes]]:
+    def check_unchanged(self) -> _Files:
         """See that the files are those that were read first.
 
         Returns:
-            The graph's content, and that of the files beside it, by name.
+            What they hold.
 
         Raises:
             ManifestInvalid: they are not, or cannot be read.
         """
-        content, beside = self._read(), self._read_side_files()
-        if _digest(content, beside) != self.digest:
+        files = _Files(self._read(), {name: _read_side_file(self._path, name) for name in self.side_files})
+        if files.digest() != self.digest:
             raise ManifestInvalid(
                 self._where, "has changed since it was opened; put what is new into a version folder of its own."
             )
-        return content, beside
+        return files
 
     def run(
         self,
@@ -253,9 +279,11 @@ class OnnxSession:
         feeds.update(self.constants)
         names = list(outputs) or self._outputs
         session = self._wide_or_narrow() if alone else self._session
-        options = stop.options if stop is not None else self._run_options
+        options = stop.options if stop is not None else None
+        if not keep_memory and not self._has_free_shape:
+            options = _giving_memory_back(stop)
         try:
-            values = session.run(names, feeds, options if keep_memory else self._shrink)
+            values = session.run(names, feeds, options)
         except InvalidArgument as error:
             raise ValuesRefused(str(error).rpartition("Status Message: ")[2]) from error
         arrays = [np.asarray(value) for value in values]
@@ -312,10 +340,13 @@ def _value_in_use(spec: TensorSpec) -> float | None:
     return _VALUES_IN_USE.get(spec.name.rpartition("/")[2].partition(":")[0].lower())
 
 
-def _digest(content: bytes, beside: Mapping[str, bytes]) -> str:
-    """SHA-256 of a graph's content; with files beside it, that of all their digests, one after another."""
-    digests = [hashlib.sha256(data) for data in (content, *beside.values())]
-    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests))).hexdigest()
+def _giving_memory_back(stop: Stop | None) -> ort.RunOptions:
+    """Options of a run after which the arena is as small as can be."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    if stop is not None:
+        stop.cover_run(options)
+    return options
 
 
 def _read_side_file(graph: Path, name: str) -> bytes:
@@ -323,7 +354,7 @@ def _read_side_file(graph: Path, name: str) -> bytes:
     folder, path = graph.parent, graph.parent / name
     shown = printable(Path(name).name if Path(name).is_absolute() else name)
     where = f"{folder.parent.name}/{folder.name}/{shown}"
-    missing = "is missing, and model.onnx has weights in it: put it back, or save the graph with its weights inside."
+    missing = f"is missing, and {graph.name} has weights in it: put it back, or save the graph with its weights inside."
     with open_file(path, where, missing=missing, inside=(folder, folder.parent)) as file:
         content = file.read()
     if is_lfs_pointer(path):

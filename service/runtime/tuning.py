@@ -22,6 +22,7 @@ from service.cpu import processor_name
 from service.graph import Array
 from service.runtime.cache import cache_place
 from service.runtime.session import OnnxSession
+from service.runtime.stop import Stop
 from service.schemas.model_info import Tuning
 
 log = structlog.get_logger(__name__)
@@ -48,6 +49,7 @@ def tune(
     *,
     most_rows: int,
     cores: int,
+    stop: Stop | None = None,
 ) -> Tuning:
     """Measure a graph and choose.
 
@@ -57,6 +59,7 @@ def tune(
         outputs: names of the outputs to compute.
         most_rows: largest batch to try.
         cores: that a lone run may use; with more than one, the graph is opened a second time.
+        stop: ends the measuring.
     """
     end = time.perf_counter() + BUDGET_S
     fixed = session.signature.fixed_batch
@@ -69,12 +72,12 @@ def tune(
             if size not in times:
                 if times and time.perf_counter() > end - BUDGET_S / 2:
                     break
-                session.run(feeds, outputs)  # the first run of a shape costs more
+                session.run(feeds, outputs, stop=stop)  # the first run of a shape costs more
                 times[size] = []
             # Not by the wall clock: who else is busy while this is measured must not decide.
-            times[size].append(_seconds(time.thread_time, session, feeds, outputs, alone=False))
+            times[size].append(_seconds(time.thread_time, session, feeds, outputs, alone=False, stop=stop))
         sizes = list(times)
-    session.run(one, outputs, keep_memory=False)  # what the large batches needed would stay for ever
+    session.run(one, outputs, keep_memory=False, stop=stop)  # what the large batches needed would stay for ever
     per_row = {size: min(taken) * 1e3 / size for size, taken in times.items()}
     run = _smallest({size: taken + RUN_COSTS_MS / size for size, taken in per_row.items()}, NEAR_BEST)
     turns = [run * n for n in range(1, most_rows // run + 1)] or [run]
@@ -83,12 +86,12 @@ def tune(
     lone: dict[int, float] = {}
     if cores > 1:
         session.lone_threads = cores
-        session.open_pool()
-        session.run(one, outputs, alone=True)
+        session.open_pool(stop=stop)
+        session.run(one, outputs, alone=True, stop=stop)
         end = time.perf_counter() + BUDGET_S / 4
         while not lone or time.perf_counter() < end:
             for threads in (1, cores):
-                taken = _seconds(time.perf_counter, session, one, outputs, alone=threads > 1) * 1e3
+                taken = _seconds(time.perf_counter, session, one, outputs, alone=threads > 1, stop=stop) * 1e3
                 lone[threads] = min(taken, lone.get(threads, taken))
         session.close_pool()
         session.lone_threads = 1
@@ -114,9 +117,10 @@ def _seconds(
     outputs: tuple[str, ...],
     *,
     alone: bool,
+    stop: Stop | None,
 ) -> float:
     begun = clock()
-    session.run(feeds, outputs, alone=alone)
+    session.run(feeds, outputs, alone=alone, stop=stop)
     return clock() - begun
 
 

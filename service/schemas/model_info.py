@@ -36,23 +36,42 @@ class TensorInfo(BaseModel):
     shape: list[int | str | None] = Field(description="A number where the axis is fixed.", examples=[["batch", "time"]])
 
 
+class GraphInfo(BaseModel):
+    """One of the graphs of a version that has several."""
+
+    name: str = Field(
+        description="Name of its file without `.onnx`; `/v2/models/<model>:<name>` is this graph.", examples=["decoder"]
+    )
+    size_bytes: int = Field(description="Size of its file, and of the files beside it that have weights of it.")
+    digest: str = Field(description="SHA-256 over the same files.")
+    tuning: Tuning = Field(description="How it is run, and what was measured for that.")
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+
+
 class VersionInfo(BaseModel):
     """One version of a model."""
 
     version: str = Field(examples=["1"])
-    state: Literal["ready", "loading", "failed"]
+    state: Literal["ready", "loading", "failed", "unloaded"]
     reason: str | None = Field(default=None, description="Why it is not ready.")
     size_bytes: int | None = Field(
         default=None,
-        description="Size of the graph file, and of the files beside it that have weights of it.",
+        description="Size of the graph files, and of the files beside them that have weights of theirs.",
         examples=[1_234_567],
     )
     digest: str | None = Field(default=None, description="SHA-256 over the same files: equal on equal replicas.")
     licence: str | None = Field(default=None, description="Of its weights and, where it matters, of their data.")
     metrics: dict[str, float] = Field(default={}, description="Figures that the model card claims of it.")
-    tuning: Tuning | None = Field(default=None, description="How its graph is run, and what was measured for that.")
-    inputs: list[TensorInfo] = Field(default=[], description="The graph's inputs, read from the file.")
-    outputs: list[TensorInfo] = Field(default=[], description="The graph's outputs.")
+    tuning: Tuning | None = Field(
+        default=None, description="How its main graph is run, and what was measured for that."
+    )
+    inputs: list[TensorInfo] = Field(default=[], description="The main graph's inputs, read from the file.")
+    outputs: list[TensorInfo] = Field(default=[], description="The main graph's outputs.")
+    graphs: list[GraphInfo] = Field(
+        default=[],
+        description="All graphs of a version that has several, the main one first; empty where there is one.",
+    )
 
 
 class ModelInfo(BaseModel):

@@ -43,7 +43,7 @@ from service.errors import (
     quoted,
 )
 from service.files import read_text
-from service.graph import Array, Run, Signature, Steps, TensorSpec
+from service.graph import MAIN_GRAPH, Array, Run, Signature, Steps, TensorSpec
 from service.limits import Limits
 from service.state import MAX_ARRAY_BYTES, Bounds, OutOfRange, State, StateRange, pack, unpack
 from service.tasks.comparison import difference
@@ -272,11 +272,12 @@ class ModelFolder:
     Attributes:
         name: the model's folder name.
         version: the version's folder name.
-        path: the version's folder, with the files the task needs beside `model.onnx`.
-        signature: the graph's inputs and outputs.
+        path: the version's folder, with the files the task needs beside its graphs.
+        signature: the main graph's inputs and outputs.
         options: the manifest's keys and tables that are the task's own, as read from TOML; `Task.options` checks them.
         limits: the server's limits.
         state_ranges: which numbers the graph can leave in its recurrent state, by input.
+        signatures: of every graph, by name (`Task.graphs`), the main one first; left out: there is that one alone.
     """
 
     name: str
@@ -286,6 +287,15 @@ class ModelFolder:
     options: Mapping[str, Any] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     state_ranges: Mapping[str, Sequence[StateRange]] = field(default_factory=dict)
+    signatures: Mapping[str, Signature] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.signatures:
+            object.__setattr__(self, "signatures", {MAIN_GRAPH: self.signature})
+
+    def graph_file(self, graph: str = "") -> str:
+        """Where a graph's file lies below the model repository, for messages; left out: the main one's."""
+        return f"{self.name}/{self.version}/{graph or next(iter(self.signatures))}.onnx"
 
     @cached_property
     def ref(self) -> ModelRef:
@@ -299,7 +309,7 @@ class ModelFolder:
         Raises:
             ManifestInvalid: it cannot travel in a token, or the manifest has ranges for what is not there.
         """
-        where, states = f"{self.name}/{self.version}/model.onnx", self.signature.states
+        where, states = self.graph_file(), self.signature.states
         for name, following in states.items():
             before, after = self.signature.inputs[name], self.signature.outputs[following]
             if before.dtype not in ("float32", "float64", "int32", "int64") or after.dtype != before.dtype:
@@ -362,28 +372,27 @@ class ModelFolder:
             ManifestInvalid: the file is missing, empty, cannot be read or is not UTF-8.
         """
         where = f"{self.name}/{self.version}/{filename}"
-        missing = f"is missing; put {filename} beside model.onnx, one entry a line."
+        missing = f"is missing; put {filename} beside {Path(self.graph_file()).name}, one entry a line."
         text = read_text(self.path / filename, where, missing=missing, inside=(self.path, self.path.parent))
         if not text.strip():
             raise ManifestInvalid(where, "is empty; it needs one entry a line.")
         return text.rstrip("\n").split("\n")
 
-    def input(self, name: str, *, dtype: str | tuple[str, ...], rank: int) -> TensorSpec:
-        """The graph's input of that name, checked.
+    def input(self, name: str, *, dtype: str | tuple[str, ...], rank: int, graph: str = "") -> TensorSpec:
+        """A graph's input of that name, checked; where no graph is named, the main one's.
 
         Raises:
             ManifestInvalid: there is none, or its element type or number of axes is another.
         """
-        return self._tensor("input", self.signature.inputs, name, dtype, rank)
+        return self._tensor("input", name, dtype, rank, graph)
 
-    def output(self, name: str, *, dtype: str | tuple[str, ...], rank: int) -> TensorSpec:
-        """The graph's output of that name, checked as `input` does."""
-        return self._tensor("output", self.signature.outputs, name, dtype, rank)
+    def output(self, name: str, *, dtype: str | tuple[str, ...], rank: int, graph: str = "") -> TensorSpec:
+        """A graph's output of that name, checked as `input` does."""
+        return self._tensor("output", name, dtype, rank, graph)
 
-    def _tensor(
-        self, side: str, specs: Mapping[str, TensorSpec], name: str, dtype: str | tuple[str, ...], rank: int
-    ) -> TensorSpec:
-        where = f"{self.name}/{self.version}/model.onnx"
+    def _tensor(self, side: str, name: str, dtype: str | tuple[str, ...], rank: int, graph: str) -> TensorSpec:
+        where, signature = self.graph_file(graph), self.signatures[graph] if graph else self.signature
+        specs = signature.inputs if side == "input" else signature.outputs
         spec = specs.get(name)
         there = "; ".join(map(str, specs.values()))
         if spec is None:
@@ -407,6 +416,7 @@ class Task(ABC, Generic[InputT, OutputT]):
         Output: answer type.
         Options: keys and tables of the manifest that this task reads, such as `[preprocessing]`; left out: none.
         options: what the model's manifest says there, checked.
+        graphs: names of the graphs of a version, the main one first; `encoder` is the file `encoder.onnx`.
         media: content types of the files taken; empty for JSON tasks.
         other_answers: content types of answers that are no JSON, by the value of the input's field `format` that asks
             for each, such as `{"png": "image/png"}`; every other value of that field means JSON.
@@ -425,6 +435,7 @@ class Task(ABC, Generic[InputT, OutputT]):
     Input: ClassVar[type[TaskInput]]
     Output: ClassVar[type[TaskOutput]]
     Options: ClassVar[type[TaskOptions]] = TaskOptions
+    graphs: ClassVar[tuple[str, ...]] = (MAIN_GRAPH,)
     media: ClassVar[tuple[str, ...]] = ()
     other_answers: ClassVar[Mapping[str, str]] = {}
     other_headers: ClassVar[Mapping[str, str]] = {}
@@ -486,6 +497,8 @@ class Task(ABC, Generic[InputT, OutputT]):
 
     def prepare(self, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
         """Turn the tensors of a whole batch into the graph's inputs: for what is cheaper done once for all rows.
+
+        Where there are several graphs, the names of the tensors say for which of them a batch is.
 
         Args:
             tensors: of runs that this task asked for, stacked; or the graph's own inputs, which come back unchanged.

@@ -22,10 +22,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.errors import InferenceFailed, ManifestInvalid
+from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
 from service.media.heatmaps import Heatmap, heatmap
 from service.media.views import View
-from service.tasks.base import Array, FailedFile, ModelFolder, Steps, TaskOutput, TensorSpec, Upload
+from service.tasks.base import Array, FailedFile, MediaAnswer, ModelFolder, Steps, TaskOutput, TensorSpec, Upload
 from service.tasks.comparison import difference, near, ranking_difference
 from service.tasks.picture import (
     PictureInput,
@@ -256,6 +256,11 @@ class ImageClassification(PictureTask[ImageClassificationInput, ImageClassificat
     def shown_result(self, request: ImageClassificationInput, result: Mapping[str, Any]) -> Iterator[Shown]:
         rows = [(prediction["label"], f"{prediction['score']:.3f}") for prediction in result["predictions"]]
         yield Table(("label", "score"), rows, result["filename"] or "")
+
+    def steps(self, request: ImageClassificationInput) -> Steps[ImageClassificationOutput | MediaAnswer]:
+        if request.explain and self._map not in self.folder.signature.outputs:
+            raise InvalidInput(f"Model {self.folder.name!r} gives no activation map. Ask again without explain=true.")
+        return (yield from super().steps(request))
 
     def answer_pictures(
         self, request: ImageClassificationInput, files: Sequence[Upload], views: Sequence[View], pixels: Array

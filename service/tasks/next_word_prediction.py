@@ -334,7 +334,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             raise ManifestInvalid(where, "names a word twice.")
         size, width = state.shape[1], logits.shape[1]
         if not isinstance(size, int):
-            raise ManifestInvalid(f"{folder.name}/{folder.version}/model.onnx", "state needs a fixed second axis.")
+            raise ManifestInvalid(folder.graph_file(), "state needs a fixed second axis.")
         if isinstance(width, int) and width != len(self.vocabulary):
             raise ManifestInvalid(where, f"has {len(self.vocabulary)} lines, but the model's logits {width} columns.")
         self._state_size = size

@@ -182,7 +182,7 @@ class PictureTask(MediaTask[PictureInputT, OutputT, Decoded], Generic[PictureInp
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
-        self.graph_file = f"{folder.name}/{folder.version}/model.onnx"
+        self.graph_file = folder.graph_file()
         self.picture = self._picture_input()
         self._channels_last, self._channels, self._size = self._layout()
         wanted, (height, width) = self.options.preprocessing, self._size or (MOST_OWN_SIDE, MOST_OWN_SIDE)

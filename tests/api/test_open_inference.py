@@ -29,7 +29,7 @@ from service.api.open_inference.infer import match
 from service.api.open_inference.values import MAX_DEPTH
 from service.errors import BadRequest, ServiceError
 from service.graph import Signature, Steps, TensorSpec
-from service.runtime.batcher import drive
+from service.runtime.drive import drive
 from service.runtime.session import _DTYPES, OnnxSession
 from service.tasks.base import ModelRef, Task, TaskInput, TaskOutput
 from tests import graphs
@@ -840,7 +840,7 @@ async def test_callers_at_the_same_time_share_runs_and_get_their_own_rows(folder
     async with serving(folder) as client:
         handle = client.app.app.state.registry.get("scaled").versions["1"].handle  # type: ignore[attr-defined]
         entered, gate, runs = threading.Event(), threading.Event(), []
-        run = handle._session.run
+        run = handle.graphs.main.run
 
         def held(tensors: Any, *rest: Any, **options: Any) -> Any:
             entered.set()
@@ -865,7 +865,7 @@ async def test_callers_at_the_same_time_share_runs_and_get_their_own_rows(folder
             assert down["data"] == [n / 2] * 2 * rows
             return list(up["data"])
 
-        handle._session.run = held
+        handle.graphs.main.run = held
         first = asyncio.create_task(ask(0))
         await asyncio.to_thread(entered.wait, 10)
         rest = [asyncio.create_task(ask(n)) for n in range(1, 13)]
@@ -901,14 +901,14 @@ async def test_a_full_queue_is_503(folder: Path) -> None:
     """What waits is counted in rows, though nobody has read them yet."""
     async with serving(folder, max_queue=4) as client:
         handle = client.app.app.state.registry.get("affine").versions["1"].handle  # type: ignore[attr-defined]
-        gate, entered, run = threading.Event(), threading.Event(), handle._session.run
+        gate, entered, run = threading.Event(), threading.Event(), handle.graphs.main.run
 
         def held(*args: Any, **options: Any) -> Any:
             entered.set()
             assert gate.wait(10)
             return run(*args, **options)
 
-        handle._session.run = held
+        handle.graphs.main.run = held
         three = {"inputs": [listed("x", "FP32", [[1], [2], [3]])]}
         first = asyncio.create_task(post(client, "affine", three))
         await asyncio.to_thread(entered.wait, 10)

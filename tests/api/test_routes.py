@@ -187,14 +187,14 @@ async def test_a_caller_who_leaves_is_dropped_and_the_others_are_answered(models
     async with running(models) as client:
         handle = client.app.app.state.registry.resolve("anomaly-detection", None)  # type: ignore[attr-defined]
         entered, gate = threading.Event(), threading.Event()
-        run = handle._session.run
+        run = handle.graphs.main.run
 
         def held(*args: Any, **options: Any) -> Any:
             entered.set()
             assert gate.wait(10)
             return run(*args, **options)
 
-        handle._session.run = held
+        handle.graphs.main.run = held
         first = asyncio.create_task(client.post("/v1/anomaly-detection", json={"values": [1]}))
         await asyncio.to_thread(entered.wait, 10)
         status = await hang_up(client.app, b'{"values": [2, 3]}')  # type: ignore[attr-defined]

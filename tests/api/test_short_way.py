@@ -188,7 +188,7 @@ async def test_what_is_wrong_is_said_as_on_the_long_way(served: Served, request_
 async def test_a_client_who_leaves_is_dropped_and_counted(served: Served) -> None:
     handle = served.edge.app.state.registry.resolve("anomaly-detection", None)
     entered, gate = threading.Event(), threading.Event()
-    run, rows = handle._session.run, list[int]()
+    run, rows = handle.graphs.main.run, list[int]()
 
     def held(tensors: Any, *args: Any, **options: Any) -> Any:
         rows.append(len(next(iter(tensors.values()))))
@@ -196,7 +196,7 @@ async def test_a_client_who_leaves_is_dropped_and_counted(served: Served) -> Non
         assert gate.wait(10)
         return run(tensors, *args, **options)
 
-    handle._session.run = held
+    handle.graphs.main.run = held
     stays, leaves = await served.connect(), await served.connect()
     stays[1].write(post())
     await asyncio.to_thread(entered.wait, 10)
@@ -295,13 +295,13 @@ async def test_a_client_who_leaves_after_a_known_head_is_counted(
 ) -> None:
     await served.ask(post())
     handle = served.edge.app.state.registry.resolve("anomaly-detection", None)
-    gate, run = threading.Event(), handle._session.run
+    gate, run = threading.Event(), handle.graphs.main.run
 
     def held(*args: Any, **options: Any) -> Any:
         assert gate.wait(10)
         return run(*args, **options)
 
-    handle._session.run = held
+    handle.graphs.main.run = held
     handle.batcher.pace.longest_s = [math.inf] * KINDS  # so that it is not the event loop that is held
     first, second = await served.connect(), await served.connect()
     first[1].write(post())

@@ -8,8 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from service.evaluation.facts import commit, machine, parameters
+from service.evaluation.base import Ask, Conversation
+from service.evaluation.facts import commit, facts, machine, parameters
+from service.registry.handle import LoadOptions
+from service.registry.loading import load_version
+from service.registry.manifest import read_manifest
 from tests import graphs
+from tests.counting import Counting
 from tests.evaluation.conftest import WORDS, bigram
 
 INTEGERS = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
@@ -55,3 +60,24 @@ def test_the_machine_has_a_name_and_cores() -> None:
 
 def test_outside_a_repository_there_is_no_commit(tmp_path: Path) -> None:
     assert commit(tmp_path) == ""
+
+
+def test_of_several_graphs_all_weights_count_and_the_last_run_is_timed(tmp_path: Path) -> None:
+    folder = graphs.counting_model(tmp_path)
+    graphs.save(
+        folder / "1" / "decoder.onnx",
+        [onnx.helper.make_node("Sum", ["stride", "count", "weights"], ["next_count"])],
+        [(name, onnx.TensorProto.FLOAT, ["batch", 1]) for name in ("stride", "count")],
+        [("next_count", onnx.TensorProto.FLOAT, ["batch", 1])],
+        {"weights": np.zeros((1, 1), np.float32)},
+    )
+    handle = load_version(folder / "1", read_manifest(folder), Counting, LoadOptions())
+
+    def timed() -> Conversation:
+        answer = yield Ask({"x": 1, "steps": 2})
+        assert answer["counts"] == [10, 20]
+
+    found = facts(handle, folder / "1", timed(), "a step")
+    assert found.parameters == 1
+    assert found.item_ms > 0
+    assert (found.digest, found.size_bytes) == (handle.digest, handle.size_bytes)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from service.registry.handle import LoadOptions
-from service.registry.loading import Limited, Stopped
 from service.registry.registry import Registry
-from service.runtime.cancelling import Cancellation
+from service.registry.time_limit import Limited, Stopped
+from service.runtime.stop import Stop
 from service.tasks import discover
 from service.tasks.base import Steps
 from service.tasks.image_classification import ImageClassification
@@ -88,7 +88,7 @@ def test_loading_can_be_given_up(models: Path) -> None:
 def test_what_the_work_gives_or_raises_is_handed_on() -> None:
     assert Limited("load-a", lambda _: 3).result(30) == 3
 
-    def fail(_: Cancellation) -> None:
+    def fail(_: Stop) -> None:
         raise KeyError("a")
 
     with pytest.raises(KeyError):
@@ -98,7 +98,7 @@ def test_what_the_work_gives_or_raises_is_handed_on() -> None:
 def test_a_signal_in_the_thread_that_waits_ends_the_work_too() -> None:
     """As under the supervisor, which loads in its main thread."""
 
-    def loop(_: Cancellation) -> None:
+    def loop(_: Stop) -> None:
         while True:
             time.sleep(0.001)
 

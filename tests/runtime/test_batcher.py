@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from service.errors import DeadlineExceeded, Draining, InferenceFailed, InvalidInput, Overloaded
 from service.graph import Run, Steps
 from service.runtime import batcher as batcher_module
-from service.runtime.batcher import Batcher, Done
+from service.runtime.batcher import Batcher
+from service.runtime.job import Done
 from service.runtime.session import OnnxSession
 from service.runtime.stop import Stop
 from tests import graphs
@@ -311,7 +312,7 @@ async def test_closing_finishes_what_was_accepted_and_refuses_the_rest(double: G
     accepted = asyncio.create_task(batcher.submit(ask([[1]])))
     await settled(batcher, 1)
     closing = asyncio.create_task(asyncio.to_thread(batcher.close, 10))
-    while not batcher._closing:  # noqa: ASYNC110  the batcher has no event for it
+    while not batcher._admission.is_closed:  # noqa: ASYNC110  the batcher has no event for it
         await asyncio.sleep(0)
     with pytest.raises(Draining):
         await batcher.submit(ask([[2]]))
@@ -414,7 +415,7 @@ def noting(threads: list[int], *inputs: Any) -> Steps[Any]:
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine's mood, nothing takes too long for the event loop's thread."""
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 60.0)
     monkeypatch.setattr(batcher_module, "INLINE_BUDGET_S", 60.0)
 
 
@@ -455,13 +456,13 @@ async def test_a_few_that_arrive_together_are_a_batch_in_the_event_loops_thread(
 ) -> None:
     batcher = await practised(make(double))
     here = threading.get_ident()
-    for count in (2, batcher_module.FEW, batcher_module.FEW + 1):
+    for count in (2, batcher_module.MAX_INLINE_REQUESTS, batcher_module.MAX_INLINE_REQUESTS + 1):
         await idle(batcher)
         double.rows.clear()
         threads: list[int] = []
         asked = (batcher.submit(noting(threads, [[n]]), small=True) for n in range(count))
         assert [done.value.tolist() for done in await asyncio.gather(*asked)] == [[[2 * n + 1]] for n in range(count)]
-        if count <= batcher_module.FEW:
+        if count <= batcher_module.MAX_INLINE_REQUESTS:
             assert set(threads) == {here}
             assert double.rows == [count]
         else:
@@ -471,7 +472,7 @@ async def test_a_few_that_arrive_together_are_a_batch_in_the_event_loops_thread(
 async def test_who_should_take_longer_goes_to_the_worker_thread(
     double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 0.5)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 0.5)
     batcher = await practised(make(double))
     for row_s, is_here in ((0.2, True), (0.3, False)):  # of two requests
         await idle(batcher)
@@ -530,7 +531,7 @@ async def test_a_lone_request_that_takes_longer_goes_on_in_the_worker_thread(
     double: Gated, make: Any, unhurried: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batcher = await practised(make(double))
-    monkeypatch.setattr(batcher_module, "HERE_S", 0.001)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 0.001)
 
     def slow(threads: list[int]) -> Steps[Any]:
         steps = noting(threads, [[1]], [[2]])

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper
 
-from service.runtime.onnx_file import activations, read_model, side_files
+from service.runtime.onnx_file import activations, has_free_shape, read_model, side_files
 from service.runtime.session import OnnxSession
 from tests import graphs
 
@@ -190,3 +190,22 @@ def test_an_output_that_is_no_tensor_is_left_out(tmp_path: Path) -> None:
     session = OnnxSession(path)
     assert list(session.signature.outputs) == ["y"]
     assert session.run({"x": np.ones((1, 2), np.float32)})["y"].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("graph", [graphs.affine, graphs.colours, graphs.running_sum, graphs.age, graphs.decoder])
+def test_the_file_says_whether_shapes_are_free_before_it_is_open(tmp_path: Path, graph: Any) -> None:
+    """A graph with free shapes is opened otherwise; to find that out it had to be opened twice."""
+    path = graph(tmp_path / "m" / "1" / "model.onnx")
+    assert has_free_shape(read_model(path)) == OnnxSession(path).signature.free_shape
+
+
+def test_a_graph_is_opened_once(tmp_path: Path, real_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+    open_session = OnnxSession._open
+    monkeypatch.setattr(
+        OnnxSession, "_open", lambda self, *args, **options: opened.append(self) or open_session(self, *args, **options)
+    )
+    for path in (*real_models.glob("*/*/model.onnx"), graphs.affine(tmp_path / "m" / "1" / "model.onnx")):
+        session = OnnxSession(path)
+        assert opened.pop() is session
+        assert not opened

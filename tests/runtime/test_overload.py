@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 
 from service.errors import DeadlineExceeded, Overloaded, TooBusy
 from service.graph import Run, Steps
+from service.runtime import admission
 from service.runtime import batcher as batcher_module
 from service.runtime.batcher import Batcher
 from service.runtime.pace import Pace, kind_of
@@ -104,10 +105,10 @@ async def test_in_a_line_that_stands_less_of_the_time_is_used(
     first = await double.busy(batcher)
     waiting = asyncio.create_task(batcher.submit(ask([[1]]), work=LONG, timeout_s=60))
     await settled(batcher, 1)
-    monkeypatch.setattr(batcher_module, "STANDING_S", 3600.0)
+    monkeypatch.setattr(admission, "STANDING_S", 3600.0)
     burst = asyncio.create_task(batcher.submit(ask([[2]]), work=SHORT, timeout_s=10))
     await settled(batcher, 2)
-    monkeypatch.setattr(batcher_module, "STANDING_S", -1.0)
+    monkeypatch.setattr(admission, "STANDING_S", -1.0)
     with pytest.raises(TooBusy):
         await batcher.submit(ask([[2]]), work=SHORT, timeout_s=10)
     double.gate.set()
@@ -161,7 +162,7 @@ async def test_bytes_bound_a_queue_too(double: Gated, make: Any) -> None:
     assert refusal.value.retry_after_s == 1
     double.gate.set()
     await asyncio.gather(first, waiting)
-    assert batcher._waiting_bytes == 0
+    assert batcher._admission.waiting_bytes == 0
 
 
 async def test_who_could_not_be_in_time_is_refused_before_the_body_is_read(double: Gated, make: Any) -> None:
@@ -229,7 +230,7 @@ async def test_a_run_goes_on_while_one_of_its_callers_waits(looping: OnnxSession
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any request is expected to be quick enough for the event loop's thread."""
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 60.0)
     monkeypatch.setattr(batcher_module, "INLINE_BUDGET_S", 0.05)
 
 
@@ -268,7 +269,7 @@ async def test_only_what_is_small_by_its_like_is_worked_on_in_the_event_loops_th
     double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three pictures of 6 kB held the event loop up for seconds, as small bodies of another size had been quick."""
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 60.0)
     monkeypatch.setattr(batcher_module, "INLINE_BUDGET_S", 60.0)
     batcher = make(double)
     here = threading.get_ident()
@@ -287,7 +288,7 @@ async def test_only_what_is_small_by_its_like_is_worked_on_in_the_event_loops_th
 async def test_the_event_loops_thread_works_only_while_it_is_watched(
     double: Gated, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batcher_module, "HERE_S", 60.0)
+    monkeypatch.setattr(batcher_module, "MAX_INLINE_S", 60.0)
     monkeypatch.setattr(batcher_module, "WATCHED_S", 0.0)
     batcher = make(double)
     threads: list[int] = []

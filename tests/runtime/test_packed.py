@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto as T
 from onnx import helper
 
-from service.registry import handle as handles
+from service.registry import loading
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.runtime import packed, tuning
@@ -229,13 +229,13 @@ def wide_colours(path: Path) -> Path:
 def test_a_large_graph_is_packed_or_else_not_opened_twice(
     packed_from: int, twice: int, is_packed: bool, threads: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handles, "PACKED_FROM_BYTES", packed_from)
-    monkeypatch.setattr(handles, "MOST_BYTES_TWICE", twice)
+    monkeypatch.setattr(loading, "PACKED_FROM_BYTES", packed_from)
+    monkeypatch.setattr(loading, "MOST_BYTES_TWICE", twice)
     monkeypatch.setattr(tuning, "BUDGET_S", 0.01)
     folder = graphs.colour_model(tmp_path / "models", graph=wide_colours)
     registry = Registry(folder.parent, LoadOptions(cores=2, tune=True))
     registry.load()
     handle = registry.resolve("image-classification", None)
-    assert (handle._graph.copy is not None) == is_packed
+    assert (handle.graphs.main.session.copy is not None) == is_packed
     assert set(handle.tuning.lone_ms) == threads
     assert registry.close(5.0)

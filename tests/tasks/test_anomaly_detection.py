@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.errors import InvalidInput, InvalidState, InvalidTimestamp, TooLarge
-from service.runtime.batcher import drive
+from service.runtime.drive import drive
 from service.runtime.session import OnnxSession
 from service.tasks import anomaly_detection
 from service.tasks.anomaly_detection import AnomalyDetection, AnomalyDetectionInput

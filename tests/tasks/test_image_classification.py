@@ -17,7 +17,7 @@ from service.errors import InvalidInput, ManifestInvalid
 from service.media.heatmaps import heatmap
 from service.media.views import View
 from service.registry.manifest import read_manifest
-from service.runtime.batcher import drive
+from service.runtime.drive import drive
 from service.runtime.session import OnnxSession
 from service.tasks.base import ModelFolder, Signature, TensorSpec, Upload
 from service.tasks.image_classification import (

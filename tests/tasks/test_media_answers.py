@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from service import bench
+from service.client.http import Server, split_url
 from service.evaluation.base import Ask, Subject
 from service.evaluation.transport import InProcess
-from service.registry.handle import LoadOptions, ModelHandle
+from service.registry.handle import LoadOptions
+from service.registry.loading import load_version
 from service.registry.repository import read_folder
 from service.tasks.base import (
     Array,
@@ -174,7 +175,7 @@ async def test_a_page_of_another_origin_may_read_their_headers(repository: Path)
 async def test_an_evaluation_may_ask_for_bytes(repository: Path) -> None:
     found = read_folder(repository / "player")
     assert found.manifest
-    transport = InProcess(ModelHandle(repository / "player" / "1", found.manifest, Tune, LoadOptions()))
+    transport = InProcess(load_version(repository / "player" / "1", found.manifest, Tune, LoadOptions()))
     try:
         answer = await transport.ask(Ask({"number": 20, "format": "midi"}))
     finally:
@@ -197,7 +198,9 @@ async def test_an_evaluation_gets_the_same_bytes_through_http(repository: Path) 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        transport = Http(bench.Server("127.0.0.1", port, ""), Subject("player", "1", "tune", Signature({}, {})))
+        transport = Http(
+            Server(split_url(f"http://127.0.0.1:{port}"), ""), Subject("player", "1", "tune", Signature({}, {}))
+        )
         told = await transport.ask(Ask({"number": 20, "format": "midi"}))
         await transport.close()
     assert told == {"model": {"name": "player", "version": "1"}, "content_type": "audio/midi", "data": b"\x29"}

@@ -1,9 +1,9 @@
 """A body of the protocol into the tensors of a run, and a run's outputs into the body of the answer.
 
 A body is a JSON object; with the binary tensor extension the raw bytes of tensors follow it, little-endian and without
-padding, in the order in which the JSON names them. One `Codec` belongs to one model version. `Codec.steps` is the
-generator that the batcher drives, so all of the work here is done in the model's thread, and rows of several callers
-share a run.
+padding, in the order in which the JSON names them. One `Codec` belongs to one graph of a model version. `Codec.steps`
+is the generator that the batcher drives, so all of the work here is done in the model's thread, and rows of several
+callers share a run.
 
 Frames are remembered, and where the bytes before and after the one array of values came before, only that array is
 parsed.
@@ -45,11 +45,12 @@ class Reply:
 
 
 class Codec:
-    """Reads requests for one model version and writes its answers.
+    """Reads requests for one graph and writes its answers.
 
     Args:
         ref: the model, as answers name it.
-        signature: of its graph.
+        signature: of the graph.
+        graph: its name; left out, the main one.
         max_bytes: largest answer, as tensors.
         max_length: most steps along the ragged axis of a recurrent graph.
         max_rows: most rows of a request.
@@ -61,12 +62,13 @@ class Codec:
         ref: ModelRef,
         signature: Signature,
         *,
+        graph: str = "",
         max_bytes: int,
         max_length: int,
         max_rows: int,
         whole: bool = False,
     ) -> None:
-        self._name, self._version = ref.name, ref.version
+        self._name, self._version, self._graph = ref.name, ref.version, graph
         self._interface = Interface(signature, whole=whole)
         self._max_bytes, self._max_rows = max_bytes, max_rows
         self._frames = FrameReader(self._interface, max_length)
@@ -93,8 +95,8 @@ class Codec:
             limit, setting = self._max_bytes, "GRIDLOOP_MAX_BODY_BYTES"
             raise TooLarge("The answer", limit=limit, unit="bytes", setting=setting, actual=frame.answer_bytes)
         try:
-            whole = self._interface.whole
-            outputs = (yield Run(tensors, frame.run_outputs, whole=whole)) if frame.rows else self._no_rows(frame)
+            run = Run(tensors, frame.run_outputs, whole=self._interface.whole, graph=self._graph)
+            outputs = (yield run) if frame.rows else self._no_rows(frame)
         except InferenceFailed as failure:
             if isinstance(failure.__cause__, ValuesRefused):  # a typed task would never send them
                 raise BadRequest(f"The graph cannot compute with these values: {failure.__cause__}.") from None

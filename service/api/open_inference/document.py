@@ -17,7 +17,10 @@ TAG = "open inference protocol"
 SCHEMAS = (InferenceRequest, InferenceResponse)
 """Types that `path_items` refers to."""
 
-MODEL_NAME: dict[str, Any] = {"description": "Name of the model.", "examples": ["series-gru"]}
+MODEL_NAME: dict[str, Any] = {
+    "description": "Name of the model; `name:graph` for another graph than its main one.",
+    "examples": ["series-gru"],
+}
 """The path parameter that says which model."""
 
 MODEL_VERSION: dict[str, Any] = {"description": "Name of its version.", "examples": ["2"]}

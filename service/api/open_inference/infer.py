@@ -13,12 +13,12 @@ from service.api.in_flight import BytesInFlight
 from service.api.inputs import json_text
 from service.api.open_inference.codec import Codec, Reply
 from service.api.tasks import attended
-from service.errors import BadRequest, ModelNotFound, ModelNotReady
-from service.keys import Key
+from service.errors import BadRequest
 from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
-from service.runtime.batcher import Done
+from service.runtime.job import Done
 from service.settings import Settings
+from service.tasks.base import ModelRef
 
 PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer")
 
@@ -29,7 +29,7 @@ _LOOK_BYTES = 512
 
 @lru_cache(maxsize=1024)
 def match(path: str) -> tuple[str, str | None] | None:
-    """Model and version of `/v2/models/{m}[/versions/{v}]/infer`; None for any other path."""
+    """Model and version of `/v2/models/{m}[/versions/{v}]/infer`, the model with its graph; None for any other path."""
     if not path.startswith("/v2/models/"):
         return None
     parts = path.split("/")
@@ -38,25 +38,6 @@ def match(path: str) -> tuple[str, str | None] | None:
     if len(parts) == 5:
         return parts[3], None
     return (parts[3], parts[5]) if len(parts) == 7 and parts[4] == "versions" and parts[5] else None
-
-
-def find(registry: Registry, name: str, version: str | None, key: Key | None) -> ModelHandle:
-    """The handle of a model, whatever its task.
-
-    Raises:
-        NotAllowed: the caller's key does not reach it.
-        ModelNotFound: no such model or version.
-        ModelNotReady: known, but not loaded.
-    """
-    model = reach.get(registry, key, name)
-    found = model.versions.get(version or model.default_version or "")
-    if version and found is None:
-        raise ModelNotFound(version, available=list(model.versions), what=f"version of model {name!r}")
-    if found is None:
-        raise ModelNotReady(name, "failed", model.problem)
-    if found.handle is None:
-        raise ModelNotReady(name, found.state, found.reason)
-    return found.handle
 
 
 class InferEndpoint:
@@ -75,7 +56,7 @@ class InferEndpoint:
 
     def __init__(self, settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
         self._settings, self._registry, self._in_flight = settings, registry, in_flight
-        self._codecs: dict[str, tuple[ModelHandle, Codec]] = {}
+        self._codecs: dict[tuple[str, str], tuple[ModelHandle, Codec]] = {}
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         """See `Endpoint`."""
@@ -88,12 +69,13 @@ class InferEndpoint:
         context.check_deadline()
         json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
         size_bytes = len(body)
-        handle = find(self._registry, *(match(scope["path"]) or ("", None)), context.key)
+        asked, version = match(scope["path"]) or ("", None)
+        handle, graph = reach.for_tensors(self._registry, context.key, asked, version)
         context.model = handle.name
         handle.batcher.check(context.remaining_s)
         if json_bytes is None:
             body = json_text(context.headers.get(b"content-type"), body)
-        steps, rows = self._codec(handle).steps(body, json_bytes), _rows(body) if json_bytes != 0 else 1
+        steps, rows = self._codec(handle, asked, graph).steps(body, json_bytes), _rows(body) if json_bytes != 0 else 1
         return Asked(handle.batcher, steps, rows, size_bytes, size_bytes)
 
     def answer(self, done: Done[Reply]) -> Answer:
@@ -104,19 +86,21 @@ class InferEndpoint:
         length = (_JSON_BYTES, b"%d" % reply.json_bytes)
         return Answer(reply.body, b"application/octet-stream", headers=(length,))
 
-    def _codec(self, handle: ModelHandle) -> Codec:
-        known, codec = self._codecs.get(handle.name, (None, None))
+    def _codec(self, handle: ModelHandle, asked: str, graph: str) -> Codec:
+        place = handle.name, asked
+        known, codec = self._codecs.get(place, (None, None))
         if codec is None or known is not handle:  # loaded anew
             settings = self._settings
             codec = Codec(
-                handle.ref,
-                handle.signature,
+                ModelRef(name=asked, version=handle.ref.version),
+                handle.graphs[graph].signature,
+                graph=graph,
                 max_bytes=settings.max_body_bytes,
                 max_length=settings.max_series_points,
                 max_rows=settings.max_rows,
                 whole=handle.task.runs_whole,
             )
-            self._codecs[handle.name] = handle, codec
+            self._codecs[place] = handle, codec
         return codec
 
 

@@ -12,10 +12,10 @@ from service import __version__, errors
 from service.api import health, reach
 from service.api.deps import GateDep, KeyDep, RegistryDep, WorkersDep
 from service.api.open_inference.document import MODEL_NAME, MODEL_VERSION, TAG, failures
-from service.api.open_inference.infer import find
 from service.api.open_inference.interface import Interface
 from service.keys import Key
 from service.registry.handle import ModelHandle
+from service.registry.model import Model
 from service.registry.registry import Registry
 from service.schemas.open_inference import (
     ModelMetadata,
@@ -67,8 +67,8 @@ async def server_ready(registry: RegistryDep, gate: GateDep, workers: WorkersDep
 
 @router.get("/models", summary="Which models can infer?", responses=failures((errors.NotAuthorised,)))
 async def model_names(registry: RegistryDep, key: KeyDep) -> ModelNames:
-    """Names of the models that are ready, of those that the caller's API key reaches."""
-    return ModelNames(models=[model.name for model in reach.within(registry, key) if model.is_ready])
+    """Names of the models that are ready, that the caller's API key reaches; `name:graph` for further graphs."""
+    return ModelNames(models=[name for model in reach.within(registry, key) for name in _names(model)])
 
 
 @router.get(
@@ -78,7 +78,7 @@ async def model_names(registry: RegistryDep, key: KeyDep) -> ModelNames:
     responses=_OF_MODEL,
 )
 async def model_metadata(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelMetadata:
-    """Names, datatypes and shapes of the graph's tensors; of the version that answers when none is named."""
+    """Names, datatypes and shapes of a graph's tensors; of the version that answers when none is named."""
     return _metadata(registry, model_name, None, key)
 
 
@@ -98,7 +98,8 @@ async def version_metadata(
 @router.get("/models/{model_name}/ready", summary="Can a model infer?", responses=_OF_MODEL)
 async def model_ready(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelReady:
     """200 when it can; 404 when there is no such model, 503 when it is not loaded."""
-    return ModelReady(name=find(registry, model_name, None, key).ref.name, ready=True)
+    reach.for_tensors(registry, key, model_name, None)
+    return ModelReady(name=model_name, ready=True)
 
 
 @router.get(
@@ -110,18 +111,25 @@ async def version_ready(
     model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
 ) -> ModelReady:
     """200 when it can; 404 when there is no such version, 503 when it is not loaded."""
-    return ModelReady(name=find(registry, model_name, model_version, key).ref.name, ready=True)
+    reach.for_tensors(registry, key, model_name, model_version)
+    return ModelReady(name=model_name, ready=True)
 
 
 def _metadata(registry: Registry, name: str, version: str | None, key: Key | None) -> ModelMetadata:
-    handle = find(registry, name, version, key)
-    ready = [v.name for v in registry.get(name).versions.values() if v.handle is not None]
-    inputs, outputs = metadata(handle)
+    handle, graph = reach.for_tensors(registry, key, name, version)
+    ready = [v.name for v in registry.get(handle.ref.name).versions.values() if v.handle is not None]
+    inputs, outputs = metadata(handle, graph)
     return ModelMetadata.model_validate(
         {"name": name, "versions": ready, "platform": PLATFORM, "inputs": inputs, "outputs": outputs}
     )
 
 
-def metadata(handle: ModelHandle) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Inputs and outputs of a model as the protocol shows them."""
-    return Interface(handle.signature, whole=handle.task.runs_whole).metadata()
+def _names(model: Model) -> list[str]:
+    """What a model that is ready is asked by: its name, and that with each further graph's of its default version."""
+    handle = model.versions[model.default_version or ""].handle if model.is_ready else None
+    return [model.name, *(f"{model.name}:{graph}" for graph in list(handle.graphs)[1:])] if handle else []
+
+
+def metadata(handle: ModelHandle, graph: str = "") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Inputs and outputs of a graph as the protocol shows them; where none is named, of the main one."""
+    return Interface(handle.graphs[graph].signature, whole=handle.task.runs_whole).metadata()

@@ -1,0 +1,122 @@
+"""Selection: which version of which model answers a request. Nothing else chooses one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from service.errors import ModelNotFound, ModelNotReady
+from service.registry.handle import ModelHandle
+from service.registry.model import Model
+from service.tasks import AnyTask
+
+
+class Selection:
+    """Maps what requests name to what answers them.
+
+    Args:
+        models: by name.
+        tasks: the tasks that the server has, by name.
+    """
+
+    def __init__(self, models: Mapping[str, Model], tasks: Mapping[str, type[AnyTask]]) -> None:
+        self._models, self._tasks = models, tasks
+        self._defaults: dict[str, Model] = {}
+        self.update(models)
+
+    def update(self, models: Mapping[str, Model]) -> None:
+        """Choose among these from now on, and settle anew which versions and models answer where none is named.
+
+        Of a task's models it is the one that is declared default, else the first by name that is ready.
+        """
+        for model in models.values():
+            model.choose_default()
+        defaults: dict[str, Model] = {}
+        for model in sorted(
+            models.values(), key=lambda m: (not (m.manifest and m.manifest.default), not m.is_ready, m.name)
+        ):
+            if model.manifest:
+                defaults.setdefault(model.manifest.task, model)
+        self._models, self._defaults = models, defaults
+
+    def model(self, name: str) -> Model:
+        """The model of that name.
+
+        Raises:
+            ModelNotFound: there is none; the message lists those there are.
+        """
+        if name not in self._models:
+            raise ModelNotFound(name, available=list(self._models))
+        return self._models[name]
+
+    def default(self, task: str) -> Model:
+        """The model that answers requests of a task which name none.
+
+        Raises:
+            ModelNotFound: no model serves the task.
+        """
+        if task not in self._defaults:
+            raise ModelNotFound(task, available=sorted(self._defaults), what="model for task")
+        return self._defaults[task]
+
+    def for_task(self, task: str, asked: str | None) -> ModelHandle:
+        """What answers a request at a task's endpoint.
+
+        Args:
+            task: the endpoint's name.
+            asked: `name`, `name@version`, or None for the task's default.
+
+        Raises:
+            ModelNotFound: no such model or version, or it serves another task.
+            ModelNotReady: known, but not loaded.
+        """
+        name, at, wanted = (asked or "").partition("@")
+        model = self.model(name) if asked else self.default(task)
+        if model.manifest is not None and model.manifest.task != task:
+            raise self._of_another_task(model, model.manifest.task, task)
+        if at and wanted not in model.versions:
+            note = "" if wanted else " Leave out the '@' for the default version."
+            there = [f"{name}@{version}" for version in model.versions]
+            raise ModelNotFound(f"{name}@{wanted}", available=there, what="version", note=note)
+        version = model.versions.get(wanted or model.default_version or "")
+        if version is None or version.handle is None:
+            state = version.state if version else "failed"
+            raise ModelNotReady(asked or model.name, state, model.problem or (version.reason if version else None))
+        return version.handle
+
+    def _of_another_task(self, model: Model, its_task: str, task: str) -> ModelNotFound:
+        other = self._tasks.get(its_task)
+        place = f"/v1/{its_task}" if other is None or other.has_route else f"/v2/models/{model.name}/infer"
+        return ModelNotFound(
+            model.name,
+            available=[m.name for m in self._models.values() if m.manifest and m.manifest.task == task],
+            what=f"{task} model",
+            note=f" {model.name!r} serves {its_task}: POST {place}.",
+        )
+
+    def for_tensors(self, asked: str, version: str | None) -> tuple[ModelHandle, str]:
+        """What answers a request for the tensors of a graph, whatever the model's task.
+
+        Args:
+            asked: `name` for the model's main graph, `name:graph` for another one.
+            version: None for the default.
+
+        Returns:
+            The handle, and the graph's name among its graphs.
+
+        Raises:
+            ModelNotFound: no such model, version or graph.
+            ModelNotReady: known, but not loaded.
+        """
+        name, colon, graph = asked.partition(":")
+        model = self.model(name)
+        found = model.versions.get(version or model.default_version or "")
+        if version and found is None:
+            raise ModelNotFound(version, available=list(model.versions), what=f"version of model {name!r}")
+        if found is None:
+            raise ModelNotReady(name, "failed", model.problem)
+        handle = found.handle
+        if handle is None:
+            raise ModelNotReady(name, found.state, found.reason)
+        if colon and graph not in handle.graphs:
+            raise ModelNotFound(graph, available=list(handle.graphs), what=f"graph of model {name!r}")
+        return handle, graph or next(iter(handle.graphs))
