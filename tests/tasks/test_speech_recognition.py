@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge, UnsupportedMedia
 from service.limits import Limits
 from service.registry.handle import LoadOptions, ModelHandle
+from service.registry.loading import load_version
 from service.registry.repository import read_folder
 from service.state import State, pack, unpack
 from service.tasks.base import Upload
@@ -101,7 +102,7 @@ def write_model(models: Path, manifest: str = MANIFEST, labels: str = "one\ntwo\
 def load(folder: Path, limits: Limits | None = None, version: str = "1") -> ModelHandle:
     found = read_folder(folder)
     assert found.manifest is not None, found.problem
-    return ModelHandle(folder / version, found.manifest, SpeechRecognition, LoadOptions(limits=limits or Limits()))
+    return load_version(folder / version, found.manifest, SpeechRecognition, LoadOptions(limits=limits or Limits()))
 
 
 @pytest.fixture(scope="module")
