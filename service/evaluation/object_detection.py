@@ -100,6 +100,8 @@ class ObjectDetectionEvaluation(Evaluation):
     item = "picture"
     of_data: ClassVar[str] = ""
     """What the names of the figures begin with, as the manifest's `[metrics]` has them: `BCCD`."""
+    may_be_shown: ClassVar[bool] = True
+    """Whether the licence of the pictures lets examples of them stand in a card."""
 
     def pictures(self) -> Sequence[Truth]:
         """All of them.
@@ -145,29 +147,32 @@ class ObjectDetectionEvaluation(Evaluation):
         low, high = calibration_interval(scores[counted], hits[counted], BINS) or (None, None)
         name = f"{prefix}expected calibration error"
         figures.append(Figure(name, bins.error, int(counted.sum()), "detections", low, high, ".4f"))
+        plots = [
+            Plot(
+                "precision_recall.png",
+                "Precision over recall at IoU 0.5 for each label, and the point at the threshold.",
+                draw_curves,
+                {"judged": judged},
+            ),
+            Plot(
+                "reliability.png",
+                f"How often detections of each score are right, and how many there are ({BINS} bins).",
+                "reliability_diagram",
+                {"bins": bins, "of": "detections"},
+            ),
+        ]
+        if self.may_be_shown:
+            examples = Plot(
+                "examples.png",
+                "Some pictures: above what is there, below what the model shows by itself.",
+                draw_examples,
+                {"examples": spread_evenly(records, EXAMPLES), "labels": labels},
+            )
+            plots.insert(0, examples)
         return Outcome(
             figures,
             [_by_label(judged, weights)],
-            [
-                Plot(
-                    "examples.png",
-                    "Some pictures: above what is there, below what the model shows by itself.",
-                    draw_examples,
-                    {"examples": spread_evenly(records, EXAMPLES), "labels": labels},
-                ),
-                Plot(
-                    "precision_recall.png",
-                    "Precision over recall at IoU 0.5 for each label, and the point at the threshold.",
-                    draw_curves,
-                    {"judged": judged},
-                ),
-                Plot(
-                    "reliability.png",
-                    f"How often detections of each score are right, and how many there are ({BINS} bins).",
-                    "reliability_diagram",
-                    {"bins": bins, "of": "detections"},
-                ),
-            ],
+            plots,
             [
                 f"COCO's rule: the {MOST_DETECTIONS} best detections of a picture, precision at 101 recalls, mean over "
                 "the labels that occur. Intervals are of a bootstrap over pictures.",

@@ -389,7 +389,7 @@ class ObjectDetection(PictureTask[ObjectDetectionInput, ObjectDetectionOutput]):
         height, width = self._size
         maps = [np.mgrid[: height // stride, : width // stride][::-1].reshape(2, -1).T for stride in strides]
         cells = np.concatenate(maps).astype(np.float32)
-        if isinstance(count := boxes.shape[1], int) and count != len(cells):
+        if isinstance(count := boxes.shape[2 - self._head.parts[0].axis], int) and count != len(cells):
             raise ManifestInvalid(
                 self.graph_file,
                 f"output {boxes} should have {len(cells)} boxes, as many as cells at [detection] strides = "
@@ -483,6 +483,8 @@ class ObjectDetection(PictureTask[ObjectDetectionInput, ObjectDetectionOutput]):
             scores = softmax(scores)
         elif activation == "sigmoid":
             scores = sigmoid(scores)
+        if scores.shape[1] != self._columns:  # of a graph that does not tell how many it has
+            raise InferenceFailed(self.folder.name)
         return scores[:, skipped:]
 
     def _detections(self, found: tuple[Array, Array, Array], most: int) -> list[dict[str, Any]]:

@@ -195,3 +195,11 @@ def test_every_plot_can_be_drawn(tmp_path: Path) -> None:
     drawn = [plots.save(plot, tmp_path) for plot in result.plots]
     assert [path.name for path in drawn] == ["examples.png", "precision_recall.png", "reliability.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_pictures_that_may_not_be_passed_on_are_not_drawn() -> None:
+    class Private(ObjectDetectionEvaluation):
+        may_be_shown = False
+
+    result = Private(Path(), SUBJECT).outcome([seen([("cell", LEFT)], [("cell", 0.9, LEFT)], shown=1)])
+    assert [plot.file for plot in result.plots] == ["precision_recall.png", "reliability.png"]

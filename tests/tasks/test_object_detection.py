@@ -19,7 +19,7 @@ from onnx import helper
 from PIL import Image
 from pycocotools import mask
 
-from service.errors import ManifestInvalid
+from service.errors import InferenceFailed, ManifestInvalid
 from service.registry.check import check_folder
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.loading import load_version
@@ -195,6 +195,17 @@ def test_four_labels_look_like_boxes_and_are_told_apart_by_their_names(tmp_path:
         load(detector(tmp_path, other, labels=labels, name="other"))
     tables = '[tensors]\nboxes = "places"\nscores = "scores"'
     assert found(detector(tmp_path, other, labels=labels, tables=tables, name="said")) == BOTH
+
+
+def test_an_open_number_of_labels_is_checked_when_it_is_known(tmp_path: Path) -> None:
+    """Three scores for two labels."""
+    boxes = np.array(CORNERS) / [WIDTH, HEIGHT, WIDTH, HEIGHT]
+    folder = detector(tmp_path, {"boxes": boxes, "scores": SCORES})
+    task = load(folder).task
+    steps = task.steps(ObjectDetectionInput(files=(white(),)))
+    next(steps)
+    with pytest.raises(InferenceFailed):
+        steps.send({"boxes": boxes[None], "scores": np.zeros((1, 2, 3), np.float32)})
 
 
 def test_what_is_not_finite_or_has_no_area_is_no_detection(tmp_path: Path) -> None:
