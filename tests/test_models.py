@@ -13,7 +13,7 @@ from service.tasks import discover
 
 MODELS = Path(__file__).parent.parent / "models"
 FOLDERS = sorted(folder for folder in MODELS.iterdir() if folder.is_dir() and folder.name[0] not in "._")
-MAX_TOTAL_BYTES = 60_000_000
+MAX_TOTAL_BYTES = 120_000_000
 
 each_model = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 

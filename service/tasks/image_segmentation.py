@@ -153,7 +153,7 @@ class ImageSegmentation(PictureTask[ImageSegmentationInput, ImageSegmentationOut
     """
 
     name = "image-segmentation"
-    summary = "What is where in this picture?"
+    summary = "What is each part of this picture?"
     Input, Output, Options = ImageSegmentationInput, ImageSegmentationOutput, ImageSegmentationOptions
     options: ImageSegmentationOptions
     other_answers: ClassVar[Mapping[str, str]] = {"png": "image/png"}
