@@ -428,6 +428,7 @@ class Task(ABC, Generic[InputT, OutputT]):
         by_default: whether the command line means this task where several would do and none is named.
         has_route: whether it has an endpoint of its own; without one its models are asked over `/v2` alone.
         runs_whole: whether axis 0 of the graph's tensors is no batch, so that every run is for one caller.
+        labels: what the classes are called, by index; empty where there are none.
     """
 
     name: ClassVar[str]
@@ -447,6 +448,7 @@ class Task(ABC, Generic[InputT, OutputT]):
 
     options: TaskOptions
     runs_whole: bool = False
+    labels: Sequence[str] = ()
 
     def __init__(self, folder: ModelFolder) -> None:
         """Read what the task needs from the model's folder.

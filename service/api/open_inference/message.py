@@ -50,6 +50,28 @@ def parse(body: bytes, json_bytes: int | None) -> dict[str, Any]:
     return message
 
 
+def timeout_s(body: bytes, json_bytes: int | None) -> float | None:
+    """The time that a request's parameter `timeout` leaves for its answer (seconds; sent as microseconds).
+
+    It is wanted before the request waits for its model, whose thread reads the rest: for the few that have the word.
+
+    Args:
+        body: JSON, and maybe the bytes of tensors after it.
+        json_bytes: length of the JSON part; None where it is not known, or is all there is.
+
+    Returns:
+        None where there is none, or 0, or anything that will be refused when the body is read.
+    """
+    text = body if json_bytes is None else body[:json_bytes]
+    try:
+        if len(text) > COUNTED_BYTES:
+            _check_values(text)
+        timeout = orjson.loads(text)["parameters"]["timeout"]
+    except (BadRequest, ValueError, TypeError, LookupError):
+        return None
+    return timeout / 1e6 if type(timeout) is int and timeout > 0 else None
+
+
 def _check_values(text: bytes) -> None:
     """Refuse JSON that has more values than the shapes in it take, before anything is built of them."""
     most = MAX_OTHER_VALUES
