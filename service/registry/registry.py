@@ -277,6 +277,13 @@ class Registry:
         telemetry.announce_model(model.name)
         telemetry.MODEL_READY.labels(model.name, version.name).set(version.state == "ready")
 
+    def publish_statistics(self, worker: int) -> None:
+        """Let the other workers know what the models have done in this one."""
+        for model in self:
+            for version in model.versions.values():
+                if version.handle:
+                    version.handle.statistics.publish(worker)
+
     def get(self, name: str) -> Model:
         """The model of that name, as `Selection.model` finds it."""
         return self.selection.model(name)
