@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,12 @@ from service.runtime.memory import give_back_memory
 from service.tasks import AnyTask, check_type_names, discover
 
 log = structlog.get_logger(__name__)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A question that corrects a name, where one is near."""
+    close = get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 class Registry:
@@ -56,8 +63,8 @@ class Registry:
         problem = found.problem
         if found.manifest is not None and found.manifest.task not in self.tasks:
             problem = (
-                f"{found.name}/manifest.toml: task {found.manifest.task!r} is not known; "
-                f"this server has: {', '.join(self.tasks)}."
+                f"{found.name}/manifest.toml: task {found.manifest.task!r} is not known; this server has: "
+                f"{', '.join(self.tasks)}{found.manifest.line('task')}.{_nearest(found.manifest.task, self.tasks)}"
             )
         state: VersionState = "failed" if problem else "loading"
         versions = {
