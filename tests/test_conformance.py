@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,5 +22,8 @@ def test_the_protocol_is_kept(caller: Caller, holds: Callable[[Caller], Any]) ->
     holds(caller)
 
 
-def test_every_check_of_the_list_is_there() -> None:
+def test_every_check_of_the_list_is_there_and_on_the_page() -> None:
     assert [number for number, _, _ in CHECKS] == list(range(1, 26))
+    page = (Path(__file__).parent.parent / "docs" / "open-inference.md").read_text()
+    for number, title, _ in CHECKS:
+        assert f"| {number} | {title} |" in page

@@ -31,8 +31,6 @@ EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "st
 """Those that are there as a whole: of the repository there is only the index, of logs and traces only a look."""
 
 router = APIRouter(prefix="/v2", tags=[TAG])
-for part in (statistics, repository, configuration, observing):  # before the models: one of these is called `stats`
-    router.include_router(part.router)
 
 
 @router.get("", summary="What is this server?", responses=failures((errors.NotAuthorised,)))
@@ -67,6 +65,9 @@ async def server_ready(registry: RegistryDep, gate: GateDep, workers: WorkersDep
 async def model_names(registry: RegistryDep, key: KeyDep) -> ModelNames:
     """Names of the models that are ready, that the caller's API key reaches; `name:graph` for further graphs."""
     return ModelNames(models=[name for model in reach.within(registry, key) for name in _names(model)])
+
+
+router.include_router(statistics.router)  # before the models: `stats` is none
 
 
 @router.get(
@@ -111,6 +112,10 @@ async def version_ready(
     """200 when it can; 404 when there is no such version, 503 when it is not loaded."""
     reach.for_tensors(registry, key, model_name, model_version)
     return ModelReady(name=model_name, ready=True)
+
+
+for part in (configuration, repository, observing):
+    router.include_router(part.router)
 
 
 def _metadata(registry: Registry, name: str, version: str | None, key: Key | None) -> ModelMetadata:
