@@ -473,6 +473,7 @@ def parameters(call: Caller) -> str:
         call.infer("affine", [X], parameters={"custom": "x", "priority": 3, "timeout": 10_000_000}).status_code == 200
     )
     call.refused(call.infer("affine", [X], parameters={"timeout": 1}), 504)
+    call.refused(call.infer("affine", [X], parameters={"timeout": 1}, outputs=[{"name": "y"}]), 504)
     wide = listed("x", "FP32", [0.5] * 40_000, [1, 40_000])
     call.refused(call.infer("affine", [wide], parameters={"timeout": 1}), 504)
     for name in ("timeout", "priority"):

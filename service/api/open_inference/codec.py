@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +29,7 @@ from service.api.open_inference.datatypes import DATATYPES
 from service.api.open_inference.frame import Frame, FrameReader
 from service.api.open_inference.interface import BATCH, Interface
 from service.api.open_inference.message import COUNTED_BYTES, array_of_values, parse
-from service.errors import BadRequest, InferenceFailed, TooLarge
+from service.errors import BadRequest, DeadlineExceeded, InferenceFailed, TooLarge
 from service.graph import SEQUENCE_LENS, Array, Run, Signature, Steps, ValuesRefused
 from service.tasks.base import ModelRef
 
@@ -88,7 +89,9 @@ class Codec:
         self._frame_again = lru_cache(REMEMBERED_FRAMES)(self._frames.read)
         self._frame_around: dict[tuple[bytes, bytes], Frame] = {}
 
-    def steps(self, body: bytes, json_bytes: int | None, encoding: Encoding | None = None) -> Steps[Reply]:
+    def steps(
+        self, body: bytes, json_bytes: int | None, encoding: Encoding | None = None, *, since: float = 0.0
+    ) -> Steps[Reply]:
         """Answer a request.
 
         Args:
@@ -96,12 +99,16 @@ class Codec:
             json_bytes: length of the JSON part; None when there is nothing else, 0 when there are only the bytes of
                 the one input.
             encoding: how the answer may be compressed; None: it may not.
+            since: when the request came, by `time.perf_counter`.
 
         Raises:
             BadRequest: the request is malformed or does not fit the model.
+            DeadlineExceeded: the time that the request allows has passed.
             TooLarge: the answer would be, or a series is, or there are too many rows.
         """
         identity, frame, tensors = self._read(body, json_bytes)
+        if frame.timeout_s:
+            _check_time(frame, since)
         if frame.rows > self._max_rows:
             most, setting = self._max_rows, "GRIDLOOP_MAX_ROWS"
             raise TooLarge("The request", limit=most, unit="rows", setting=setting, actual=frame.rows)
@@ -115,6 +122,8 @@ class Codec:
             if isinstance(failure.__cause__, ValuesRefused):  # a typed task would never send them
                 raise BadRequest(f"The graph cannot compute with these values: {failure.__cause__}.") from None
             raise
+        if frame.timeout_s:
+            _check_time(frame, since)
         reply = self._write(identity, frame, outputs)
         if encoding is not None and len(reply.body) >= encoding.from_bytes:
             return Reply(compressed(reply.body, encoding.name), reply.json_bytes, encoding.name)
@@ -275,3 +284,8 @@ class Codec:
                     entry["parameters"] = {"nonfinite_count": lost}
             head = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
         return Reply(b"".join([head, *parts]), len(head)) if any_binary else Reply(head, None)
+
+
+def _check_time(frame: Frame, since: float) -> None:
+    if time.perf_counter() > since + frame.timeout_s:
+        raise DeadlineExceeded(frame.timeout_s)

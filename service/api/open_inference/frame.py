@@ -5,6 +5,7 @@ A client asks the same kind of thing again and again, so the codec remembers fra
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Frame:
         steps: along the ragged axis; None without one.
         answer_bytes: of the outputs wanted, where an axis of unknown size counts as 1.
         axes: symbol -> size.
+        timeout_s: after which the answer is of no use (seconds); 0 where nothing is said.
     """
 
     given: tuple[GivenInput, ...]
@@ -89,6 +91,7 @@ class Frame:
     steps: int | None
     answer_bytes: int
     axes: Mapping[str, int]
+    timeout_s: float = 0.0
 
 
 class FrameReader:
@@ -116,7 +119,10 @@ class FrameReader:
         for entry in message["inputs"]:
             tensor, shape = self._described(entry, [other.tensor.name for other in given], axes)
             given.append(GivenInput(tensor, shape, math.prod(shape), _binary_bytes(entry, tensor.name)))
-        return self._framed(given, self._wanted(message, binary=parameters.get("binary_data_output", False)), axes)
+        wanted = self._wanted(message, binary=parameters.get("binary_data_output", False))
+        frame = self._framed(given, wanted, axes)
+        timeout_us = parameters.get("timeout")
+        return dataclasses.replace(frame, timeout_s=timeout_us / 1e6) if timeout_us else frame
 
     def of_one_input(self, tensor: GraphTensor, shape: list[int], size_bytes: int) -> Frame:
         """The frame of a body without JSON: the bytes of one input, and all outputs wanted in binary form."""

@@ -14,7 +14,7 @@ from service.api.in_flight import BytesInFlight
 from service.api.inputs import json_text
 from service.api.open_inference.codec import Codec, Reply
 from service.api.open_inference.compression import accepted
-from service.api.open_inference.message import timeout_s
+from service.api.open_inference.message import names_timeout, timeout_s
 from service.api.tasks import attended
 from service.errors import BadRequest
 from service.registry.handle import ModelHandle
@@ -26,7 +26,6 @@ from service.tasks.base import ModelRef
 PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer")
 
 _JSON_BYTES = b"inference-header-content-length"
-_TIMEOUT = b'"timeout"'
 _VARY = (b"vary", b"accept-encoding")
 _SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})')
 _LOOK_BYTES = 512
@@ -67,8 +66,8 @@ class InferEndpoint:
         """See `Endpoint`."""
         with self._in_flight.body() as counted:  # until the answer is there: it is the model's thread that parses
             body = await receive_body(self._settings, context.headers, scope, receive, counted)
-            if _TIMEOUT in body and len(body) > INLINE_BYTES:  # too much to be read by the event loop
-                json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
+            json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
+            if len(body) > INLINE_BYTES and names_timeout(body, json_bytes):  # too much to be read by the event loop
                 loop = asyncio.get_running_loop()
                 context.shorten(await loop.run_in_executor(PARSERS, timeout_s, body, json_bytes))
             return self.answer(await attended(self.ask(context, scope, body), context, receive))
@@ -76,7 +75,7 @@ class InferEndpoint:
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`. A parameter `timeout` shortens the time there is; that of a large body is known already."""
         json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
-        if _TIMEOUT in body and len(body) <= INLINE_BYTES:
+        if len(body) <= INLINE_BYTES and names_timeout(body, json_bytes):
             context.shorten(timeout_s(body, json_bytes))
         context.check_deadline()
         size_bytes = len(body)
@@ -88,7 +87,7 @@ class InferEndpoint:
             body = json_text(context.headers.get(b"content-type"), body)
         sent = context.headers.get(b"accept-encoding")
         encoding = accepted(sent) if sent is not None else None
-        steps = self._codec(handle, asked, graph).steps(body, json_bytes, encoding)
+        steps = self._codec(handle, asked, graph).steps(body, json_bytes, encoding, since=context.started)
         rows = _rows(body) if json_bytes != 0 else 1
         return Asked(handle.batcher, steps, rows, size_bytes, size_bytes)
 
