@@ -506,6 +506,14 @@ def statistics(call: Caller) -> None:
     (of_three,) = (entry for entry in after["batch_stats"] if entry["batch_size"] == 3)
     assert of_three["compute_infer"]["count"] >= 2
     assert abs(after["last_inference"] / 1e3 - time.time()) < 60
+    for _ in range(100):  # the other worker hears of it soon, whichever is asked
+        with httpx.Client(base_url=call.server.url) as other, httpx.Client(base_url=call.server.url) as another:
+            told = [each.get("/v2/models/three/stats").json()["model_stats"][0] for each in (other, another)]
+        if [each["inference_count"] for each in told] == [after["inference_count"]] * 2:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(told)
 
 
 @contextmanager
