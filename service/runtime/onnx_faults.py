@@ -57,7 +57,7 @@ def check_size(size_bytes: int, where: str) -> None:
         ManifestInvalid: it is empty, or too large.
     """
     if not size_bytes:
-        raise ManifestInvalid(where, "is empty, so not an ONNX file. Copy it again, or export it again.")
+        raise ManifestInvalid(where, "is not an ONNX file: it is empty. Copy it again, or export it again.")
     if size_bytes > MAX_FILE_BYTES:
         raise ManifestInvalid(
             where,

@@ -184,7 +184,7 @@ def test_an_empty_file_and_one_beyond_the_format_are_told_by_their_size(tmp_path
     path = tmp_path / "m" / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
     path.touch()
-    with pytest.raises(ManifestInvalid, match="is empty, so not an ONNX file. Copy it again, or"):
+    with pytest.raises(ManifestInvalid, match="is not an ONNX file: it is empty. Copy it again, or"):
         OnnxSession(path)
     with path.open("r+b") as file:
         file.truncate(onnx_faults.MAX_FILE_BYTES + 1)  # a hole: it takes no place
