@@ -62,9 +62,9 @@ class Config(Flags):
     out: Path = Path(__file__).resolve().parent
     work: Path = Path("runs/camvid-segmenter")
 
-    epochs: int = 20
+    epochs: int = 44
     """Passes over the training pictures."""
-    decay_epochs: int = 8
+    decay_epochs: int = 13
     """Of these, the last ones, in which the learning rate falls and the loss has Lovász' term."""
     batch_size: int = 4
     crop: tuple[int, ...] = (192, 256)
