@@ -20,8 +20,16 @@ from service.registry.handle import ModelHandle
 from service.registry.manifest import Claims
 from service.registry.model import Model, Version
 from service.registry.registry import Registry
-from service.schemas.model_info import GraphInfo, ModelCard, ModelInfo, ModelList, TensorInfo, VersionInfo
-from service.tasks.base import MediaInput
+from service.schemas.model_info import (
+    GraphInfo,
+    ModelCard,
+    ModelInfo,
+    ModelList,
+    TensorInfo,
+    ValueInfo,
+    VersionInfo,
+)
+from service.tasks.base import Described, MediaInput
 
 FEW_VALUES = 16
 """Values of a tensor that a curl line writes out (count)."""
@@ -62,6 +70,7 @@ def describe(model: Model, registry: Registry, address: Address) -> ModelInfo:
     default = versions.get(model.default_version or "")
     handle = model.versions[default.version].handle if default else None
     claims = handle.claims if handle else manifest or Claims()
+    told = handle.task.described() if handle else Described()
     task = manifest.task if manifest else None
     has_route = task is not None and not model.problem and registry.tasks[task].has_route
     is_default = has_route and task is not None and registry.default(task).name == model.name
@@ -77,6 +86,8 @@ def describe(model: Model, registry: Registry, address: Address) -> ModelInfo:
         inputs=default.inputs if default else [],
         outputs=default.outputs if default else [],
         size_bytes=default.size_bytes if default else None,
+        labels=None if told.labels is None else list(told.labels),
+        values=None if told.values is None else [ValueInfo(name=one.name, unit=one.unit) for one in told.values],
         metrics=claims.metrics,
         reason=None if model.is_ready else model.reason,
         curl=curl_line(model, registry, address),

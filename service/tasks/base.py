@@ -51,6 +51,7 @@ from service.tasks.terminal import Failure, FileReader, Shown, fields_shown
 
 __all__ = [
     "Array",
+    "Described",
     "FailedFile",
     "FileProblem",
     "Limits",
@@ -59,6 +60,7 @@ __all__ = [
     "MediaTask",
     "ModelFolder",
     "ModelRef",
+    "NamedNumber",
     "Run",
     "Signature",
     "Steps",
@@ -250,6 +252,27 @@ class FailedFile(BaseModel):
 
     filename: str | None = Field(description="As sent with the part.", examples=["cat.jpg"])
     error: FileProblem = Field(description="Why there is no answer.")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedNumber:
+    """A number that a model estimates."""
+
+    name: str
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What `GET /v1/models` tells of a model, beside what its graph and every manifest say.
+
+    Attributes:
+        labels: of its answers, in the order of their indices; None: it has none.
+        values: the numbers that it estimates, in their order; None: it estimates none.
+    """
+
+    labels: Sequence[str] | None = None
+    values: Sequence[NamedNumber] | None = None
 
 
 class TaskOptions(BaseModel):
@@ -482,6 +505,10 @@ class Task(ABC, Generic[InputT, OutputT]):
             return f"{where} must be a table: write [{'.'.join([top, *inner])}] and its keys below"
         shown = "" if isinstance(value, Mapping) else f" = {value!r}"
         return f"{where}{shown}: {message.removeprefix('Value error, ')}"
+
+    def described(self) -> Described:
+        """What clients should know of this model before they ask: its labels, or the numbers it estimates."""
+        return Described()
 
     @classmethod
     def recognises(cls, data: bytes) -> bool:

@@ -25,7 +25,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
 from service.media.heatmaps import Heatmap, heatmap
 from service.media.views import View
-from service.tasks.base import Array, FailedFile, MediaAnswer, ModelFolder, Steps, TaskOutput, TensorSpec, Upload
+from service.tasks.base import (
+    Array,
+    Described,
+    FailedFile,
+    MediaAnswer,
+    ModelFolder,
+    Steps,
+    TaskOutput,
+    TensorSpec,
+    Upload,
+)
 from service.tasks.comparison import difference, near, ranking_difference
 from service.tasks.picture import (
     PictureInput,
@@ -190,6 +200,9 @@ class ImageClassification(PictureTask[ImageClassificationInput, ImageClassificat
         self._novelty = self._novelty_output(columns)
         if self._novelty:
             self._outputs += (self._novelty,)
+
+    def described(self) -> Described:
+        return Described(labels=self.labels)
 
     # --- what the graph takes and gives
 
