@@ -60,6 +60,7 @@ __all__ = [
     "MediaTask",
     "ModelFolder",
     "ModelRef",
+    "NamedNumber",
     "Run",
     "Signature",
     "Steps",
@@ -251,6 +252,14 @@ class FailedFile(BaseModel):
 
     filename: str | None = Field(description="As sent with the part.", examples=["cat.jpg"])
     error: FileProblem = Field(description="Why there is no answer.")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedNumber:
+    """A number that a model estimates."""
+
+    name: str
+    unit: str
 
 
 class TaskOptions(BaseModel):
@@ -445,6 +454,7 @@ class Task(ABC, Generic[InputT, OutputT]):
         has_route: whether it has an endpoint of its own; without one its models are asked over `/v2` alone.
         runs_whole: whether axis 0 of the graph's tensors is no batch, so that every run is for one caller.
         labels: what the classes are called, by index; empty where there are none.
+        estimates: the numbers that its answers hold, in their order; empty where they are no such numbers.
     """
 
     name: ClassVar[str]
@@ -465,6 +475,7 @@ class Task(ABC, Generic[InputT, OutputT]):
     options: TaskOptions
     runs_whole: bool = False
     labels: Sequence[str] = ()
+    estimates: Sequence[NamedNumber] = ()
 
     def __init__(self, folder: ModelFolder) -> None:
         """Read what the task needs from the model's folder.
