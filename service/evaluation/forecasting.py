@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -203,7 +204,7 @@ class ForecastingEvaluation(Evaluation):
             rows.append([group.title, *(f"{share:.1%}".replace("%", " %") for share in shares)])
             plots += [
                 Plot(
-                    f"{group.name.lower().replace(' ', '_')}_{place + 1}.png",
+                    f"{re.sub(r'[^a-z0-9]+', '_', group.name.lower())}_{place + 1}.png",
                     f"{group.title}: {one.window.series}, what came (black) and what was forecast: median, and the "
                     "middle 80 and 40 %.",
                     draw_fan,
@@ -304,11 +305,10 @@ def draw_fan(figure: Any, past: Floats, future: Floats, quantiles: Floats) -> No
     """
     axes = figure.subplots()
     behind = min(len(past), 4 * len(future))
-    axes.plot(np.arange(-behind, 0), past[-behind:], color="black", linewidth=1)
     ahead = np.arange(len(future))
     for outer, shade in ((0, 0.25), (2, 0.35)):
         low, high = quantiles[:, outer], quantiles[:, -1 - outer]
         axes.fill_between(ahead, low, high, color="tab:blue", alpha=shade, linewidth=0)
     axes.plot(ahead, quantiles[:, DECILES.index(0.5)], color="tab:blue")
-    axes.plot(ahead, future, color="black", linewidth=1)
+    axes.plot(np.arange(-behind, len(future)), [*past[-behind:], *future], color="black", linewidth=1)
     axes.set_xlabel("points from the origin on")
