@@ -20,6 +20,7 @@ each_model = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folde
 def test_there_are_models() -> None:
     assert {read_manifest(folder).task for folder in FOLDERS} == {
         "anomaly-detection",
+        "forecasting",
         "image-classification",
         "next-word-prediction",
     }
@@ -57,7 +58,7 @@ def test_the_card_claims_the_same_figures_as_the_manifest(folder: Path) -> None:
 
 def test_each_task_has_one_default_model() -> None:
     defaults = [read_manifest(folder).task for folder in FOLDERS if read_manifest(folder).default]
-    assert sorted(defaults) == ["anomaly-detection", "image-classification", "next-word-prediction"]
+    assert sorted(defaults) == ["anomaly-detection", "forecasting", "image-classification", "next-word-prediction"]
 
 
 def test_the_weights_together_stay_small() -> None:
