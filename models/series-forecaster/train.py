@@ -27,11 +27,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from measures import Window, measure, windows
+from measures import measure, windows
 from network import LENGTH, LEVELS, Forecaster
 from series import DATA, Floats, Pool, read_ett, read_exchange
 from torch import Tensor, nn
 
+from service.evaluation.forecasting import Window
 from training.card import data_table, write_block
 from training.flags import Flags, read_flags
 from training.golden import write_golden

@@ -18,7 +18,6 @@ import gzip
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -27,6 +26,7 @@ from network import LENGTH, LEVELS, PriceFan
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from service.evaluation.forecasting import DECILES, quantile_losses, random_walk
 from training.card import data_table, write_block
 from training.data import DataSet
 from training.flags import Flags, read_flags
@@ -137,42 +137,23 @@ def draw(
 # ---------------------------------------------------------------------------------------------------------- measures
 
 
-def quantile_loss(values: Floats, quantiles: Floats, levels: NDArray[np.float64]) -> float:
-    """Weighted quantile loss: the mean over levels of twice the pinball loss, over the sum of |values|."""
-    error = values[..., None] - quantiles
-    return float(2 * np.maximum(levels * error, (levels - 1) * error).sum() / np.abs(values).sum() / len(levels))
-
-
-def measure(
-    network: PriceFan, shares: Floats, origins: list[int], horizon: int = 10, keep: float = 0.94
-) -> dict[str, float]:
-    """Weighted quantile loss over that of a random walk with exponentially weighted volatility; coverage."""
-    deciles = [LEVELS.index(level) for level in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)]
-    levels = np.array(LEVELS)[deciles]
-    z = np.array([NormalDist().inv_cdf(level) for level in levels])
-    mine, walks, values = [], [], []
+def measure(network: PriceFan, shares: Floats, origins: list[int], horizon: int = 10) -> dict[str, float]:
+    """Weighted quantile loss over that of a random walk with exponentially weighted volatility; coverage of both."""
+    columns = [LEVELS.index(level) for level in DECILES]
     ahead = torch.arange(1, horizon + 1).float().expand(len(shares), horizon)
+    rows = []
     for at in origins:
         history = np.full((len(shares), LENGTH), np.nan)
         past = shares[:, max(at - LENGTH, 0) : at]
         history[:, LENGTH - past.shape[1] :] = past
         with torch.no_grad():
-            mine.append(network(torch.from_numpy(history), ahead).numpy())
-        steps = np.diff(np.log(past), axis=1)
-        weights = keep ** np.arange(steps.shape[1])[::-1]
-        sigma = np.sqrt((steps**2 * weights).sum(1) / weights.sum())
-        spread = sigma[:, None, None] * np.sqrt(np.arange(1, horizon + 1))[:, None] * z
-        walks.append(past[:, -1:, None] * np.exp(spread))
-        values.append(shares[:, at : at + horizon])
-    found, walk, truth = np.concatenate(mine), np.concatenate(walks), np.concatenate(values)
-    relative = truth / found[..., LEVELS.index(0.5)]
-    low, high = found[..., LEVELS.index(0.1)], found[..., LEVELS.index(0.9)]
-    return {
-        "ratio": quantile_loss(truth, found[..., deciles], levels) / quantile_loss(truth, walk, levels),
-        "cover": float(((truth >= low) & (truth <= high)).mean()),
-        "walk cover": float(((truth >= walk[..., 0]) & (truth <= walk[..., -1])).mean()),
-        "beyond": float((relative > 1).mean()),
-    }
+            fans = network(torch.from_numpy(history), ahead).numpy()[..., columns]
+        for share, fan, truth in zip(past, fans, shares[:, at : at + horizon], strict=True):
+            walk = random_walk(share, horizon)
+            inside = [((truth >= one[:, 0]) & (truth <= one[:, -1])).mean() for one in (fan, walk)]
+            rows.append([quantile_losses(truth, fan), quantile_losses(truth, walk), *inside])
+    loss, walk_loss, cover, walk_cover = np.array(rows).mean(0)
+    return {"ratio": float(loss / walk_loss), "cover": float(cover), "walk cover": float(walk_cover)}
 
 
 # ------------------------------------------------------------------------------------------------------------ training
