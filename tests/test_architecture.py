@@ -18,6 +18,7 @@ LAYERS = [
         "cpu",
         "log_writer",
         "graph",
+        "manifest_problems",
         "keys",
         "limits",
         "renewal",

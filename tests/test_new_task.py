@@ -299,6 +299,16 @@ def test_the_command_line_writes_its_other_answers_to_a_file(house: House, tmp_p
     assert (tmp_path / "a.txt").read_text() == "3 5"
 
 
+def test_a_files_name_chooses_the_format_and_the_answer_is_shown_all_the_same(house: House, tmp_path: Path) -> None:
+    asked = ("predict", "--models", house.models, "--numbers", "1,2")
+    result = house.gridloop(*asked, "--out", tmp_path / "a.txt")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.txt").read_text() == "3 5"
+    assert [line.split() for line in result.stdout.splitlines()][1:] == [["1", "3", "cm"], ["2", "5", "cm"]]
+    assert house.gridloop(*asked, "--format", "json", "--out", tmp_path / "b.txt").exit_code == 0
+    assert json.loads((tmp_path / "b.txt").read_text())["stretched"] == [3, 5]
+
+
 @pytest.mark.parametrize(
     "wrong",
     ["--numbers 1 --times 4", "--task stretching", "--numbers 1 --format png", "--task stretching --numbers x"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,7 +103,12 @@ class PredictCommand(click.Command):
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--task", help="What is asked; left out: what --model serves, else what FILES and options fit.")
 @click.option("--model", help="`name` or `name@version`; left out: the task's default model.")
-@click.option("--out", "target", type=click.Path(dir_okay=False, path_type=Path), help="File to write the answer to.")
+@click.option(
+    "--out",
+    "target",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write the answer to; `.png` and the like choose its format.",
+)
 @MODELS
 @TASKS
 @AS_JSON
@@ -126,19 +132,21 @@ def predict_command(
     try:
         requests = make_requests(task, files, {name: value for name, value in given.items() if value is not None})
         handle = load(registry, task.name).resolve(task.name, model)
-        _check_target(handle, requests, target)
+        wanted = [_as_file(task, request, target) for request in requests]
+        _check_target(handle, wanted, target)
         answers = ask(handle, requests)
+        written = answers if wanted == requests else ask(handle, wanted)
     except (ServiceError, ValidationError) as error:
         raise click.ClickException(as_sentence(error)) from None
     documents = [answer.to_json() for answer in answers]
     whole = documents[0] if len(documents) == 1 else b"[" + b",".join(documents) + b"]"
     if target is not None:
-        _write(target, answers, whole)
+        _write(target, written, whole)
     if as_json:
         click.echo(whole)
     parsed = [orjson.loads(document) for document in documents]
     for request, answer in zip(requests, parsed, strict=True):
-        if not as_json and target is None:
+        if not as_json and (target is None or written is not answers):
             err.print(f"{answer['model']['name']}@{answer['model']['version']}", style="dim")
             for shown in handle.task.shown(request, answer):
                 _print(shown)
@@ -189,6 +197,15 @@ def _made(task: type[AnyTask], fields: dict[str, Any]) -> TaskInput:
         return task.Input.model_validate(fields)
     except ValidationError as error:
         raise click.UsageError(as_sentence(error)) from None
+
+
+def _as_file(task: type[AnyTask], request: TaskInput, target: Path | None) -> TaskInput:
+    """A request in the format that the file's name asks for, as `.png` does, where the caller has named none."""
+    kind = mimetypes.guess_type(target.name)[0] if target is not None else None
+    formats = [name for name, other in task.other_answers.items() if other == kind]
+    if not formats or "format" in request.model_fields_set:
+        return request
+    return request.model_copy(update={"format": formats[0]})
 
 
 def _check_target(handle: ModelHandle, requests: Sequence[TaskInput], target: Path | None) -> None:
