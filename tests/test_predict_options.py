@@ -13,7 +13,6 @@ from pydantic import Field
 from service.cli.choice import fitting
 from service.cli.fields import PREFIX, options_of
 from service.tasks import AnyTask, discover
-from service.tasks.anomaly_detection import AnomalyDetection, AnomalyDetectionInput
 from service.tasks.base import MediaInput, Task, TaskInput
 from service.tasks.image_classification import ImageClassification
 from service.tasks.terminal import Failure, Table, fields_shown
@@ -111,20 +110,7 @@ class Masks(ImageClassification):
     Input = MasksInput  # type: ignore[assignment]
 
 
-class Future(AnomalyDetection):
-    """Another task on series."""
-
-    name, by_default = "future", False
-
-    class FutureInput(AnomalyDetectionInput):
-        """With a horizon."""
-
-        horizon: int = 12
-
-    Input = FutureInput
-
-
-TASKS: dict[str, type[AnyTask]] = {**discover(), "boxes": Boxes, "masks": Masks, "future": Future}
+TASKS: dict[str, type[AnyTask]] = {**discover(), "boxes": Boxes, "masks": Masks}
 
 
 @pytest.fixture
@@ -157,7 +143,7 @@ def test_where_several_tasks_would_do_they_are_named(picture: Path) -> None:
     [
         (["series"], "anomaly-detection"),
         (["values"], "anomaly-detection"),
-        (["series", "column", "horizon"], "future"),
+        (["series", "column", "horizon"], "forecasting"),
         (["text"], "next-word-prediction"),
         (["text", "words", "explain"], "next-word-prediction"),
     ],
