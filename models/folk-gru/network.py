@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from service.music.alphabet import PITCHES, SYMBOLS
 from service.music.alphabet import LENGTHS as LENGTH_TICKS
+from service.music.alphabet import PITCHES, SYMBOLS
 from service.music.walk import LOOKBACKS, WIDTH
 
 LENGTHS = len(LENGTH_TICKS)

@@ -12,18 +12,25 @@ https://github.com/jukedeck/nottingham-dataset (GPL-3.0), packed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from graph import build_graph
 from network import Composer
 from torch import Tensor, nn
-from tunes import Line, Walked, in_other_meter, lines, part, sections, walked
+from tunes import NOTTINGHAM, Line, Walked, in_other_meter, lines, part, sections, walked
 
 from service.music.alphabet import SYMBOLS
+from training.card import data_table, table, write_block, write_tables
+from training.export import check_equal, save
 from training.flags import Flags, read_flags
+from training.golden import write_golden
 from training.loop import Average, Checkpoint, epochs, start
+from training.quantise import to_float16_storage
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -151,14 +158,69 @@ def train(config: Config, parts: dict[str, list[Example]]) -> Composer:
     return network
 
 
+GOLDEN: list[dict[str, Any]] = [
+    {"key": "D", "meter": "6/8", "bars": 4, "temperature": 0, "seed": 1},
+    {"key": "Em", "meter": "4/4", "bars": 4, "temperature": 0, "seed": 2},
+    {"prompt": "X:1\nM:3/4\nL:1/8\nK:G\nD2|G3A Bc|d4 B2|", "bars": 6, "temperature": 0, "seed": 3},
+    {"key": "A", "meter": "2/4", "bars": 8, "seed": 4},
+    {"key": "Ador", "meter": "9/8", "bars": 4, "top_p": 0.9, "seed": 5},
+]
+
+
+def export(network: Composer, example: Example, config: Config) -> None:
+    """The graph, in float16, once it has been seen to compute what torch does."""
+    network.eval()
+    x, _, _ = batch_of([example.whole] * 2, config.longest)
+    with torch.no_grad():
+        logits, state = network(x)
+    rows, steps = x.shape[:2]
+    feed = {
+        "features": x.numpy().astype(np.int32),
+        "sequence_lens": np.full(rows, steps, np.int32),
+        "state": np.zeros((rows, 2, config.hidden), np.float32),
+    }
+    model = build_graph(network)
+    check_equal(model, feed, {"logits": logits, "next_state": state}, tolerance=1e-4)
+    save(to_float16_storage(model), config.out / "1" / "model.onnx")
+
+
+def write_about(config: Config, parts: dict[str, list[Example]], network: Composer) -> None:
+    """What the manifest and the card say of the training."""
+    training = [example.whole.line for example in parts["training"]]
+    keys, meters = Counter(str(line.key) for line in training), Counter(line.meter.name for line in training)
+    write_tables(config.out / "manifest.toml", keys=dict(keys.most_common()), meters=dict(meters.most_common()))
+    rows = []
+    for name, found in parts.items():
+        whole = [example.whole for example in found]
+        symbols = sum(len(tune.symbols) for tune in whole)
+        rows.append((name, len(whole), f"{symbols:,}", f"{surprisal(network, whole):.3f}"))
+    weights = sum(weight.numel() for weight in network.parameters())
+    size = (config.out / "1" / "model.onnx").stat().st_size
+    write_block(
+        config.out / "card.md",
+        "training",
+        [
+            f"{weights:,} parameters; `model.onnx` has {size / 1e6:.1f} MB.",
+            "",
+            *table(["part", "tunes", "symbols", "bits a symbol"], rows),
+            "",
+            *data_table(config.data, NOTTINGHAM),
+        ],
+    )
+
+
 def main(config: Config) -> None:
-    parts: dict[str, list[Line]] = {"training": [], "validation": [], "test": []}
+    found: dict[str, list[Line]] = {"training": [], "validation": [], "test": []}
     for line in lines(config.data):
-        parts[part(line)].append(line)
-    read = {name: examples(found) for name, found in parts.items() if name != "test"}
-    print({name: len(found) for name, found in read.items()}, flush=True)
-    network = train(config, read)
-    torch.save(network.state_dict(), config.work / "weights.pt")
+        found[part(line)].append(line)
+    parts = {name: examples(some) for name, some in found.items()}
+    print({name: len(some) for name, some in parts.items()}, flush=True)
+    network = train(config, parts)
+    export(network, parts["validation"][0], config)
+    write_about(config, parts, network)
+    write_golden(
+        config.out / "1", GOLDEN, tolerance=0.001, fields=("abc", "bars", "seed", "surprisal", "prompt_surprisal")
+    )
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def walked(line: Line) -> Walked | None:
             mask = walk.allowed()
         except ValueError:
             return None
-        if not mask[symbol.number] and symbol.pitch < 4 or symbol.ticks > walk.left and symbol.pitch != UPBEAT:
+        if (not mask[symbol.number] and symbol.pitch < 4) or (symbol.ticks > walk.left and symbol.pitch != UPBEAT):
             return None
         features.append(walk.features())
         symbols.append(symbol.number)

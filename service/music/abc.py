@@ -8,11 +8,14 @@ comments are passed over. What changes key, meter or unit within a tune, or has 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import TypeVar
 
 from service.music.theory import LETTERS, SEMITONES, Key, Meter
+
+Parsed = TypeVar("Parsed")
 
 _FIELD = re.compile(r"([A-Za-z+]):\s*(.*)")
 _TOKEN = re.compile(
@@ -135,7 +138,7 @@ def read(text: str, key: Key | None = None, meter: Meter | None = None) -> Tune:
         key = found
     if "M" in header:
         measured = _parsed(Meter.parse, header["M"], "M:")
-        if meter is not None and measured.length != meter.length or meter is not None and measured.name != meter.name:
+        if meter is not None and measured.name != meter.name:
             raise BadTune(f"its M: says {measured}, and `meter` says {meter}")
         meter = measured
     if key is None:
@@ -147,7 +150,7 @@ def read(text: str, key: Key | None = None, meter: Meter | None = None) -> Tune:
     return Tune(key, meter, unit, _Reader(key, meter, unit).read(music), music, header.get("T", ""))
 
 
-def _parsed(parse, text: str, what: str):  # type: ignore[no-untyped-def]
+def _parsed(parse: Callable[[str], Parsed], text: str, what: str) -> Parsed:
     try:
         return parse(text)
     except (ValueError, ZeroDivisionError) as error:
@@ -303,8 +306,7 @@ class _Reader:
     def _pitch(self, text: str) -> tuple[int, int]:
         """Step and sounding accidental of a written pitch."""
         found = _PITCH.fullmatch(text)
-        assert found is not None
-        if found[1] not in _ACCIDENTALS or len(found[3]) > 3:
+        if found is None or found[1] not in _ACCIDENTALS or len(found[3]) > 3:
             raise BadTune(f"{text!r} is no pitch", self.number)
         letter = LETTERS.index(found[2].upper())
         step = letter + 7 * (found[2].islower() + found[3].count("'") - found[3].count(","))
@@ -318,7 +320,7 @@ class _Reader:
         if not notes or _IN_CHORD.sub("", inside).strip(" -.()~uv"):
             raise BadTune(f"[{inside}] is not understood", self.number)
         pitches = [self._pitch(pitch) for pitch, _ in notes]
-        step, accidental = max(pitches, key=lambda pitch: Note(*pitch, Fraction(1)).midi)
+        step, accidental = max(pitches, key=lambda pitch: Note(pitch[0], pitch[1], Fraction(1)).midi)
         self._add(step, accidental, length, self._factor(notes[0][1]))
         if "-" in inside:
             self.bar.notes[-1] = replace(self.bar.notes[-1], tied=True)
@@ -355,3 +357,108 @@ class _Reader:
         last = self.bar.notes[-1]
         self.bar.notes[-1] = replace(last, length=last.length * first)
         self.broken = then
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def header(key: Key, meter: Meter, unit: Fraction, title: str) -> str:
+    """The fields that a tune begins with, each on its line."""
+    return f"X:1\nT:{title}\nM:{meter}\nL:{unit}\nK:{key}\n"
+
+
+def write_bar(
+    notes: Sequence[Note],
+    key: Key,
+    meter: Meter,
+    unit: Fraction,
+    start: Fraction = Fraction(0),
+    altered: Iterable[int] = (),
+) -> str:
+    """The notes of a bar, beamed by the beat.
+
+    A letter that has been altered in the bar is written with its accidental from then on, in every octave: programs do
+    not agree for how long, and in which octaves, an accidental holds.
+
+    Args:
+        notes: in order; three of the same length that divide a binary length by three are written as a triplet.
+        key: says what needs no accidental.
+        meter: says where beams end.
+        unit: what a note without a length lasts, in whole notes.
+        start: where in the bar the first note begins, in whole notes.
+        altered: letters, as indices of `LETTERS`, that were altered in the bar before `start`.
+    """
+    text, place, marked = "", start, set(altered)
+    left_of_triplet = 0
+    for note in notes:
+        if text and not left_of_triplet and place % meter.beat == 0:
+            text += " "
+        length = note.length
+        if length.denominator % 3 == 0:
+            if not left_of_triplet:
+                text += "(3"
+                left_of_triplet = 3
+            left_of_triplet -= 1
+            length = length * Fraction(3, 2)
+        text += _pitch_text(note, key, marked) + _length_text(length / unit) + ("-" if note.tied else "")
+        place += note.length
+    return text
+
+
+def _pitch_text(note: Note, key: Key, marked: set[int]) -> str:
+    if note.step is None:
+        return "z"
+    octave, letter = divmod(note.step, 7)
+    sign = ""
+    if letter in marked or note.accidental != key.signature[letter]:
+        marked.add(letter)
+        sign = {0: "=", 1: "^", 2: "^^", -1: "_", -2: "__"}[note.accidental]
+    return sign + (LETTERS[letter] + "," * -octave if octave < 1 else LETTERS[letter].lower() + "'" * (octave - 1))
+
+
+def _length_text(factor: Fraction) -> str:
+    over = "" if factor.numerator == 1 else str(factor.numerator)
+    if factor.denominator == 1:
+        return over
+    return over + ("/" if factor.denominator == 2 else f"/{factor.denominator}")
+
+
+def played(bars: Sequence[Bar]) -> list[Bar]:
+    """The bars in the order in which they are played: repeats twice, each time with its ending."""
+    order: list[Bar] = []
+    endings = _endings(bars)
+    at, begin, turn = 0, 0, 1
+    while at < len(bars):
+        bar, ending = bars[at], endings[at]
+        opens = bar.before.rstrip("0123456789,-[").endswith(":") and at != begin
+        if opens or (turn == 2 and at and endings[at - 1] and not ending):
+            begin, turn = at, 1
+        at += 1
+        if ending and not _has_turn(ending, turn):
+            continue
+        order.append(bar)
+        if bar.after.startswith(":"):
+            if turn == 1:
+                at, turn = begin, 2
+            else:
+                begin, turn = at, 1
+    return order
+
+
+def _endings(bars: Sequence[Bar]) -> list[str]:
+    """For each bar the numbers of the ending that it belongs to; empty where it is always played."""
+    endings, ending = [], ""
+    for bar in bars:
+        digits = bar.before[len(bar.before.rstrip("0123456789,-")) :]
+        if digits or any(sign in bar.before for sign in (":", "||", "|]")):
+            ending = digits
+        endings.append(ending)
+    return endings
+
+
+def _has_turn(ending: str, turn: int) -> bool:
+    for part in ending.split(","):
+        first, _, last = part.partition("-")
+        if first and int(first) <= turn <= int(last or first):
+            return True
+    return False

