@@ -94,9 +94,11 @@ def _nucleus(weights: NDArray[Any], top_p: float) -> NDArray[Any]:
     """The weights of the likeliest symbols that together reach a share of all; the others are 0."""
     if top_p >= 1:
         return weights
-    order = np.argsort(-weights, kind="stable")
-    sums = np.cumsum(weights[order])
-    kept = order[: int(np.searchsorted(sums, top_p * sums[-1])) + 1]
+    total = float(weights.sum())
+    # Those below this share are together less than what may be left out, so they need not be sorted.
+    likely = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
+    order = likely[np.argsort(-weights[likely], kind="stable")]
+    kept = order[: int(np.searchsorted(np.cumsum(weights[order]), top_p * total)) + 1]
     small = np.zeros_like(weights)
     small[kept] = weights[kept]
     return small

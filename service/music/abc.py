@@ -17,7 +17,7 @@ from service.music.theory import LETTERS, SEMITONES, Key, Meter
 
 Parsed = TypeVar("Parsed")
 
-_FIELD = re.compile(r"([A-Za-z+]):\s*(.*)")
+_FIELD = re.compile(r"([A-Za-z+]):(?![|:])\s*(.*)")
 _TOKEN = re.compile(
     r"""
       (?P<skip>"[^"]*"|![^!\n]*!|\+[^+\n]*\+|\{[^}]*\}|[\s`\\.~HLMOPSTuvJRy)*$]+|\((?!\d))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -91,7 +91,7 @@ class Walk:
     in_triplet: int = 0
     events: int = 0
 
-    @property
+    @cached_property
     def measure(self) -> int:
         """Length of a whole measure, in ticks."""
         return int(self.meter.length * TICKS)
@@ -179,11 +179,11 @@ class Walk:
         """
         place, left = self.place, self.left
         if self.in_triplet:
-            lengths = tuple(length == LENGTHS[self.last[1]] for length in LENGTHS)
+            lengths = _only(self.last[1])
         elif place % 3 or left % 3:
             raise ValueError(f"{place} ticks after a bar line, {left} before the next")
         else:
-            lengths = tuple(_fits(length, int(place), int(left)) for length in LENGTHS)
+            lengths = _fitting(int(place), int(left))
         if held:
             return _holds(lengths)
         hold = not self.place and self.events > 0 and self.last[0] != REST
@@ -194,8 +194,17 @@ def _counted(measures: int) -> int:
     return measures if measures <= FARTHEST else FARTHEST - 7 + (measures - FARTHEST - 1) % 8
 
 
+def _only(index: int) -> tuple[bool, ...]:
+    return tuple(other == index for other in range(len(LENGTHS)))
+
+
+@lru_cache(maxsize=4096)
+def _fitting(place: int, left: int) -> tuple[bool, ...]:
+    """Which of the lengths a symbol may have, at this place of a measure, so far before the bar line."""
+    return tuple(_fits(length, place, left) for length in LENGTHS)
+
+
 def _fits(length: int, place: int, left: int) -> bool:
-    """Whether a symbol may be so long, at this place of a measure, so far before the bar line."""
     if length in TRIPLETS:
         return 3 * length <= left and place % (3 * length // 2) == 0
     return length <= left and (place % 6 == 0 or length in (3, 9))
