@@ -51,7 +51,7 @@ class Config(Flags):
     """At the top of the cosine."""
     weight_decay: float = 0.02
     """Of AdamW."""
-    dropout: float = 0.3
+    dropout: float = 0.35
     """Share of the units left out."""
     forget: float = 0.1
     """Share of the lookbacks that are not shown."""

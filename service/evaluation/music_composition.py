@@ -40,7 +40,7 @@ from service.music.theory import METERS
 
 ASKED = 96
 """Tunes of all keys, meters and lengths (count)."""
-COMPOSED = 64
+COMPOSED = 128
 """Tunes of each meter whose style is compared (count)."""
 BARS = 16
 """Length of these (bars)."""
@@ -255,17 +255,18 @@ class MusicCompositionEvaluation(Evaluation):
             for number, bars in enumerate([1, 2, 4, 7, 8, 12, 16, 16, 24, 32, 48, 64] * (ASKED // 12))
         ]
         composed = [
-            Item(f"{meter} {seed}", partial(self._ask, meter, ("D", "G", "A", "Em")[seed % 4], meter, BARS, seed))
+            Item(f"{meter} {seed}", partial(self._ask, meter, None, meter, BARS, seed))
             for meter in self.usual
             for seed in range(COMPOSED)
         ]
         return [*self.few(asked), *self.few(composed)]
 
     @staticmethod
-    def _ask(kind: str, key: str, meter: str, bars: int, seed: int) -> Conversation:
+    def _ask(kind: str, key: str | None, meter: str, bars: int, seed: int) -> Conversation:
         answer = yield Ask({"key": key, "meter": meter, "bars": bars, "seed": seed})
-        wrong = faults(answer["abc"], key, meter, bars)
-        return Record(kind, not wrong, line_of(read(answer["abc"])), wrong)
+        tune = read(answer["abc"])
+        wrong = faults(answer["abc"], key or str(tune.key), meter, bars)
+        return Record(kind, not wrong, line_of(tune), wrong)
 
     def timed(self) -> Conversation:
         """A tune of 16 bars, whose last note is the run that is timed."""
@@ -290,7 +291,9 @@ class MusicCompositionEvaluation(Evaluation):
         figures = [
             _share("tunes with key, meter and bars as asked", right, "tunes"),
             Figure("style distance", _mean(distances.values()), notes, "notes", form=".4f"),
-            Figure("longest run shared with a known tune, 95 % of tunes", _high(runs), len(runs), "tunes"),
+            Figure(
+                "longest run shared with a known tune, 95 % of tunes", _high(runs), len(runs), "tunes", *_between(runs)
+            ),
             _share("bars heard before in the tune", repeated, "bars"),
         ]
         wrong = [(str(n), record.wrong) for n, record in enumerate(records) if record.wrong]
@@ -320,8 +323,10 @@ class MusicCompositionEvaluation(Evaluation):
         return [
             f"Known tunes among each other: longest run {_high(runs):.1%} in 95 % of {len(sample)}, bars heard before "
             f"{repeated[0] / repeated[1]:.1%}.",
-            f"Style, runs and bars: {len(composed)} tunes of {BARS} bars in {', '.join(self.usual)}; D, G, A and Em, "
+            f"Style, runs and bars: {len(composed)} tunes of {BARS} bars in {', '.join(self.usual)}, keys as drawn, "
             "at the default temperature and `top_p`. Runs are compared in any key, whatever the lengths of the notes.",
+            "Intervals: bootstrap over tunes. The style distance has none: chance only ever adds to it, so it is to be "
+            "compared with that of as many known tunes.",
         ]
 
 
@@ -332,6 +337,16 @@ def _mean(values: Iterable[float]) -> float:
 
 def _high(shares: NDArray[np.float64]) -> float:
     return float(np.quantile(shares, 0.95)) if len(shares) else float("nan")
+
+
+def _between(shares: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The bootstrap interval of `_high`."""
+    if len(shares) < 2:
+        return None, None
+    rng = np.random.default_rng(0)
+    drawn = np.quantile(shares[rng.integers(0, len(shares), (1000, len(shares)))], 0.95, axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _share(name: str, sums: NDArray[np.float64], of: str) -> Figure:
