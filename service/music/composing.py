@@ -127,6 +127,8 @@ def _up_to_here(prompt: Tune, within: bool) -> tuple[str, set[int]]:
     if not prompt.bars:
         return "", set()
     last = prompt.bars[-1]
+    if last.after == "|" and within:  # a section ends here: the bar is completed by what follows
+        return prompt.music.removesuffix("|") + "||\n", set()
     if last.after:
         return prompt.music + "\n", set()
     if not within:

@@ -222,6 +222,14 @@ def test_an_answer_can_be_gone_on_from_as_a_prompt(ask: Ask) -> None:
         assert heard(then)[: len(heard(first))] == heard(first)
 
 
+def test_a_last_bar_that_an_upbeat_completes_ends_a_section(ask: Ask) -> None:
+    abc = ask(prompt=PROMPT + "c2B AG|", bars=6, seed=2)["abc"]
+    assert "c2B AG||\n" in abc
+    lengths = [bar.length * 8 for bar in read(abc).bars]
+    assert lengths[:4] == [1, 6, 5, 1]
+    assert sum(lengths) == 6 * 6
+
+
 def test_a_tie_at_the_end_of_the_prompt_holds_the_note(ask: Ask) -> None:
     for seed in range(4):
         notes = heard(ask(prompt="M:2/4\nL:1/8\nK:D\nA2 ^c2-|", bars=4, seed=seed)["abc"])
