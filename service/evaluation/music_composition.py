@@ -34,7 +34,7 @@ from service.evaluation.base import (
     Outcome,
     Subject,
 )
-from service.evaluation.statistics import bootstrap_sums, ratio
+from service.evaluation.statistics import bootstrap_sums, ratio, wilson
 from service.music.abc import BadTune, Tune, read
 from service.music.theory import METERS
 
@@ -213,7 +213,7 @@ class MusicCompositionEvaluation(Evaluation):
     """Tunes asked for in all keys, meters and lengths, and many of the usual kind. A model's own overrides `known`."""
 
     title = "Composed tunes, beside known ones"
-    item = "tune of 16 bars"
+    item = "note"
 
     def __init__(self, data: Any, subject: Subject, limit: int | None = None) -> None:
         super().__init__(data, subject, limit)
@@ -269,12 +269,12 @@ class MusicCompositionEvaluation(Evaluation):
         return Record(kind, not wrong, line_of(tune), wrong)
 
     def timed(self) -> Conversation:
-        """A tune of 16 bars, whose last note is the run that is timed."""
+        """A tune, whose last note is the run that is timed."""
         yield Ask({"key": "D", "meter": "6/8", "bars": BARS, "seed": 7})
         return None
 
     def outcome(self, records: Sequence[Record]) -> Outcome:
-        right = np.array([(record.right, 1) for record in records], float)
+        right = sum(record.right for record in records)
         composed = [record for record in records if record.kind != "asked"]
         known = Known(line for _, line in self.tunes)
         runs = np.array([known.longest_run(record.line) / len(record.line.pitches) for record in composed])
@@ -289,7 +289,13 @@ class MusicCompositionEvaluation(Evaluation):
         }
         notes = sum(len(record.line.pitches) for record in composed)
         figures = [
-            _share("tunes with key, meter and bars as asked", right, "tunes"),
+            Figure(
+                "tunes with key, meter and bars as asked",
+                right / len(records) if records else float("nan"),
+                len(records),
+                "tunes",
+                *(wilson(right, len(records)) if records else (None, None)),
+            ),
             Figure("style distance", _mean(distances.values()), notes, "notes", form=".4f"),
             Figure(
                 "longest run shared with a known tune, 95 % of tunes", _high(runs), len(runs), "tunes", *_between(runs)
@@ -325,8 +331,8 @@ class MusicCompositionEvaluation(Evaluation):
             f"{repeated[0] / repeated[1]:.1%}.",
             f"Style, runs and bars: {len(composed)} tunes of {BARS} bars in {', '.join(self.usual)}, keys as drawn, "
             "at the default temperature and `top_p`. Runs are compared in any key, whatever the lengths of the notes.",
-            "Intervals: bootstrap over tunes. The style distance has none: chance only ever adds to it, so it is to be "
-            "compared with that of as many known tunes.",
+            "Intervals: Wilson's for the first row, else a bootstrap over tunes. The style distance has none: chance "
+            "only ever adds to it, so it is to be compared with that of as many known tunes.",
         ]
 
 
