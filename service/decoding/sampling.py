@@ -2,8 +2,8 @@
 
 A request's draws come from a generator of its own, whose raw bits NumPy keeps the same from version to version. One
 number in 0..1 chooses along the cumulated probabilities of the symbols, in the order of their numbers: two processors
-whose logits differ by rounding, some 1e-6, choose differently only where the number falls between their two sums, about
-once in a hundred thousand choices.
+whose logits differ by rounding, some 1e-6, choose differently only where the number falls between their two sums: by
+estimate once in a hundred thousand choices.
 """
 
 from __future__ import annotations
