@@ -97,7 +97,7 @@ def fields(source: Source, name: str) -> str:
         (
             f"`{field}`",
             kind_of(about),
-            default_of(about, required=field in schema["required"]),
+            default_of(about, required=field in schema.get("required", ())),
             meaning(about, source.document),
         )
         for field, about in schema["properties"].items()

@@ -32,7 +32,7 @@ LAYERS = [
         "tls",
         "__init__",
     },
-    {"media", "text", "uncertainty"},
+    {"media", "music", "text", "uncertainty"},
     {"decoding"},
     {"tasks", "runtime"},
     {"registry"},

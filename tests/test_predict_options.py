@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import Field
 
-from service.cli.choice import fitting
+from service.cli.choice import fitting, takes_files
 from service.cli.fields import PREFIX, options_of
 from service.tasks import AnyTask, discover
 from service.tasks.base import MediaInput, Task, TaskInput
@@ -110,7 +110,13 @@ class Masks(ImageClassification):
     Input = MasksInput  # type: ignore[assignment]
 
 
-TASKS: dict[str, type[AnyTask]] = {**discover(), "boxes": Boxes, "masks": Masks}
+JSON_TASKS = {name: task for name, task in discover().items() if not takes_files(task)}
+TASKS: dict[str, type[AnyTask]] = {
+    **JSON_TASKS,
+    "image-classification": ImageClassification,
+    "boxes": Boxes,
+    "masks": Masks,
+}
 
 
 @pytest.fixture
