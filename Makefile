@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test bench soak lint dist sbom pins clean
+.PHONY: help serve test conformance bench soak lint dist sbom pins clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -16,6 +16,9 @@ test: $(VENV)/.dev      ## install what development needs; lint, type-check and 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+conformance: $(VENV)/.dev   ## check that the server is one of the Open Inference Protocol, and print the table
+	$(BIN)/python -m tests.conformance
 
 bench: $(VENV)/.serve   ## compare with plain FastAPI and with no HTTP at all on this machine (under six minutes)
 	$(BIN)/python benchmarks/bench.py

@@ -3,7 +3,7 @@
     python docs/generate.py
 
 replaces what stands between `<!-- KIND: WHAT -->` and `<!-- end -->` on every page of docs/, in README.md and in
-models/README.md, and begins the page of a task that has none. The kinds:
+models/README.md, begins the page of a task that has none, and writes docs/manifest.schema.json. The kinds:
 
     fields: NAME              fields of a type of the OpenAPI document that callers send
     answer: NAME              fields of one that they receive
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from service.app import create_app
+from service.registry.manifest_schema import manifest_schema
 from service.registry.repository import scan
 from service.schemas.names import public_types
 from service.settings import Settings
@@ -96,7 +97,7 @@ def fields(source: Source, name: str) -> str:
         (
             f"`{field}`",
             kind_of(about),
-            default_of(about, required=field in schema["required"]),
+            default_of(about, required=field in schema.get("required", ())),
             meaning(about, source.document),
         )
         for field, about in schema["properties"].items()
@@ -285,8 +286,14 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def schema_of_manifests() -> str:
+    """The JSON Schema of manifests, as it is published."""
+    return f"{json.dumps(manifest_schema(discover()), indent=2, ensure_ascii=False)}\n"
+
+
 def main() -> None:
     """Rewrite the pages."""
+    (DOCS / "manifest.schema.json").write_text(schema_of_manifests(), encoding="utf-8")
     document = openapi()
     for task in discover().values():
         page = DOCS / "tasks" / f"{task.name}.md"

@@ -63,6 +63,7 @@ def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None 
         limits=settings.limits,
         tune=True,
         load_timeout_s=settings.load_timeout_s,
+        workers=settings.plan().workers,
     )
     return Registry(settings.models, options, dict(discover(settings.tasks) if tasks is None else tasks))
 
@@ -139,6 +140,7 @@ def create_app(
     addresses = Addresses(settings)
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     in_flight = BytesInFlight(settings.max_bytes_in_flight)
+    app.state.settings, app.state.in_flight = settings, in_flight
     endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())}
     infer = InferEndpoint(settings, models, in_flight)
 
@@ -164,6 +166,7 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
         log_probes=settings.log_level == "debug",
+        on_flush=lambda: models.publish_statistics(workers.own),
     )
     app.state.flush_metrics = edge.flush_metrics
     return edge

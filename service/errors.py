@@ -20,6 +20,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── ModelNotFound           no such model, version or task
     ├── ModelNotReady           known, but not loaded
     ├── NotReady                the server as a whole: a model that must be there is not
+    ├── NotOffered              a part of a protocol that this server does not have
     ├── ManifestInvalid         a model folder that cannot be served
     ├── NameTaken               two public types of one name
     ├── SettingUnusable         a file that a setting names
@@ -354,6 +355,20 @@ class NotReady(ServiceError):
         super().__init__(f"Not ready. {why} {advice}")
         self.reasons = dict(reasons)
         self.retry_after_s = 1 if will_pass else None
+
+
+class NotOffered(ServiceError):
+    """A part of a protocol that this server does not have.
+
+    Args:
+        what: is asked for, as the subject of a sentence in the singular.
+        instead: what to do.
+    """
+
+    slug = "not-offered"
+
+    def __init__(self, what: str, instead: str) -> None:
+        super().__init__(f"{what} is not offered by this server. {instead}")
 
 
 class ManifestInvalid(ServiceError):

@@ -27,6 +27,7 @@ _OTHER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_OUTSIDE = "leads out of the model's folder; copy the file itself to this place."
 _REASONS = {
     errno.EACCES: "cannot be read: permission denied; let the server's user read it (chmod a+rX)",
     errno.EPERM: "cannot be read: not permitted; let the server's user read it (chmod a+rX)",
@@ -55,7 +56,7 @@ def read_bytes(path: Path, where: str, *, missing: str, inside: Sequence[Path] =
     """Read a whole file, as `open_file` opens it."""
     with open_file(path, where, missing=missing, inside=inside) as file:
         content = file.read()
-    if content.startswith(_LFS_POINTER):
+    if is_lfs_content(content):
         raise ManifestInvalid(where, "is a Git LFS pointer, not the file itself; run `git lfs pull`.")
     return content
 
@@ -82,7 +83,9 @@ def decode(content: bytes, where: str) -> str:
 
 
 @contextmanager
-def open_file(path: Path, where: str, *, missing: str, inside: Sequence[Path] = ()) -> Iterator[BinaryIO]:
+def open_file(
+    path: Path, where: str, *, missing: str, inside: Sequence[Path] = (), outside: str = _OUTSIDE
+) -> Iterator[BinaryIO]:
     """Open a file for reading if it is one; a pipe or a device is not even opened.
 
     Args:
@@ -90,6 +93,7 @@ def open_file(path: Path, where: str, *, missing: str, inside: Sequence[Path] = 
         where: its place below the model repository, for messages.
         missing: what to say when there is none.
         inside: folders of which the file must lie in one, once links are followed; left out: it may lie anywhere.
+        outside: what to say when it lies elsewhere.
 
     Raises:
         ManifestInvalid: there is none, it is something else, or it cannot be read.
@@ -97,7 +101,7 @@ def open_file(path: Path, where: str, *, missing: str, inside: Sequence[Path] = 
     try:
         mode = path.stat().st_mode
         if inside and not _lies_in(path, inside):
-            raise ManifestInvalid(where, "leads out of the model's folder; copy the file itself to this place.")
+            raise ManifestInvalid(where, outside)
         if not stat.S_ISREG(mode):
             raise ManifestInvalid(where, f"is {kind_of(mode)}; a file should be here.")
         file = path.open("rb")
@@ -122,13 +126,9 @@ def without_folders(text: str) -> str:
     return _ABSOLUTE.sub("", text)
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS leaves in its place until it is fetched."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_LFS_POINTER)) == _LFS_POINTER
-    except OSError:
-        return False
+def is_lfs_content(content: bytes) -> bool:
+    """Whether a file's content is what Git LFS leaves in its place until it is fetched."""
+    return content.startswith(_LFS_POINTER)
 
 
 def folder_problem(path: Path) -> str | None:

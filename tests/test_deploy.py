@@ -113,8 +113,8 @@ def test_quantiles_are_taken_of_buckets_grouped_by_le() -> None:
 
 def test_every_drop_reason_is_one_the_service_gives() -> None:
     """A misspelt reason in a selector would select nothing, without any error."""
-    batcher = (ROOT / "service/runtime/batcher.py").read_text("utf-8")
-    given = set(re.findall(r'DROPPED\.labels\([^"]*"(\w+)"\)', batcher))
+    runtime = "".join(path.read_text("utf-8") for path in (ROOT / "service/runtime").glob("*.py"))
+    given = set(re.findall(r'DROPPED\.labels\([^"]*"(\w+)"\)', runtime))
     selected = {reason for match in re.findall(r'reason=~"([^"]*)"', ALERTS) for reason in match.split("|")}
     assert selected
     assert selected <= given

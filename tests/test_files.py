@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ManifestInvalid
-from service.files import is_lfs_pointer, printable, read_bytes, read_text
+from service.files import is_lfs_content, printable, read_bytes, read_text
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234567\n"
 
@@ -61,9 +61,9 @@ def test_what_is_no_file_is_named_and_a_pipe_is_not_waited_for(tmp_path: Path) -
 def test_a_pointer_is_told_from_a_graph(tmp_path: Path) -> None:
     (tmp_path / "pointer").write_text(POINTER)
     (tmp_path / "graph").write_bytes(b"\x08\x08")
-    assert is_lfs_pointer(tmp_path / "pointer")
-    assert not is_lfs_pointer(tmp_path / "graph")
-    assert not is_lfs_pointer(tmp_path / "nothing")
+    assert is_lfs_content((tmp_path / "pointer").read_bytes())
+    assert not is_lfs_content((tmp_path / "graph").read_bytes())
+    assert not is_lfs_content(b"")
 
 
 def test_names_can_always_be_shown() -> None:

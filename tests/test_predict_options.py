@@ -10,10 +10,9 @@ import pytest
 from click.testing import CliRunner
 from pydantic import Field
 
-from service.cli.choice import fitting
+from service.cli.choice import fitting, takes_files
 from service.cli.fields import PREFIX, options_of
 from service.tasks import AnyTask, discover
-from service.tasks.anomaly_detection import AnomalyDetection, AnomalyDetectionInput
 from service.tasks.base import MediaInput, Task, TaskInput
 from service.tasks.image_classification import ImageClassification
 from service.tasks.terminal import Failure, Table, fields_shown
@@ -111,20 +110,13 @@ class Masks(ImageClassification):
     Input = MasksInput  # type: ignore[assignment]
 
 
-class Future(AnomalyDetection):
-    """Another task on series."""
-
-    name, by_default = "future", False
-
-    class FutureInput(AnomalyDetectionInput):
-        """With a horizon."""
-
-        horizon: int = 12
-
-    Input = FutureInput
-
-
-TASKS: dict[str, type[AnyTask]] = {**discover(), "boxes": Boxes, "masks": Masks, "future": Future}
+JSON_TASKS = {name: task for name, task in discover().items() if not takes_files(task)}
+TASKS: dict[str, type[AnyTask]] = {
+    **JSON_TASKS,
+    "image-classification": ImageClassification,
+    "boxes": Boxes,
+    "masks": Masks,
+}
 
 
 @pytest.fixture
@@ -157,7 +149,7 @@ def test_where_several_tasks_would_do_they_are_named(picture: Path) -> None:
     [
         (["series"], "anomaly-detection"),
         (["values"], "anomaly-detection"),
-        (["series", "column", "horizon"], "future"),
+        (["series", "column", "horizon"], "forecasting"),
         (["text"], "next-word-prediction"),
         (["text", "words", "explain"], "next-word-prediction"),
     ],

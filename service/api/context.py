@@ -125,6 +125,11 @@ class RequestContext:
         """Seconds left until the deadline; not below 0."""
         return max(0.0, self.started + self.timeout_s - time.perf_counter())
 
+    def shorten(self, timeout_s: float | None) -> None:
+        """Bring the deadline forward, where one is given that comes sooner."""
+        if timeout_s is not None:
+            self.timeout_s = min(self.timeout_s, timeout_s)
+
     def check_deadline(self) -> None:
         """See that there is time left.
 

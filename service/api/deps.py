@@ -12,6 +12,7 @@ from service.api.gate import Gate
 from service.errors import NotAllowed, NotAuthorised
 from service.keys import Key
 from service.registry.registry import Registry
+from service.settings import Settings
 
 
 def get_registry(request: Request) -> Registry:
@@ -30,6 +31,12 @@ def get_workers(request: Request) -> Workers:
     """What the workers of this server know of each other."""
     workers: Workers = request.app.state.workers
     return workers
+
+
+def get_settings(request: Request) -> Settings:
+    """The server's settings."""
+    settings: Settings = request.app.state.settings
+    return settings
 
 
 def get_address(request: Request) -> Address:
@@ -61,6 +68,7 @@ def require_admin(request: Request) -> None:
 ADMIN = Depends(require_admin)
 """Among the `dependencies` of a route or router that changes the server."""
 AddressDep = Annotated[Address, Depends(get_address)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
 RegistryDep = Annotated[Registry, Depends(get_registry)]
 KeyDep = Annotated[Key | None, Depends(get_key)]
 GateDep = Annotated[Gate, Depends(get_gate)]

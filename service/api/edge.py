@@ -63,6 +63,7 @@ class Edge:
         max_body_bytes: largest body taken.
         access_log: called with the facts of each answer; None for no log lines.
         log_probes: whether answers to probes and scrapes are logged too.
+        on_flush: called whenever counts that have gathered are written.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class Edge:
         access_log: Callable[[dict[str, Any]], None] | None = None,
         *,
         log_probes: bool = False,
+        on_flush: Callable[[], None] = lambda: None,
     ) -> None:
         self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
-        self.cors, self._addresses = cors, addresses
+        self.cors, self._addresses, self._on_flush = cors, addresses, on_flush
         self.heads: dict[bytes, Head] = {}
         self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
@@ -229,6 +231,7 @@ class Edge:
             telemetry.REQUESTS.labels(*labels).inc(count)
         self._answered.clear()
         telemetry.Recorder.flush_all()
+        self._on_flush()
 
     def close(self, scope: Any, context: RequestContext, path: str | None, status: int) -> None:
         """Count a request as answered."""

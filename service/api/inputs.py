@@ -204,7 +204,8 @@ def _parse_media(
     elif media == "text/plain" and body.startswith(b"data:"):
         files = [_data_url(task, body)]
     elif _is_file(task, media) or task.recognises(body):  # what it is, its bytes say
-        files = [Upload(body, content_type=media)] if body else []
+        # As sent, with its parameters: of samples without a header, only they say what they are.
+        files = [Upload(body, content_type=(content_type or b"").decode("latin-1") or media)] if body else []
     elif media == _DEFAULT_FORM and not body:
         files = []
     else:
@@ -287,7 +288,7 @@ def _data_url(task: type[AnyTask], body: bytes) -> Upload:
     if not comma or options[-1:] != ["base64"]:
         raise BadRequest("A data URL is sent as `data:<type>;base64,<data>`.")
     try:
-        return Upload(pybase64.b64decode(data, validate=True), content_type=kind)
+        return Upload(pybase64.b64decode(data, validate=True), content_type=";".join([kind, *options[:-1]]))
     except binascii.Error as error:
         raise BadRequest(f"The data URL is not base64: {error}.") from None
 
@@ -310,7 +311,7 @@ def _multipart(body: bytes, options: Mapping[bytes, bytes], max_files: int) -> t
     files: list[Upload] = []
     for part in multipart.parts(body, boundary, max_files):
         if part.name == multipart.FILE:
-            files.append(Upload(part.data, part.filename or None))
+            files.append(Upload(part.data, part.filename or None, part.content_type))
         elif part.filename is not None:
             raise ValidationFailed([{"loc": ["body", part.name], "msg": "files are sent as parts named 'file'"}])
         else:

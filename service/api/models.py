@@ -20,7 +20,15 @@ from service.registry.handle import ModelHandle
 from service.registry.manifest import Claims
 from service.registry.model import Model, Version
 from service.registry.registry import Registry
-from service.schemas.model_info import GraphInfo, ModelCard, ModelInfo, ModelList, TensorInfo, VersionInfo
+from service.schemas.model_info import (
+    GraphInfo,
+    ModelCard,
+    ModelInfo,
+    ModelList,
+    TensorInfo,
+    ValueInfo,
+    VersionInfo,
+)
 from service.tasks.base import MediaInput
 
 FEW_VALUES = 16
@@ -77,6 +85,8 @@ def describe(model: Model, registry: Registry, address: Address) -> ModelInfo:
         inputs=default.inputs if default else [],
         outputs=default.outputs if default else [],
         size_bytes=default.size_bytes if default else None,
+        labels=(list(handle.task.labels) or None) if handle else None,
+        values=([ValueInfo(name=n.name, unit=n.unit) for n in handle.task.estimates] or None) if handle else None,
         metrics=claims.metrics,
         reason=None if model.is_ready else model.reason,
         curl=curl_line(model, registry, address),

@@ -31,11 +31,13 @@ class Part:
         name: of the form's field.
         filename: None where the part is no file.
         data: decoded, where it has a `Content-Transfer-Encoding`.
+        content_type: as sent; None where it has none.
     """
 
     name: str
     filename: str | None
     data: bytes
+    content_type: str | None = None
 
 
 def parts(body: bytes, boundary: bytes, max_files: int) -> list[Part]:
@@ -114,7 +116,8 @@ def _part(headers: dict[bytes, bytes], data: bytes) -> Part:
     plain = options.get(b"filename")
     filename = _extended_filename(disposition) or (None if plain is None else plain.decode("utf-8", "replace"))
     encoding = headers.get(b"content-transfer-encoding", b"").lower()
-    return Part(options[b"name"].decode("utf-8", "replace"), filename, _decoded(data, encoding))
+    content_type = headers.get(b"content-type", b"").decode("latin-1") or None
+    return Part(options[b"name"].decode("utf-8", "replace"), filename, _decoded(data, encoding), content_type)
 
 
 def _extended_filename(disposition: str) -> str | None:

@@ -68,6 +68,9 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
     errors.InvalidInput: Kind(422, "Input not usable", errors.InvalidInput("Image 1 is damaged or cut short.")),
     errors.RateLimited: Kind(429, "Too many requests", errors.RateLimited(10)),
     errors.InferenceFailed: Kind(500, "Inference failed", errors.InferenceFailed("cifar10-cnn")),
+    errors.NotOffered: Kind(
+        501, "Not offered", errors.NotOffered("Changing how it logs", "Set GRIDLOOP_LOG_LEVEL and restart it.")
+    ),
     errors.ModelNotReady: Kind(503, "Model not ready", errors.ModelNotReady("cifar10-cnn", "loading", None)),
     errors.NotReady: Kind(
         503, "Server not ready", errors.NotReady({"cifar10-cnn": "is still loading"}, will_pass=True)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from service.api.open_inference.datatypes import DATATYPES
 from service.api.tasks import MODEL_HEADER
 from service.client.http import AnswerParser, HttpAnswer, Server, detail
+from service.client.samples import BOUNDARY
 from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Ask, Conversation, EvaluationFailed, Infer, Item, Question, Subject
 from service.graph import Array, Run, Steps
@@ -33,6 +34,9 @@ CONVERSATIONS = 32
 
 CONNECTIONS = 16
 """Kept alive through HTTP, with one request on each: enough to keep a server of a few cores busy (count)."""
+
+MAX_QUERY_CHARS = 4096
+"""Longer fields, such as the state of a stream of sound, are sent in a form with the file (characters)."""
 
 
 class Refused(EvaluationFailed):
@@ -188,8 +192,15 @@ class Http:
         if question.file is None:
             return self._wire(target, "application/json", orjson.dumps({**question.fields, "model": model}))
         shown = {k: str(v).lower() if isinstance(v, bool) else v for k, v in question.fields.items() if v is not None}
-        query = urllib.parse.urlencode({**shown, "model": model})
-        return self._wire(f"{target}?{query}", "application/octet-stream", question.file)
+        shown["model"] = model
+        query = urllib.parse.urlencode(shown)
+        if len(query) <= MAX_QUERY_CHARS:
+            return self._wire(f"{target}?{query}", "application/octet-stream", question.file)
+        parts = [f'name="{name}"\r\n\r\n{value}'.encode() for name, value in shown.items()]
+        parts.append(b'name="file"\r\n\r\n' + question.file)
+        lead = f"--{BOUNDARY}\r\nContent-Disposition: form-data; ".encode()
+        body = b"".join(lead + part + b"\r\n" for part in parts) + f"--{BOUNDARY}--\r\n".encode()
+        return self._wire(target, f"multipart/form-data; boundary={BOUNDARY}", body)
 
     def _infer_request(self, question: Infer) -> bytes:
         inputs = [

@@ -18,6 +18,7 @@ from service.runtime.drive import drive
 from service.runtime.graphs import Graphs
 from service.runtime.job import Done
 from service.runtime.session import joint_digest
+from service.runtime.statistics import Statistics
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
 from service.tasks.base import Limits, MediaAnswer, ModelRef, TaskInput, TaskOutput
@@ -34,6 +35,7 @@ class LoadOptions:
         limits: largest requests taken.
         tune: whether to measure how each graph runs best.
         load_timeout_s: time for loading one version (seconds).
+        workers: processes that will serve it.
     """
 
     cores: int = 1
@@ -42,6 +44,7 @@ class LoadOptions:
     limits: Limits = field(default_factory=Limits)
     tune: bool = False
     load_timeout_s: float = 120.0
+    workers: int = 1
 
 
 class ModelHandle:
@@ -62,6 +65,7 @@ class ModelHandle:
         digest: SHA-256 of the graph file, to tell replicas apart; of all of its files, where there are several.
         size_bytes: of all these files.
         tuning: how the main graph is run.
+        statistics: what it has done, in all workers.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class ModelHandle:
         sessions = [graph.session for graph in graphs.values()]
         self.digest = joint_digest([bytes.fromhex(session.digest) for session in sessions])
         self.size_bytes = sum(session.size_bytes for session in sessions)
+        sizes = [graph.signature.fixed_batch or tunings[name].max_batch_size for name, graph in graphs.items()]
+        self.statistics = Statistics(options.workers, max(sizes))
         self._options = options
         self._batcher: Batcher | None = None
         self._is_closed = False
@@ -114,6 +120,7 @@ class ModelHandle:
                 tunings=self.tunings,
                 max_queue=self._options.max_queue,
                 max_queue_bytes=self._options.max_queue_bytes,
+                statistics=self.statistics,
             )
         return self._batcher
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from service.errors import ManifestInvalid, as_sentence
+from service.errors import ManifestInvalid
 from service.files import read_text
+from service.manifest_problems import ManifestText, in_words, line_of
 from service.state import StateRange
 
 FILENAME = "manifest.toml"
@@ -31,7 +32,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 class Batching(BaseModel):
     """How the graph is run. What is left out is measured when the model is loaded (`service.runtime.tuning`)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Most rows in one run (count)."""
@@ -42,6 +43,8 @@ class Batching(BaseModel):
 class Claims(BaseModel):
     """What a model folder says of its weights; a version whose weights differ says its own."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     licence: str = ""
     """Of the weights and, where it matters, of the data they were trained on."""
     metrics: dict[str, Finite] = {}
@@ -50,6 +53,8 @@ class Claims(BaseModel):
 
 class OfVersion(Claims):
     """What a version's own manifest may say otherwise than the model's, beside the keys of its task."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     constants: dict[str, Finite] = {}
     """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
@@ -60,7 +65,7 @@ class OfVersion(Claims):
 class Manifest(OfVersion):
     """A model folder's declaration: the keys that every model may have; the rest are its task's own, in `options`."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     task: str
     """Name of the endpoint that serves it, such as `image-classification`."""
@@ -74,6 +79,13 @@ class Manifest(OfVersion):
     default_version: str | None = None
     """The version that answers when a request names none; left out: the highest that is ready."""
     batching: Batching = Batching()
+
+    _text: str = PrivateAttr(default="")
+
+    def line(self, key: str) -> str:
+        """In which line a key is written, as the end of a sentence about it; empty where it is not."""
+        number = line_of(self._text, [key])
+        return f" (line {number})" if number else ""
 
     def options(self, version: Path) -> dict[str, Any]:
         """All other keys and tables, such as `[preprocessing]`: the task checks them (`Task.Options`).
@@ -108,7 +120,8 @@ class Manifest(OfVersion):
         try:
             return OfVersion.model_validate({key: own.get(key, getattr(self, key)) for key in OfVersion.model_fields})
         except ValidationError as error:
-            raise ManifestInvalid(_where(version), as_sentence(error)) from None
+            text = ManifestText(_where(version), _text(version / FILENAME, _where(version), (version, version.parent)))
+            raise ManifestInvalid(_where(version), in_words(error, OfVersion, [text])) from None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -118,26 +131,31 @@ def read_manifest(folder: Path) -> Manifest:
         ManifestInvalid: it is missing, is no TOML, or breaks the schema; the message says which line or field.
     """
     where = f"{folder.name}/{FILENAME}"
+    text = _text(folder / FILENAME, where, (folder,))
     try:
-        return Manifest.model_validate(_read_toml(folder / FILENAME, where, (folder,)))
+        manifest = Manifest.model_validate(_parsed(text, where))
     except ValidationError as error:
-        raise ManifestInvalid(where, as_sentence(error)) from None
+        raise ManifestInvalid(where, in_words(error, Manifest, [ManifestText(where, text)])) from None
+    manifest._text = text
+    return manifest
 
 
 def _own(version: Path) -> dict[str, Any]:
     """What a version's own manifest says; empty where it has none."""
     if not os.path.lexists(version / FILENAME):
         return {}
-    return _read_toml(version / FILENAME, _where(version), (version, version.parent))
+    return _parsed(_text(version / FILENAME, _where(version), (version, version.parent)), _where(version))
 
 
 def _where(version: Path) -> str:
     return f"{version.parent.name}/{version.name}/{FILENAME}"
 
 
-def _read_toml(path: Path, where: str, inside: Sequence[Path]) -> dict[str, Any]:
-    missing = "is missing; models/README.md shows a minimal one."
-    text = read_text(path, where, missing=missing, inside=inside)
+def _text(path: Path, where: str, inside: Sequence[Path]) -> str:
+    return read_text(path, where, missing="is missing; models/README.md shows a minimal one.", inside=inside)
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

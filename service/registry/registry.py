@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,12 @@ from service.runtime.memory import give_back_memory
 from service.tasks import AnyTask, check_type_names, discover
 
 log = structlog.get_logger(__name__)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A question that corrects a name, where one is near."""
+    close = get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 class Registry:
@@ -56,8 +63,8 @@ class Registry:
         problem = found.problem
         if found.manifest is not None and found.manifest.task not in self.tasks:
             problem = (
-                f"{found.name}/manifest.toml: task {found.manifest.task!r} is not known; "
-                f"this server has: {', '.join(self.tasks)}."
+                f"{found.name}/manifest.toml: task {found.manifest.task!r} is not known; this server has: "
+                f"{', '.join(self.tasks)}{found.manifest.line('task')}.{_nearest(found.manifest.task, self.tasks)}"
             )
         state: VersionState = "failed" if problem else "loading"
         versions = {
@@ -276,6 +283,13 @@ class Registry:
     def _announce(model: Model, version: Version) -> None:
         telemetry.announce_model(model.name)
         telemetry.MODEL_READY.labels(model.name, version.name).set(version.state == "ready")
+
+    def publish_statistics(self, worker: int) -> None:
+        """Let the other workers know what the models have done in this one."""
+        for model in self:
+            for version in model.versions.values():
+                if version.handle:
+                    version.handle.statistics.publish(worker)
 
     def get(self, name: str) -> Model:
         """The model of that name, as `Selection.model` finds it."""

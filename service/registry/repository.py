@@ -113,12 +113,14 @@ def read_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) 
     required = manifest.required if manifest else declares_required(folder)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         problem = f"{name}: model names are letters, digits, '.', '_' and '-'; rename the folder."
+    elif name == "stats":
+        problem = f"{name}: /v2/models/stats is the address of all models' statistics; rename the folder."
     elif manifest and not versions and not broken:
         problem = f"{name}: has no version folder with a {graph}; add `1/{graph}`."
     elif manifest and manifest.default_version not in {None, *versions, *broken}:
         problem = (
             f"{name}/manifest.toml: default_version {manifest.default_version!r} is not among its versions: "
-            f"{', '.join(versions)}."
+            f"{', '.join(versions)}{manifest.line('default_version')}."
         )
     return FoundModel(name, folder, None if problem else manifest, versions, required, problem, broken)
 

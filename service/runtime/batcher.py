@@ -32,12 +32,13 @@ import numpy as np
 import structlog
 
 from service import telemetry
-from service.errors import DeadlineExceeded, InferenceFailed
+from service.errors import DeadlineExceeded, InferenceFailed, Unavailable
 from service.graph import Array, Run, Steps
 from service.runtime.admission import Admission
 from service.runtime.graphs import Graphs, Runnable
 from service.runtime.job import BatchedGraph, Done, Job, Outcome
 from service.runtime.pace import kind_of
+from service.runtime.statistics import Statistics
 from service.runtime.stop import Stop
 from service.runtime.tensors import split, stack
 from service.schemas.model_info import Tuning
@@ -82,6 +83,7 @@ class Batcher:
         tunings: the same for graphs that have their own, by name.
         max_queue: rows that may wait before new requests are refused.
         max_queue_bytes: of the bodies that may wait.
+        statistics: where requests and runs are counted; left out, nobody asks for them.
 
     Attributes:
         pace: how long requests take.
@@ -97,6 +99,7 @@ class Batcher:
         tunings: Mapping[str, Tuning] | None = None,
         max_queue: int = 1024,
         max_queue_bytes: int = 64 * 1024 * 1024,
+        statistics: Statistics | None = None,
     ) -> None:
         every = Tuning(
             max_batch_size=max_batch_size, turn_rows=turn_rows or max_batch_size, lone_threads=1, source="default"
@@ -121,6 +124,7 @@ class Batcher:
         self._batch_rows = telemetry.Recorder(telemetry.BATCH_ROWS, model)
         self._run_seconds = telemetry.Recorder(telemetry.RUN_SECONDS, model)
         self._queue_seconds = telemetry.Recorder(telemetry.QUEUE_SECONDS, model)
+        self._statistics = statistics or Statistics()
         self._told_waiting = 0
         self._waiting_rows = telemetry.WAITING_ROWS.labels(model)
         self._thread = threading.Thread(target=self._serve, name=f"batcher-{model}", daemon=True)
@@ -209,7 +213,11 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = time.perf_counter()
         job = Job(steps, rows, timeout_s, now + timeout_s, loop, deliver, now, alone, kind_of(work), size_bytes)
-        self._admission.accept(job, now)
+        try:
+            self._admission.accept(job, now)
+        except Unavailable:
+            self._statistics.note_failure(0.0)
+            raise
         job.timer = loop.call_later(timeout_s, self._expire, job)
         if not small:
             self._queue.put(job)
@@ -315,6 +323,8 @@ class Batcher:
 
     def _expire(self, job: Job) -> None:
         telemetry.DROPPED.labels(self._model, "deadline").inc()
+        if not job.is_settled:
+            self._statistics.note_failure(job.timeout_s)
         job.settle(DeadlineExceeded(job.timeout_s))
         self._let_go(job)
 
@@ -384,6 +394,7 @@ class Batcher:
         if (self._admission.waiting or self._ready) and (refusal := self._admission.too_late(job, now)):
             job.steps.close()
             job.outcome = refusal
+            self._statistics.note_failure(now - job.since)
             self._finished.append(job)
             return
         self._admission.begin(job)
@@ -397,9 +408,13 @@ class Batcher:
         self._finished.append(job)
         self._admission.work_off(job, job.left_s)
         if isinstance(job.outcome, Done):
-            timings = job.timings
+            timings, now = job.timings, time.perf_counter()
             busy_s = timings.decode + job.run_s + timings.encode
-            self.pace.note(job.kind, busy_s, time.perf_counter() - job.begun, with_few=job.with_few)
+            self.pace.note(job.kind, busy_s, now - job.begun, with_few=job.with_few)
+            if not job.is_settled:  # too late: counted as a failure then
+                self._statistics.note_request(timings, now)
+        elif not job.is_settled:
+            self._statistics.note_failure(job.timings.sum())
 
     def _line_up(self, job: Job) -> None:
         group = self._ready.get(job.key)
@@ -470,7 +485,8 @@ class Batcher:
                 shares: Sequence[Mapping[str, Array]] = [self._run_whole(graph, runs[0], alone=alone, stop=stop)]
             else:
                 feeds = stack(runs, graph.signature)
-                outputs = self._run(graph, feeds, runs[0].outputs, alone=alone, stop=stop)
+                stacked_s = time.perf_counter() - begun
+                outputs = self._run(graph, feeds, runs[0].outputs, stacked_s, alone=alone, stop=stop)
                 shares = split(outputs, runs, graph.signature)
         except Exception as error:  # the batch fails, the batcher lives
             if stop.is_set:
@@ -503,18 +519,27 @@ class Batcher:
                 self._line_up(job)
 
     def _run(
-        self, graph: BatchedGraph, feeds: dict[str, Array], outputs: tuple[str, ...], *, alone: bool, stop: Stop
+        self,
+        graph: BatchedGraph,
+        feeds: dict[str, Array],
+        outputs: tuple[str, ...],
+        stacked_s: float,
+        *,
+        alone: bool,
+        stop: Stop,
     ) -> Mapping[str, Array]:
-        """Run a graph, in slices when there are more rows than a run may have."""
+        """Run a graph, in slices when there are more rows than a run may have; stacking them took `stacked_s`."""
         rows, most = len(next(iter(feeds.values()))), graph.max_batch_size
         parts = []
         for start in range(0, rows, most):
             slice_ = {name: array[start : start + most] for name, array in feeds.items()} if rows > most else feeds
             begun = time.perf_counter()
             part = graph.session.run(slice_, outputs, alone=alone, stop=stop)
-            self._run_seconds.observe(time.perf_counter() - begun)
+            took_s = time.perf_counter() - begun
+            self._run_seconds.observe(took_s)
             expected = min(most, rows - start)
             self._batch_rows.observe(expected)
+            self._statistics.note_run(expected, took_s, stacked_s * expected / rows if rows else 0.0)
             if any(len(array) != expected for array in part.values()):
                 raise ValueError(f"{expected} rows in, {[len(a) for a in part.values()]} rows out")
             parts.append(part)
@@ -524,8 +549,10 @@ class Batcher:
         """Run a graph with tensors whose axis 0 is no batch."""
         begun = time.perf_counter()
         outputs = graph.session.run(run.tensors, run.outputs, alone=alone, stop=stop)
-        self._run_seconds.observe(time.perf_counter() - begun)
+        took_s = time.perf_counter() - begun
+        self._run_seconds.observe(took_s)
         self._batch_rows.observe(1)
+        self._statistics.note_run(1, took_s)
         return outputs
 
     def _after_failure(self, batch: list[Job], error: Exception) -> None:
@@ -543,6 +570,7 @@ class Batcher:
     def _failed(self, job: Job, error: Exception) -> Exception:
         """What the job's caller is told. The steps hear of it where they asked for the run, and may know the reason."""
         self._admission.work_off(job, job.left_s)
+        self._statistics.note_failure(job.timings.sum())
         failure = InferenceFailed(self._model)
         failure.__cause__ = error
         try:

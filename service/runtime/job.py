@@ -41,6 +41,10 @@ class Timings:
     infer: float = 0.0
     encode: float = 0.0
 
+    def sum(self) -> float:
+        """All of it."""
+        return self.queue + self.decode + self.infer + self.encode
+
 
 @dataclass(slots=True)
 class Done(Generic[T]):

@@ -18,19 +18,33 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 # Field numbers and types of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; `*` marks repeated ones. What is
 # not named here is skipped.
 _SCHEMA = {
-    "Model": {"graph": (7, "Graph"), "functions": (25, "*Function")},
+    "Model": {
+        "ir_version": (1, "int64"),
+        "graph": (7, "Graph"),
+        "opset_import": (8, "*OperatorSet"),
+        "functions": (25, "*Function"),
+    },
+    "OperatorSet": {"domain": (1, "string"), "version": (2, "int64")},
     "Graph": {
         "node": (1, "*Node"),
+        "name": (2, "string"),
         "initializer": (5, "*Tensor"),
         "sparse_initializer": (15, "*SparseTensor"),
         "input": (11, "*Value"),
+        "output": (12, "*Value"),
     },
     "Value": {"name": (1, "string"), "type": (2, "Type")},
     "Type": {"tensor_type": (1, "TensorType")},
-    "TensorType": {"shape": (2, "Shape")},
+    "TensorType": {"elem_type": (1, "int32"), "shape": (2, "Shape")},
     "Shape": {"dim": (1, "*Dimension")},
     "Dimension": {"dim_value": (1, "int64")},
-    "Function": {"name": (1, "string"), "output": (5, "*string"), "node": (7, "*Node"), "domain": (10, "string")},
+    "Function": {
+        "name": (1, "string"),
+        "output": (5, "*string"),
+        "node": (7, "*Node"),
+        "opset_import": (9, "*OperatorSet"),
+        "domain": (10, "string"),
+    },
     "Node": {
         "input": (1, "*string"),
         "output": (2, "*string"),
@@ -49,7 +63,9 @@ _SCHEMA = {
     "Tensor": {
         "dims": (1, "*int64"),
         "data_type": (2, "int32"),
+        "int64_data": (7, "*int64"),
         "name": (8, "string"),
+        "raw_data": (9, "bytes"),
         "external_data": (13, "*Entry"),
     },
     "SparseTensor": {"values": (1, "Tensor"), "indices": (2, "Tensor")},
@@ -109,9 +125,14 @@ def read_model(path: Path) -> Any:
             view.release()
 
 
+def model_message() -> Any:
+    """A `Model` message with nothing in it."""
+    return _model_type()()
+
+
 def parse_model(content: bytes | memoryview) -> Any:
     """The `Model` message of a file's content, as `read_model`."""
-    model = _model_type()()
+    model = model_message()
     model.ParseFromString(content)
     return model
 

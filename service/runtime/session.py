@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,9 @@ from google.protobuf.message import DecodeError
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from service.errors import ManifestInvalid
-from service.files import is_lfs_pointer, open_file, printable, without_folders
+from service.files import is_lfs_content, open_file, printable, without_folders
 from service.graph import Array, Signature, TensorSpec, ValuesRefused
-from service.runtime import packed
+from service.runtime import onnx_faults, packed
 from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import give_back_freed_memory
 from service.runtime.onnx_file import activations, has_free_shape, parse_model, side_files
@@ -118,6 +119,8 @@ class OnnxSession:
         model = _parsed(content, where)
         self.side_files = side_files(model) if model else ()
         files = _Files(content, {name: _read_side_file(path, name) for name in self.side_files})
+        if model is not None:
+            onnx_faults.check(model, len(content), files.beside, where)
         del content
         self.digest, self.size_bytes = files.digest(), files.size_bytes
         self.copy: Path | None = None
@@ -229,7 +232,14 @@ class OnnxSession:
 
     def _read(self) -> bytes:
         with open_file(self._path, self._where, missing="is missing; export the graph to this place.") as file:
-            return file.read()
+            onnx_faults.check_size(os.fstat(file.fileno()).st_size, self._where)
+            content = file.read()
+        if is_lfs_content(content):
+            raise ManifestInvalid(
+                self._where,
+                "is a Git LFS pointer, not the graph itself; run `git lfs pull`. Or copy the file itself here.",
+            )
+        return content
 
     def check_unchanged(self) -> _Files:
         """See that the files are those that were read first.
@@ -355,10 +365,13 @@ def _read_side_file(graph: Path, name: str) -> bytes:
     shown = printable(Path(name).name if Path(name).is_absolute() else name)
     where = f"{folder.parent.name}/{folder.name}/{shown}"
     missing = f"is missing, and {graph.name} has weights in it: put it back, or save the graph with its weights inside."
-    with open_file(path, where, missing=missing, inside=(folder, folder.parent)) as file:
+    outside = "leads out of the model's folder; copy the file to this place, or save the graph with its weights inside."
+    with open_file(path, where, missing=missing, inside=(folder, folder.parent), outside=outside) as file:
         content = file.read()
-    if is_lfs_pointer(path):
-        raise ManifestInvalid(where, "is a Git LFS pointer, not the weights themselves; run `git lfs pull`.")
+    if is_lfs_content(content):
+        raise ManifestInvalid(
+            where, "is a Git LFS pointer, not the weights themselves; run `git lfs pull`. Or copy the file itself here."
+        )
     return content
 
 
@@ -383,8 +396,11 @@ def _explain(error: Exception, path: Path) -> str:
         )
     if any(words in text.lower() for words in ("external data", "external initializer", "file_size")):
         return "its weights are in a side file that is cut short or not there. Copy it again, or save both in one file."
-    if is_lfs_pointer(path):
-        return "is a Git LFS pointer, not the graph itself; run `git lfs pull`."
     if "protobuf parsing failed" in text.lower() or "No graph was found" in text:
         return "is not an ONNX file, or only half of one. Copy or export it again."
+    if found := re.search(r"Could not find an implementation for (\w+)\((\d+)\)", text):
+        return (
+            f"has an operator {found[1]} of opset {found[2]} that onnxruntime {version} does not compute for values of "
+            "its type. Export it again in float32, or install a newer onnxruntime."
+        )
     return f"cannot be loaded by onnxruntime {version}: {without_folders(text)}"

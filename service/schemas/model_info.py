@@ -36,6 +36,13 @@ class TensorInfo(BaseModel):
     shape: list[int | str | None] = Field(description="A number where the axis is fixed.", examples=[["batch", "time"]])
 
 
+class ValueInfo(BaseModel):
+    """A number that a model estimates."""
+
+    name: str = Field(examples=["red_blood_cells"])
+    unit: str = Field(description="What it is counted or measured in.", examples=["cells"])
+
+
 class GraphInfo(BaseModel):
     """One of the graphs of a version that has several."""
 
@@ -91,6 +98,15 @@ class ModelInfo(BaseModel):
     inputs: list[TensorInfo] = Field(description="Of the default version.")
     outputs: list[TensorInfo] = Field(description="Of the default version.")
     size_bytes: int | None = Field(description="Of the default version.")
+    labels: list[str] | None = Field(
+        default=None,
+        description="Of the default version's answers, in the order of their `index`; null where it has none.",
+        examples=[["cat", "dog"]],
+    )
+    values: list[ValueInfo] | None = Field(
+        default=None,
+        description="Numbers that the default version estimates, in the order of its answers; null where it has none.",
+    )
     metrics: dict[str, float] = Field(description="Figures that the model card claims of the default version.")
     reason: str | None = Field(default=None, description="Why the folder cannot be served, when it cannot.")
     curl: str = Field(description="A line to paste into a terminal.")

@@ -66,6 +66,134 @@ class ModelReady(ServerReady):
     name: str = Field(examples=["series-gru"])
 
 
+RepositoryState = TypeAliasType("RepositoryState", Literal["UNKNOWN", "READY", "UNAVAILABLE", "LOADING", "UNLOADING"])
+
+
+class IndexRequest(BaseModel):
+    """Which entries of the index are wanted."""
+
+    ready: bool = Field(default=False, description="Only models that can infer.")
+
+
+class RepositoryEntry(BaseModel):
+    """A version of a model in the repository."""
+
+    name: str = Field(examples=["series-gru"])
+    version: str | None = Field(default=None, description="Left out where the folder has none.", examples=["2"])
+    state: RepositoryState = Field(examples=["READY"])
+    reason: str | None = Field(default=None, description="Why it cannot infer.")
+
+
+class TensorConfiguration(BaseModel):
+    """One tensor of a graph, as a model's configuration has it."""
+
+    name: str = Field(examples=["values"])
+    data_type: str = Field(description="The datatype after `TYPE_`; text is `TYPE_STRING`.", examples=["TYPE_FP64"])
+    dims: list[int] = Field(description="Without the batch; -1 where the axis is free.", examples=[[-1]])
+    optional: bool = Field(default=False, description="Whether it may be left out.")
+
+
+class DynamicBatching(BaseModel):
+    """How requests of several callers share a run."""
+
+    preferred_batch_size: list[int] = Field(description="Rows of a full run, as measured when the model was loaded.")
+    max_queue_delay_microseconds: int = Field(description="0: nobody waits for company.")
+
+
+class InstanceGroup(BaseModel):
+    """Where the model runs."""
+
+    kind: Literal["KIND_CPU"]
+    count: int = Field(description="Workers, each of which runs it.")
+
+
+class ModelConfiguration(BaseModel):
+    """How a model is served; a part of Triton's model configuration."""
+
+    name: str = Field(examples=["series-gru"])
+    platform: str = Field(examples=["onnxruntime_onnx"])
+    backend: str = Field(examples=["onnxruntime"])
+    default_model_filename: str = Field(examples=["model.onnx"])
+    max_batch_size: int = Field(
+        description="Most rows of a request; 0 where axis 0 of the tensors is no batch.", examples=[10_000]
+    )
+    input: list[TensorConfiguration]
+    output: list[TensorConfiguration]
+    dynamic_batching: DynamicBatching
+    instance_group: list[InstanceGroup]
+
+
+class Spent(BaseModel):
+    """How often something was done, and the time that it took altogether."""
+
+    count: int
+    ns: int
+
+
+class InferenceStatistics(BaseModel):
+    """What became of the requests for a model, whichever route they came by."""
+
+    success: Spent = Field(description="Requests that were answered, and all of their time in the model's line.")
+    fail: Spent = Field(description="Requests that got an error: refused, too late, or with values that do not fit.")
+    queue: Spent = Field(description="Waiting, of those that were answered.")
+    compute_input: Spent = Field(description="Reading and preparing their inputs.")
+    compute_infer: Spent = Field(description="Runs; each counts for every request that shared it.")
+    compute_output: Spent = Field(description="Writing their answers.")
+    cache_hit: Spent = Field(description="Always 0: answers are not remembered.")
+    cache_miss: Spent = Field(description="Always 0.")
+
+
+class BatchStatistics(BaseModel):
+    """Runs of the same number of rows."""
+
+    batch_size: int = Field(description="Rows.")
+    compute_input: Spent = Field(description="Runs, and the time of putting rows of several callers together.")
+    compute_infer: Spent = Field(description="Runs, and their own time.")
+    compute_output: Spent = Field(description="Runs; the time is 0, being a part of the requests' alone.")
+
+
+class ModelStatistics(BaseModel):
+    """What a version of a model has done since it was loaded, in all workers of the server."""
+
+    name: str = Field(examples=["series-gru"])
+    version: str = Field(examples=["2"])
+    last_inference: int = Field(description="Milliseconds since 1970; 0 where there was none.")
+    inference_count: int = Field(description="Rows of all runs.")
+    execution_count: int = Field(description="Runs.")
+    inference_stats: InferenceStatistics
+    batch_stats: list[BatchStatistics]
+    memory_usage: list[str] = Field(description="Empty: the memory of a model is shared with others.", max_length=0)
+
+
+class ModelsStatistics(BaseModel):
+    """What models have done."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_stats: list[ModelStatistics]
+
+
+class LogSettings(BaseModel):
+    """How the server logs."""
+
+    log_file: str = Field(description="Empty: to stderr.")
+    log_info: bool
+    log_warning: bool
+    log_error: bool
+    log_verbose_level: int = Field(description="1 with `GRIDLOOP_LOG_LEVEL=debug`, else 0.")
+    log_format: Literal["default", "ISO8601"] = Field(description="Of the times of log lines.")
+
+
+class TraceSettings(BaseModel):
+    """How requests are traced: not into files."""
+
+    trace_level: list[str] = Field(default=["OFF"])
+    trace_rate: str = Field(default="0")
+    trace_count: str = Field(default="0")
+    log_frequency: str = Field(default="0")
+    trace_file: str = Field(default="")
+
+
 class ModelNames(BaseModel):
     """Models that can answer."""
 
@@ -114,7 +242,9 @@ class InferOutput(BaseModel):
 
     name: str = Field(description="As in the model's metadata.", examples=["expected"])
     parameters: Parameters | None = Field(
-        default=None, description="`binary_data`: whether this output comes after the JSON part."
+        default=None,
+        description="`binary_data`: whether this output comes after the JSON part. `classification`: so many of the "
+        "highest values instead of the tensor, each as `value:index` or `value:index:label`.",
     )
 
 
@@ -124,8 +254,10 @@ class InferenceRequest(BaseModel):
     id: str | None = Field(default=None, description="Comes back in the answer.", examples=["42"])
     parameters: Parameters | None = Field(
         default=None,
-        description="`binary_data_output`: whether outputs come after the JSON part. Names that start with `triton_` "
-        "are reserved; others are ignored.",
+        description="`binary_data_output`: whether outputs come after the JSON part. `timeout`: microseconds after "
+        "which the answer is of no use, where that is sooner than `X-Request-Timeout`. `priority` has no effect: "
+        "requests are worked on in the order in which they come. Names that start with `triton_` are reserved; others "
+        "are ignored.",
     )
     inputs: list[InferInput] = Field(description="Every input that the metadata does not call optional.")
     outputs: list[InferOutput] | None = Field(default=None, description="Outputs wanted; left out or empty: all.")

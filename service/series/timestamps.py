@@ -69,11 +69,13 @@ class Stamps:
     Attributes:
         nanoseconds: int64 (points,), since 1970-01-01 UTC.
         local: bool (points,): a text without an offset, which may be local time; it is read as UTC.
+        offsets_s: int64 (points,): how far east of UTC the clock was that wrote it (seconds); 0 for numbers.
         unit_ns: the unit of the numbers among this stream's stamps so far (nanoseconds); none: all were texts.
     """
 
     nanoseconds: NDArray[np.int64]
     local: NDArray[np.bool_]
+    offsets_s: NDArray[np.int64]
     unit_ns: int | None
 
 
@@ -89,6 +91,7 @@ def read(stamps: Sequence[Any], unit_ns: int | None = None) -> Stamps:
     """
     found = np.empty(len(stamps), np.int64)
     local = np.zeros(len(stamps), np.bool_)
+    offsets_s = np.zeros(len(stamps), np.int64)
     for index, stamp in enumerate(stamps):
         number = _as_number(stamp)
         if number is not None:
@@ -97,7 +100,7 @@ def read(stamps: Sequence[Any], unit_ns: int | None = None) -> Stamps:
             nanoseconds = whole * unit_ns + round((number - whole) * unit_ns)  # their product at once would be rounded
         elif isinstance(stamp, str):
             try:
-                nanoseconds, local[index] = _read_text(stamp)
+                nanoseconds, local[index], offsets_s[index] = _read_text(stamp)
             except ValueError:
                 raise Unreadable(index, "send ISO 8601 such as 2024-01-31T13:00:00Z, or Unix seconds") from None
         else:
@@ -105,7 +108,7 @@ def read(stamps: Sequence[Any], unit_ns: int | None = None) -> Stamps:
         if abs(nanoseconds) > LATEST_NS:
             raise Unreadable(index, "send a time between the years 1678 and 2261")
         found[index] = nanoseconds
-    return Stamps(found, local, unit_ns)
+    return Stamps(found, local, offsets_s, unit_ns)
 
 
 def written(nanoseconds: int, unit_ns: int | None) -> str:
@@ -115,6 +118,67 @@ def written(nanoseconds: int, unit_ns: int | None) -> str:
         return str(whole if not rest else nanoseconds / unit_ns)
     moment = _EPOCH + timedelta(microseconds=nanoseconds // 1000)
     return moment.isoformat().replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a caller writes stamps, so that those which follow look the same.
+
+    Attributes:
+        sample: a stamp as it was sent.
+        unit_ns: what numbers count (nanoseconds); none: they are texts of ISO 8601.
+    """
+
+    sample: Any
+    unit_ns: int | None
+
+    def write(self, nanoseconds: int, offset_s: int) -> Any:
+        """A moment in this form.
+
+        Args:
+            nanoseconds: since 1970-01-01 UTC.
+            offset_s: how far east of UTC the clock is that writes it, for texts with an offset.
+        """
+        if (number := _as_number(self.sample)) is not None and self.unit_ns is not None:
+            whole, rest = divmod(nanoseconds, self.unit_ns)
+            value = whole if not rest and isinstance(number, int) else nanoseconds / self.unit_ns
+            return str(value) if isinstance(self.sample, str) else value
+        match = _TEXT.fullmatch(self.sample)
+        if match is None:
+            raise ValueError(self.sample)  # only what was read is a form
+        moment = _EPOCH + timedelta(seconds=offset_s, microseconds=nanoseconds // 1000)
+        has_clock = match["hour"] is not None or (moment.hour, moment.minute, moment.second) != (0, 0, 0)
+        compact = "-" not in match["date"]
+        if match["month"] and moment.day == 1 and not has_clock:
+            return moment.strftime("%Y-%m")
+        text = moment.strftime("%Y%m%d" if compact else "%Y-%m-%d")
+        if not has_clock:
+            return text
+        rest_ns = nanoseconds % SECOND_NS
+        colon = "" if compact and ":" not in self.sample else ":"
+        text += (self.sample[match.end("date")] if match["hour"] else "T") + moment.strftime("%H")
+        if match["minute"] or not match["hour"] or moment.minute or moment.second or rest_ns:
+            text += colon + moment.strftime("%M")
+        if match["second"] or not match["hour"] or moment.second or rest_ns:
+            text += colon + moment.strftime("%S")
+        if match["second"] and match["fraction"]:
+            digits = len(match["fraction"])
+            text += f".{rest_ns:09d}"[: digits + 1].ljust(digits + 1, "0")
+        elif rest_ns:
+            text += f".{rest_ns:09d}".rstrip("0")
+        offset = match["offset"] or ""
+        return text + (_offset_like(offset, offset_s) if offset else "")
+
+
+def _offset_like(sample: str, offset_s: int) -> str:
+    """An offset as the sample writes its own: `Z`, `+01:00`, `+0100` or `+01`."""
+    if sample[0] not in "+-":
+        return sample
+    minutes = abs(offset_s) // 60
+    text = f"{'-' if offset_s < 0 else '+'}{minutes // 60:02d}"
+    if len(sample) == 3 and not minutes % 60:
+        return text
+    return f"{text}{':' if ':' in sample or len(sample) == 3 else ''}{minutes % 60:02d}"
 
 
 def _as_number(stamp: Any) -> int | float | None:
@@ -134,8 +198,8 @@ def _unit_of(number: float) -> int:
     return next(unit_ns for below, unit_ns in _UNITS_NS if abs(number) < below)
 
 
-def _read_text(text: str) -> tuple[int, bool]:
-    """Nanoseconds since 1970, and whether the text has no offset.
+def _read_text(text: str) -> tuple[int, bool, int]:
+    """Nanoseconds since 1970, whether the text has no offset, and the offset (seconds).
 
     Raises:
         ValueError: it is not ISO 8601.
@@ -147,8 +211,9 @@ def _read_text(text: str) -> tuple[int, bool]:
             pass
         else:
             if moment.tzinfo is None:
-                return (moment.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND * 1000, True
-            return (moment - _EPOCH) // _MICROSECOND * 1000, False
+                return (moment.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND * 1000, True, 0
+            east_s = 0 if (east := moment.utcoffset()) is None else int(east.total_seconds())
+            return (moment - _EPOCH) // _MICROSECOND * 1000, False, east_s
     match = _TEXT.fullmatch(text)
     if match is None:
         raise ValueError(text)
@@ -161,7 +226,8 @@ def _read_text(text: str) -> tuple[int, bool]:
     fraction = (match["fraction"] or "0")[:18]
     nanoseconds = int(fraction) * smallest_s * SECOND_NS // 10 ** len(fraction)
     offset = match["offset"]
-    return (seconds - _offset_s(offset)) * SECOND_NS + nanoseconds, offset is None
+    east_s = _offset_s(offset)
+    return (seconds - east_s) * SECOND_NS + nanoseconds, offset is None, east_s
 
 
 def _read_date(match: re.Match[str]) -> date:

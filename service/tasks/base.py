@@ -45,6 +45,7 @@ from service.errors import (
 from service.files import read_text
 from service.graph import MAIN_GRAPH, Array, Run, Signature, Steps, TensorSpec
 from service.limits import Limits
+from service.manifest_problems import ManifestText, in_words
 from service.state import MAX_ARRAY_BYTES, Bounds, OutOfRange, State, StateRange, pack, unpack
 from service.tasks.comparison import difference
 from service.tasks.terminal import Failure, FileReader, Shown, fields_shown
@@ -59,6 +60,7 @@ __all__ = [
     "MediaTask",
     "ModelFolder",
     "ModelRef",
+    "NamedNumber",
     "Run",
     "Signature",
     "Steps",
@@ -252,6 +254,14 @@ class FailedFile(BaseModel):
     error: FileProblem = Field(description="Why there is no answer.")
 
 
+@dataclass(frozen=True, slots=True)
+class NamedNumber:
+    """A number that a model estimates."""
+
+    name: str
+    unit: str
+
+
 class TaskOptions(BaseModel):
     """Base of what a task reads from a model's manifest, beside the keys that every manifest may have.
 
@@ -259,6 +269,21 @@ class TaskOptions(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+MANIFEST_KEYS = (
+    *("licence", "metrics", "constants", "state_ranges", "task", "architecture", "description", "required"),
+    *("default", "default_version", "batching"),
+)
+"""Keys that every manifest may have (`service.registry.manifest`), whatever the task."""
+
+
+def _manifest_text(folder: Path, where: str) -> list[ManifestText]:
+    """A folder's manifest as it is written; none where it has none."""
+    try:
+        return [ManifestText(where, read_text(folder / "manifest.toml", where, missing="is missing."))]
+    except ManifestInvalid:
+        return []
 
 
 OutputT = TypeVar("OutputT", bound=TaskOutput)
@@ -428,6 +453,8 @@ class Task(ABC, Generic[InputT, OutputT]):
         by_default: whether the command line means this task where several would do and none is named.
         has_route: whether it has an endpoint of its own; without one its models are asked over `/v2` alone.
         runs_whole: whether axis 0 of the graph's tensors is no batch, so that every run is for one caller.
+        labels: what the classes are called, by index; empty where there are none.
+        estimates: the numbers that its answers hold, in their order; empty where they are no such numbers.
     """
 
     name: ClassVar[str]
@@ -447,6 +474,8 @@ class Task(ABC, Generic[InputT, OutputT]):
 
     options: TaskOptions
     runs_whole: bool = False
+    labels: Sequence[str] = ()
+    estimates: Sequence[NamedNumber] = ()
 
     def __init__(self, folder: ModelFolder) -> None:
         """Read what the task needs from the model's folder.
@@ -459,29 +488,14 @@ class Task(ABC, Generic[InputT, OutputT]):
         try:
             self.options = self.Options.model_validate(folder.options)
         except ValidationError as error:
-            problems = "; ".join(self._problem(e["loc"], e["type"], e["msg"], e["input"]) for e in error.errors())
-            where = f"{folder.name}/manifest.toml"
+            where, own = f"{folder.name}/manifest.toml", f"{folder.name}/{folder.version}/manifest.toml"
+            texts = [*_manifest_text(folder.path, own), *_manifest_text(folder.path.parent, where)]
             if (folder.path / "manifest.toml").exists():
-                where = f"{folder.name}/{folder.version}/manifest.toml over {where}"
-            raise ManifestInvalid(where, f"{problems}.") from None
-
-    def _problem(self, place: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
-        """What is wrong with one key or table of the manifest, such as `[preprocessing] resize = 3: ...`."""
-        top, *inner = map(str, place)
-        key = f"[{top}]" if inner or isinstance(value, Mapping) else top
-        where = f"{key} {'.'.join(inner)}".strip()
-        if kind == "extra_forbidden" and not inner:
+                where = f"{own} over {where}"
             known = ", ".join(self.Options.model_fields) or "nothing"
-            return (
-                f"{where} is not known; models/README.md lists the keys of every manifest, "
-                f"and {self.name} reads beside them: {known}"
-            )
-        if kind == "extra_forbidden":
-            return f"{where} is not known; remove it or correct its name"
-        if kind == "model_type":
-            return f"{where} must be a table: write [{'.'.join([top, *inner])}] and its keys below"
-        shown = "" if isinstance(value, Mapping) else f" = {value!r}"
-        return f"{where}{shown}: {message.removeprefix('Value error, ')}"
+            unknown = f"models/README.md lists the keys of every manifest, and {self.name} reads beside them: {known}"
+            problems = in_words(error, self.Options, texts, unknown=unknown, others=MANIFEST_KEYS)
+            raise ManifestInvalid(where, problems) from None
 
     @classmethod
     def recognises(cls, data: bytes) -> bool:

@@ -25,7 +25,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
 from service.media.heatmaps import Heatmap, heatmap
 from service.media.views import View
-from service.tasks.base import Array, FailedFile, MediaAnswer, ModelFolder, Steps, TaskOutput, TensorSpec, Upload
+from service.tasks.base import (
+    Array,
+    FailedFile,
+    MediaAnswer,
+    ModelFolder,
+    Steps,
+    TaskOutput,
+    TensorSpec,
+    Upload,
+)
 from service.tasks.comparison import difference, near, ranking_difference
 from service.tasks.picture import (
     PictureInput,

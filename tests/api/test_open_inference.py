@@ -236,7 +236,8 @@ def refused(answer: httpx.Response, status: int, *words: str) -> None:
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
 async def test_the_server_says_what_it_is(v2: httpx.AsyncClient, path: str) -> None:
     answer = await v2.get(path)
-    assert answer.json() == {"name": "gridloop", "version": __version__, "extensions": ["binary_tensor_data"]}
+    extensions = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
+    assert answer.json() == {"name": "gridloop", "version": __version__, "extensions": extensions}
 
 
 async def test_a_model_says_what_it_takes_and_gives(v2: httpx.AsyncClient) -> None:
@@ -489,7 +490,7 @@ async def test_the_id_comes_back_and_only_when_there_was_one(v2: httpx.AsyncClie
 
 async def test_what_is_not_known_is_ignored(v2: httpx.AsyncClient) -> None:
     entry = listed("x", "FP32", [[1]]) | {"strides": [1], "parameters": {"content_type": "np"}}
-    message = {"inputs": [entry], "model_name": "other", "parameters": {"custom": 1.5, "sequence_id": 3, "timeout": 5}}
+    message = {"inputs": [entry], "model_name": "other", "parameters": {"custom": 1.5, "sequence_id": 3, "priority": 1}}
     assert (await post(v2, "affine", message)).json()["outputs"][0]["data"] == [3]
 
 
@@ -573,7 +574,7 @@ REFUSALS: list[tuple[Any, tuple[str, ...]]] = [
     ({"inputs": [X], "outputs": [{"name": "y"}, {"name": "y"}]}, ("'y'", "twice")),
     ({"inputs": [X], "outputs": [{"name": "y", "parameters": 1}]}, ("'y'", "`parameters`")),
     ({"inputs": [X], "outputs": [{"name": "y", "parameters": {"binary_data": 1}}]}, ("'y'", "`binary_data`")),
-    ({"inputs": [X], "outputs": [{"name": "y", "parameters": {"classification": 3}}]}, ("'y'", "`classification`")),
+    ({"inputs": [X], "outputs": [{"name": "y", "parameters": {"classification": -3}}]}, ("'y'", "`classification`")),
     ({"inputs": [X], "outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]}, ("'y'", "shared memory")),
 ]  # fmt: skip
 

@@ -125,8 +125,10 @@ def test_every_kind_of_problem_is_documented_with_an_example() -> None:
     shown = {
         slug
         for _, _, operation in operations()
-        for response in operation["responses"].values()
-        for slug in response.get("content", {}).get("application/problem+json", {}).get("examples", {})
+        for status, response in operation["responses"].items()
+        if status >= "400"
+        for content in response["content"].values()
+        for slug in content.get("examples", {})
     }
     assert shown == {kind.slug for kind in PROBLEMS.values()}
 

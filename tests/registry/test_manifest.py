@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import numpy as np
 import pytest
 from pydantic import Field
 
+from service.registry.manifest import Manifest
+from service.registry.manifest_schema import manifest_schema
 from service.registry.registry import Registry
-from service.tasks.base import Run, Steps, Task, TaskInput, TaskOptions, TaskOutput
+from service.tasks import discover
+from service.tasks.base import MANIFEST_KEYS, Run, Steps, Task, TaskInput, TaskOptions, TaskOutput
 from tests import graphs
 
 
@@ -78,13 +84,18 @@ def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("manifest", "sentence"),
     [
-        ("volume = 3", "volume is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room."),
-        ("[calibration]\ncoverage = 0.9", "[calibration] is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room."),
-        ("[room]\nlength = 3", "[room] length is not known; remove it or correct its name."),
-        ("room = 3", "room must be a table: write [room] and its keys below."),
-        ("gain = 'loud'", "gain = 'loud': Input should be a valid number, unable to parse string as a number."),
-        ("[room]\ndelay_s = -1", "[room] delay_s = -1: Input should be greater than or equal to 0."),
-        ("volume = 3\ngain = []", "gain = []: Input should be a valid number; volume is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room."),
+        ("volume = 3", "volume is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room (line 2)."),
+        ("[calibration]\ncoverage = 0.9", "[calibration] is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room (line 2)."),
+        ("\ngian = 3", "gian is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room (line 3; the nearest is gain)."),
+        ("requird = true", "requird is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room (line 2; the nearest is required)."),
+        ("[room]\nlength = 3", "[room] length is not known; remove it or correct its name (line 3)."),
+        ("[room]\n# seconds\ndelay = 3", "[room] delay is not known; remove it or correct its name (line 4; the nearest is delay_s)."),
+        ("room.delay = 3", "[room] delay is not known; remove it or correct its name (line 2; the nearest is delay_s)."),
+        ("room = { delay = 3 }", "[room] delay is not known; remove it or correct its name (line 2; the nearest is delay_s)."),
+        ("room = 3", "room must be a table: write [room] and its keys below (line 2)."),
+        ("gain = 'loud'", "gain = 'loud': Input should be a valid number, unable to parse string as a number (line 2)."),
+        ("[room]\ndelay_s = -1", "[room] delay_s = -1: Input should be greater than or equal to 0 (line 3)."),
+        ("volume = 3\ngain = []", "gain = []: Input should be a valid number (line 3); volume is not known; models/README.md lists the keys of every manifest, and echo reads beside them: gain, room (line 2)."),
     ],
 )  # fmt: skip
 def test_what_a_task_does_not_know_is_refused_by_name(tmp_path: Path, manifest: str, sentence: str) -> None:
@@ -93,8 +104,50 @@ def test_what_a_task_does_not_know_is_refused_by_name(tmp_path: Path, manifest: 
     assert model.reason == f"echo/manifest.toml: {sentence}"
 
 
-def test_the_common_keys_are_checked_before_any_task_is_asked(tmp_path: Path) -> None:
-    assert "batching.max_batch: Extra inputs" in served(tmp_path, "[batching]\nmax_batch = 3").reason
+@pytest.mark.parametrize(
+    ("manifest", "sentence"),
+    [
+        ("[batching]\nmax_batch = 3", "[batching] max_batch is not known; remove it or correct its name (line 3; the nearest is max_batch_size)."),
+        ("architecture = 'cn'", "architecture = 'cn': Input should be 'cnn', 'rnn', 'transformer' or 'other' (line 2; the nearest is cnn)."),
+        ('description = """\nrequired = "\n"""\nrequired = "maybe"', "required = 'maybe': Input should be a valid boolean, unable to interpret input (line 5)."),
+        ("default_version = '9'", "default_version '9' is not among its versions: 1 (line 2)."),
+    ],
+)  # fmt: skip
+def test_the_common_keys_are_checked_before_any_task_is_asked(tmp_path: Path, manifest: str, sentence: str) -> None:
+    assert served(tmp_path, manifest).reason == f"echo/manifest.toml: {sentence}"
+
+
+def test_the_nearest_task_is_named(tmp_path: Path) -> None:
+    graphs.write_model(tmp_path / "m", task="ecko", graph=graphs.affine)
+    assert Registry(tmp_path, tasks={"echo": Echo}).get("m").reason == (
+        "m/manifest.toml: task 'ecko' is not known; this server has: echo (line 1). Did you mean 'echo'?"
+    )
+
+
+def test_the_keys_of_every_manifest_are_known_to_tasks() -> None:
+    assert set(MANIFEST_KEYS) == set(Manifest.model_fields)
+
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
+
+
+def test_the_published_schema_is_that_of_the_code() -> None:
+    assert json.loads(SCHEMA.read_text()) == manifest_schema(discover()), "python docs/generate.py"
+
+
+def test_editors_find_with_the_schema_what_loading_would(real_models: Path) -> None:
+    schema = jsonschema_rs.validator_for(json.loads(SCHEMA.read_text()))
+    for manifest in real_models.glob("*/manifest.toml"):
+        schema.validate(tomllib.loads(manifest.read_text()))
+    for wrong in (
+        "",
+        'task = "mind-reading"',
+        'task = "tensor"\nrequird = true',
+        'task = "tensor"\n[preprocessing]\nresize = "crop"',
+        'task = "image-classification"\n[preprocessing]\nresise = "crop"',
+        'task = "image-classification"\n[batching]\nmax_batch_size = 0',
+    ):
+        assert not schema.is_valid(tomllib.loads(wrong)), wrong
 
 
 def test_a_version_replaces_keys_and_tables_of_its_own(tmp_path: Path) -> None:
@@ -119,13 +172,13 @@ def test_a_version_may_have_a_licence_and_figures_of_its_own(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("own", "sentence"),
     [
-        ("licence = 3", "echo/2/manifest.toml: licence: Input should be a valid string."),
-        ("[metrics]\naccuracy = []", "echo/2/manifest.toml: metrics.accuracy: Input should be a valid number."),
-        ("[metrics]\naccuracy = nan", "echo/2/manifest.toml: metrics.accuracy: Input should be a finite number."),
-        ("[constants]\nx = 'one'", "echo/2/manifest.toml: constants.x"),
+        ("licence = 3", "echo/2/manifest.toml: licence = 3: Input should be a valid string (line 1)."),
+        ("[metrics]\naccuracy = []", "echo/2/manifest.toml: [metrics] accuracy = []: Input should be a valid number (line 2)."),
+        ("[metrics]\naccuracy = nan", "echo/2/manifest.toml: [metrics] accuracy = nan: Input should be a finite number (line 2)."),
+        ("[constants]\nx = 'one'", "echo/2/manifest.toml: [constants] x = 'one': Input should be a valid number, unable to parse string as a number (line 2)."),
         ("required = true\ngain = 2", "echo/2/manifest.toml: required holds for every version; write it in echo/manifest.toml. Here may be only licence, [metrics], [constants], [state_ranges] and what the task reads, such as [calibration]."),
         ("gain = ", "echo/2/manifest.toml: is not valid TOML"),
-        ("gain = []", "echo/2/manifest.toml over echo/manifest.toml: gain = []: Input should be a valid number."),
+        ("gain = []", "echo/2/manifest.toml over echo/manifest.toml: gain = []: Input should be a valid number (line 1 of echo/2/manifest.toml)."),
     ],
 )  # fmt: skip
 def test_a_version_whose_own_manifest_is_wrong_is_not_served_but_the_others_are(

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,10 +23,13 @@ import numpy as np
 import orjson
 
 from service.api.open_inference import values
+from service.api.open_inference.classes import highest
+from service.api.open_inference.compression import Encoding, compressed
+from service.api.open_inference.datatypes import DATATYPES
 from service.api.open_inference.frame import Frame, FrameReader
 from service.api.open_inference.interface import BATCH, Interface
 from service.api.open_inference.message import COUNTED_BYTES, array_of_values, parse
-from service.errors import BadRequest, InferenceFailed, TooLarge
+from service.errors import BadRequest, DeadlineExceeded, InferenceFailed, TooLarge
 from service.graph import SEQUENCE_LENS, Array, Run, Signature, Steps, ValuesRefused
 from service.tasks.base import ModelRef
 
@@ -38,10 +42,17 @@ REMEMBERED_BYTES = 4096
 
 @dataclass(slots=True)
 class Reply:
-    """An answer's body; `json_bytes` is the length of its JSON part where tensors follow, else None."""
+    """An answer's body.
+
+    Attributes:
+        body: as it is sent.
+        json_bytes: length of its JSON part before compression, where tensors follow it; else None.
+        encoding: how it is compressed; empty where it is not.
+    """
 
     body: bytes
     json_bytes: int | None
+    encoding: str = ""
 
 
 class Codec:
@@ -55,6 +66,7 @@ class Codec:
         max_length: most steps along the ragged axis of a recurrent graph.
         max_rows: most rows of a request.
         whole: axis 0 is no batch, whatever it looks like. Where it cannot be one, that is seen from the signature.
+        labels: what the classes are called, by index.
     """
 
     def __init__(
@@ -67,7 +79,9 @@ class Codec:
         max_length: int,
         max_rows: int,
         whole: bool = False,
+        labels: Sequence[str] = (),
     ) -> None:
+        self._labels = labels
         self._name, self._version, self._graph = ref.name, ref.version, graph
         self._interface = Interface(signature, whole=whole)
         self._max_bytes, self._max_rows = max_bytes, max_rows
@@ -75,19 +89,26 @@ class Codec:
         self._frame_again = lru_cache(REMEMBERED_FRAMES)(self._frames.read)
         self._frame_around: dict[tuple[bytes, bytes], Frame] = {}
 
-    def steps(self, body: bytes, json_bytes: int | None) -> Steps[Reply]:
+    def steps(
+        self, body: bytes, json_bytes: int | None, encoding: Encoding | None = None, *, since: float = 0.0
+    ) -> Steps[Reply]:
         """Answer a request.
 
         Args:
             body: JSON, and the bytes of tensors after it.
             json_bytes: length of the JSON part; None when there is nothing else, 0 when there are only the bytes of
                 the one input.
+            encoding: how the answer may be compressed; None: it may not.
+            since: when the request came, by `time.perf_counter`.
 
         Raises:
             BadRequest: the request is malformed or does not fit the model.
+            DeadlineExceeded: the time that the request allows has passed.
             TooLarge: the answer would be, or a series is, or there are too many rows.
         """
         identity, frame, tensors = self._read(body, json_bytes)
+        if frame.timeout_s:
+            _check_time(frame, since)
         if frame.rows > self._max_rows:
             most, setting = self._max_rows, "GRIDLOOP_MAX_ROWS"
             raise TooLarge("The request", limit=most, unit="rows", setting=setting, actual=frame.rows)
@@ -101,7 +122,12 @@ class Codec:
             if isinstance(failure.__cause__, ValuesRefused):  # a typed task would never send them
                 raise BadRequest(f"The graph cannot compute with these values: {failure.__cause__}.") from None
             raise
-        return self._write(identity, frame, outputs)
+        if frame.timeout_s:
+            _check_time(frame, since)
+        reply = self._write(identity, frame, outputs)
+        if encoding is not None and len(reply.body) >= encoding.from_bytes:
+            return Reply(compressed(reply.body, encoding.name), reply.json_bytes, encoding.name)
+        return reply
 
     # --- requests
 
@@ -228,10 +254,13 @@ class Codec:
         outputs: list[dict[str, Any]] = []
         parts: list[bytes] = []
         any_binary = False
-        for name, binary in frame.wanted:
+        for name, binary, classes in frame.wanted:
             array, datatype = arrays[name], self._interface.outputs[name].datatype
             if array.dtype != datatype.dtype:  # float16, which tasks take as float32
                 array = array.astype(datatype.dtype)
+            if classes:
+                array = highest(array, classes, self._labels, whole=self._interface.whole)
+                datatype = DATATYPES["object"]
             entry: dict[str, Any] = {"name": name, "datatype": datatype.name, "shape": array.shape}
             if binary:
                 raw = values.to_bytes(array)
@@ -247,9 +276,16 @@ class Codec:
         message |= {"model_name": self._name, "model_version": self._version, "outputs": outputs}
         head = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
         if b"null" in head:  # what numbers that are not finite become; or a part of a name
-            for entry, (name, binary) in zip(outputs, frame.wanted, strict=True):
+            for entry, (name, binary, classes) in zip(outputs, frame.wanted, strict=True):
                 array = arrays[name]
-                if array.dtype.kind == "f" and not binary and (lost := np.count_nonzero(~np.isfinite(array))):
+                if array.dtype.kind != "f" or binary or classes:
+                    continue
+                if lost := np.count_nonzero(~np.isfinite(array)):
                     entry["parameters"] = {"nonfinite_count": lost}
             head = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
         return Reply(b"".join([head, *parts]), len(head)) if any_binary else Reply(head, None)
+
+
+def _check_time(frame: Frame, since: float) -> None:
+    if time.perf_counter() > since + frame.timeout_s:
+        raise DeadlineExceeded(frame.timeout_s)

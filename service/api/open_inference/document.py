@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Path
 
 from service import errors
 from service.api.open_inference.infer import PATHS
 from service.api.problems import PROBLEMS
 from service.api.tasks import INFERENCE_FAILURES
-from service.schemas.open_inference import InferenceRequest, InferenceResponse, ProtocolError
+from service.schemas.open_inference import IndexRequest, InferenceRequest, InferenceResponse, ProtocolError
 
 TAG = "open inference protocol"
 
-SCHEMAS = (InferenceRequest, InferenceResponse)
-"""Types that `path_items` refers to."""
+SCHEMAS = (IndexRequest, InferenceRequest, InferenceResponse)
+"""Types of bodies that FastAPI does not know of."""
 
 MODEL_NAME: dict[str, Any] = {
     "description": "Name of the model; `name:graph` for another graph than its main one.",
@@ -25,6 +27,9 @@ MODEL_NAME: dict[str, Any] = {
 
 MODEL_VERSION: dict[str, Any] = {"description": "Name of its version.", "examples": ["2"]}
 """The path parameter that says which version of it."""
+
+ModelName = Annotated[str, Path(**MODEL_NAME)]
+ModelVersion = Annotated[str, Path(**MODEL_VERSION)]
 
 _POINTS = [10.1, 10.3, 9.9, 10.2, 10.0, 25.0]
 _EXAMPLES = {
@@ -84,7 +89,8 @@ def _operation(summary: str, operation_id: str, parameters: list[dict[str, Any]]
         "tags": [TAG],
         "summary": summary,
         "description": "The graph's own tensors, past the task's pre- and post-processing. Rows of several callers "
-        "share a run. Inputs that carry recurrent state may be left out (they begin at zero), and so may "
+        "share a run. The answer is compressed as `Accept-Encoding` asks. "
+        "Inputs that carry recurrent state may be left out (they begin at zero), and so may "
         "`sequence_lens` (full length).",
         "operationId": operation_id,
         "parameters": [*parameters, length],
@@ -133,3 +139,7 @@ def failures(kinds: Iterable[type[errors.ServiceError]]) -> dict[int | str, dict
         example = {"summary": kind.title, "value": {"error": str(kind.example)}}
         entry["content"]["application/json"]["examples"][kind.slug] = example
     return documented
+
+
+OF_MODEL = failures((errors.NotAuthorised, errors.NotAllowed, errors.ModelNotFound, errors.ModelNotReady))
+"""Errors of every route that tells of one model."""

@@ -5,10 +5,11 @@ A client asks the same kind of thing again and again, so the codec remembers fra
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -51,6 +52,21 @@ class GivenInput:
     binary_bytes: int | None
 
 
+class Wanted(NamedTuple):
+    """An output that a request asks for.
+
+    Attributes:
+        name: which.
+        binary: whether after the JSON part.
+        classes: how many of the highest values are wanted instead of the tensor, each with its place and label (the
+            classification extension); 0: the tensor itself.
+    """
+
+    name: str
+    binary: bool
+    classes: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """A request but for its values and its id.
@@ -58,22 +74,24 @@ class Frame:
     Attributes:
         given: the inputs, in the order of the request.
         left_out: inputs of one value throughout, which take no memory for that.
-        wanted: name of each output to return, and whether in binary form.
+        wanted: the outputs to return, in this order.
         run_outputs: names of what the graph is to compute; empty means all.
         rows: of every input.
         steps: along the ragged axis; None without one.
         answer_bytes: of the outputs wanted, where an axis of unknown size counts as 1.
         axes: symbol -> size.
+        timeout_s: after which the answer is of no use (seconds); 0 where nothing is said.
     """
 
     given: tuple[GivenInput, ...]
     left_out: Mapping[str, Array]
-    wanted: tuple[tuple[str, bool], ...]
+    wanted: tuple[Wanted, ...]
     run_outputs: tuple[str, ...]
     rows: int
     steps: int | None
     answer_bytes: int
     axes: Mapping[str, int]
+    timeout_s: float = 0.0
 
 
 class FrameReader:
@@ -101,13 +119,16 @@ class FrameReader:
         for entry in message["inputs"]:
             tensor, shape = self._described(entry, [other.tensor.name for other in given], axes)
             given.append(GivenInput(tensor, shape, math.prod(shape), _binary_bytes(entry, tensor.name)))
-        return self._framed(given, self._wanted(message, binary=parameters.get("binary_data_output", False)), axes)
+        wanted = self._wanted(message, binary=parameters.get("binary_data_output", False))
+        frame = self._framed(given, wanted, axes)
+        timeout_us = parameters.get("timeout")
+        return dataclasses.replace(frame, timeout_s=timeout_us / 1e6) if timeout_us else frame
 
     def of_one_input(self, tensor: GraphTensor, shape: list[int], size_bytes: int) -> Frame:
         """The frame of a body without JSON: the bytes of one input, and all outputs wanted in binary form."""
         axes: dict[str, int] = {}
         given = GivenInput(tensor, self._check_shape(tensor, shape, axes), math.prod(shape), size_bytes)
-        return self._framed([given], [(name, True) for name in self._interface.outputs], axes)
+        return self._framed([given], [Wanted(name, binary=True) for name in self._interface.outputs], axes)
 
     def _request_parameters(self, message: dict[str, Any]) -> dict[str, Any]:
         parameters = _parameters(message, "the request")
@@ -117,6 +138,8 @@ class FrameReader:
             if key in _RESERVED and type(value) not in _RESERVED[key]:
                 kinds = " or ".join(kind.__name__ for kind in _RESERVED[key])
                 raise BadRequest(f"The parameter {key!r} must be of type {kinds}.")
+            if key in ("priority", "timeout") and value < 0:
+                raise BadRequest(f"The parameter {key!r} must be 0 or more.")
         states = self._interface.states
         if states and parameters.get("sequence_id"):
             raise BadRequest(
@@ -174,14 +197,14 @@ class FrameReader:
                 actual=steps,
             )
 
-    def _wanted(self, message: dict[str, Any], *, binary: bool) -> list[tuple[str, bool]]:
-        """Names of the outputs to return, and whether each is wanted in binary form."""
+    def _wanted(self, message: dict[str, Any], *, binary: bool) -> list[Wanted]:
+        """The outputs to return; `binary` is what holds for those that do not say how."""
         entries, outputs = message.get("outputs"), self._interface.outputs
         if entries is not None and type(entries) is not list:
             raise BadRequest("`outputs` must be an array of objects with a `name`.")
         if not entries:
-            return [(name, binary) for name in outputs]
-        wanted: dict[str, bool] = {}
+            return [Wanted(name, binary) for name in outputs]
+        wanted: dict[str, Wanted] = {}
         for entry in entries:
             name = entry.get("name") if type(entry) is dict else None
             if type(name) is not str or name not in outputs:
@@ -190,14 +213,17 @@ class FrameReader:
                 raise BadRequest(f"Output {name!r} is asked for twice.")
             parameters = _parameters(entry, f"output {name!r}")
             _no_shared_memory(parameters, f"Output {name!r}")
-            if parameters.get("classification"):
-                raise BadRequest(f"Output {name!r}: `classification` is not supported here; take the tensor itself.")
-            wanted[name] = parameters.get("binary_data", binary)
-            if type(wanted[name]) is not bool:
+            as_bytes, classes = parameters.get("binary_data", binary), parameters.get("classification", 0)
+            if type(as_bytes) is not bool:
                 raise BadRequest(f"Output {name!r}: `binary_data` must be true or false.")
-        return list(wanted.items())
+            if type(classes) is not int or classes < 0:
+                raise BadRequest(f"Output {name!r}: `classification` must be a whole number, 0 or more.")
+            if classes and not outputs[name].datatype.code:
+                raise BadRequest(f"Output {name!r} is text, which has no highest value: leave `classification` out.")
+            wanted[name] = Wanted(name, as_bytes, classes)
+        return list(wanted.values())
 
-    def _framed(self, given: list[GivenInput], wanted: list[tuple[str, bool]], axes: Mapping[str, int]) -> Frame:
+    def _framed(self, given: list[GivenInput], wanted: list[Wanted], axes: Mapping[str, int]) -> Frame:
         """Check that all needed inputs are there; state that is left out begins with zeros, lengths are full."""
         interface = self._interface
         there = {entry.tensor.name for entry in given}
@@ -218,15 +244,15 @@ class FrameReader:
                 raise BadRequest(f"The inputs have {rows} rows, which is too many.")
             value = 0 if is_state else steps or 0
             left_out[name] = np.broadcast_to(np.array(value, tensor.datatype.dtype), shape)
-        names = {name for name, _ in wanted}
+        names = {output.name for output in wanted}
         all_wanted = len(names) == len(interface.outputs)
         computed = () if all_wanted else tuple(name for name in interface.outputs if name in names)
         return Frame(
             tuple(given), left_out, tuple(wanted), computed, rows, steps, self._answer_bytes(wanted, axes), axes
         )
 
-    def _answer_bytes(self, wanted: list[tuple[str, bool]], axes: Mapping[str, int]) -> int:
-        outputs = [self._interface.outputs[name] for name, _ in wanted]
+    def _answer_bytes(self, wanted: list[Wanted], axes: Mapping[str, int]) -> int:
+        outputs = [self._interface.outputs[output.name] for output in wanted]
         return sum(o.datatype.dtype.itemsize * math.prod(o.shape_with(axes, unknown=1)) for o in outputs)
 
 

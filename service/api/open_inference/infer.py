@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from functools import lru_cache
 from typing import Any
 
 from service.api import reach
-from service.api.body import receive_body
+from service.api.body import INLINE_BYTES, PARSERS, receive_body
 from service.api.context import Answer, Asked, RequestContext
 from service.api.in_flight import BytesInFlight
 from service.api.inputs import json_text
 from service.api.open_inference.codec import Codec, Reply
+from service.api.open_inference.compression import accepted
+from service.api.open_inference.message import names_timeout, timeout_s
 from service.api.tasks import attended
 from service.errors import BadRequest
 from service.registry.handle import ModelHandle
@@ -23,6 +26,7 @@ from service.tasks.base import ModelRef
 PATHS = ("/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{model_version}/infer")
 
 _JSON_BYTES = b"inference-header-content-length"
+_VARY = (b"vary", b"accept-encoding")
 _SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,9})')
 _LOOK_BYTES = 512
 
@@ -62,12 +66,18 @@ class InferEndpoint:
         """See `Endpoint`."""
         with self._in_flight.body() as counted:  # until the answer is there: it is the model's thread that parses
             body = await receive_body(self._settings, context.headers, scope, receive, counted)
+            json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
+            if len(body) > INLINE_BYTES and names_timeout(body, json_bytes):  # too much to be read by the event loop
+                loop = asyncio.get_running_loop()
+                context.shorten(await loop.run_in_executor(PARSERS, timeout_s, body, json_bytes))
             return self.answer(await attended(self.ask(context, scope, body), context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
-        """See `Endpoint`."""
-        context.check_deadline()
+        """See `Endpoint`. A parameter `timeout` shortens the time there is; that of a large body is known already."""
         json_bytes = _json_bytes(context.headers.get(_JSON_BYTES), len(body))
+        if len(body) <= INLINE_BYTES and names_timeout(body, json_bytes):
+            context.shorten(timeout_s(body, json_bytes))
+        context.check_deadline()
         size_bytes = len(body)
         asked, version = match(scope["path"]) or ("", None)
         handle, graph = reach.for_tensors(self._registry, context.key, asked, version)
@@ -75,16 +85,22 @@ class InferEndpoint:
         handle.batcher.check(context.remaining_s)
         if json_bytes is None:
             body = json_text(context.headers.get(b"content-type"), body)
-        steps, rows = self._codec(handle, asked, graph).steps(body, json_bytes), _rows(body) if json_bytes != 0 else 1
+        sent = context.headers.get(b"accept-encoding")
+        encoding = accepted(sent) if sent is not None else None
+        steps = self._codec(handle, asked, graph).steps(body, json_bytes, encoding, since=context.started)
+        rows = _rows(body) if json_bytes != 0 else 1
         return Asked(handle.batcher, steps, rows, size_bytes, size_bytes)
 
     def answer(self, done: Done[Reply]) -> Answer:
         """See `Endpoint`."""
         reply = done.value
+        headers: tuple[tuple[bytes, bytes], ...] = ()
+        if reply.encoding:
+            headers = ((b"content-encoding", reply.encoding.encode()), _VARY)
         if reply.json_bytes is None:
-            return Answer(reply.body)
+            return Answer(reply.body, headers=headers)
         length = (_JSON_BYTES, b"%d" % reply.json_bytes)
-        return Answer(reply.body, b"application/octet-stream", headers=(length,))
+        return Answer(reply.body, b"application/octet-stream", headers=(length, *headers))
 
     def _codec(self, handle: ModelHandle, asked: str, graph: str) -> Codec:
         place = handle.name, asked
@@ -99,6 +115,7 @@ class InferEndpoint:
                 max_length=settings.max_series_points,
                 max_rows=settings.max_rows,
                 whole=handle.task.runs_whole,
+                labels=handle.task.labels,
             )
             self._codecs[place] = handle, codec
         return codec

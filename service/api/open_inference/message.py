@@ -24,6 +24,10 @@ MAX_SHAPES = 1000
 MAX_SEARCHED_BYTES = 1024 * 1024
 """In longer text that is no JSON, the place of a NaN is not looked for (bytes)."""
 
+END_BYTES = 256
+"""So far from each end of the JSON the parameter `timeout` is looked for (bytes)."""
+
+_TIMEOUT = b'"timeout"'
 _SHAPE = re.compile(rb'"shape"\s*:\s*\[([\d\s,]{0,1000})\]')
 
 
@@ -48,6 +52,48 @@ def parse(body: bytes, json_bytes: int | None) -> dict[str, Any]:
     if type(message) is not dict:
         raise BadRequest("The JSON part of the body must be an object.")
     return message
+
+
+def names_timeout(body: bytes, json_bytes: int | None) -> bool:
+    """Whether a request has the parameter `timeout` near one of its ends, where clients write their parameters.
+
+    Looking through all of a body would take longer than to check the request. One that has it elsewhere is told that
+    it is late by the codec.
+
+    Args:
+        body: JSON, and maybe the bytes of tensors after it.
+        json_bytes: length of the JSON part; None when there is nothing else.
+    """
+    if json_bytes is None:
+        if body.startswith(b'{"inputs"') and body.endswith(b"]}"):  # nothing at either end
+            return False
+        json_bytes = len(body)
+    return (
+        body.find(_TIMEOUT, 0, min(END_BYTES, json_bytes)) >= 0
+        or body.find(_TIMEOUT, max(0, json_bytes - END_BYTES), json_bytes) >= 0
+    )
+
+
+def timeout_s(body: bytes, json_bytes: int | None) -> float | None:
+    """The time that a request's parameter `timeout` leaves for its answer (seconds; sent as microseconds).
+
+    It is wanted before the request waits for its model, whose thread reads the rest: for the few that have the word.
+
+    Args:
+        body: JSON, and maybe the bytes of tensors after it.
+        json_bytes: length of the JSON part; None where it is not known, or is all there is.
+
+    Returns:
+        None where there is none, or 0, or anything that will be refused when the body is read.
+    """
+    text = body if json_bytes is None else body[:json_bytes]
+    try:
+        if len(text) > COUNTED_BYTES:
+            _check_values(text)
+        timeout = orjson.loads(text)["parameters"]["timeout"]
+    except (BadRequest, ValueError, TypeError, LookupError):
+        return None
+    return timeout / 1e6 if type(timeout) is int and timeout > 0 else None
 
 
 def _check_values(text: bytes) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from service import __version__, errors
 from service.api import health, reach
 from service.api.deps import GateDep, KeyDep, RegistryDep, WorkersDep
-from service.api.open_inference.document import MODEL_NAME, MODEL_VERSION, TAG, failures
+from service.api.open_inference import configuration, observing, repository, statistics
+from service.api.open_inference.document import OF_MODEL, TAG, ModelName, ModelVersion, failures
 from service.api.open_inference.interface import Interface
 from service.keys import Key
 from service.registry.handle import ModelHandle
@@ -26,15 +27,10 @@ from service.schemas.open_inference import (
     ServerReady,
 )
 
-EXTENSIONS = ["binary_tensor_data"]
-PLATFORM = "onnxruntime_onnx"
-
-ModelName = Annotated[str, Path(**MODEL_NAME)]
-ModelVersion = Annotated[str, Path(**MODEL_VERSION)]
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
+"""Those that are there as a whole: of the repository there is only the index, of logs and traces only a look."""
 
 router = APIRouter(prefix="/v2", tags=[TAG])
-
-_OF_MODEL = failures((errors.NotAuthorised, errors.NotAllowed, errors.ModelNotFound, errors.ModelNotReady))
 
 
 @router.get("", summary="What is this server?", responses=failures((errors.NotAuthorised,)))
@@ -71,11 +67,14 @@ async def model_names(registry: RegistryDep, key: KeyDep) -> ModelNames:
     return ModelNames(models=[name for model in reach.within(registry, key) for name in _names(model)])
 
 
+router.include_router(statistics.router)  # before the models: `stats` is none
+
+
 @router.get(
     "/models/{model_name}",
     summary="What does a model take and give?",
     response_model_exclude_none=True,
-    responses=_OF_MODEL,
+    responses=OF_MODEL,
 )
 async def model_metadata(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelMetadata:
     """Names, datatypes and shapes of a graph's tensors; of the version that answers when none is named."""
@@ -86,7 +85,7 @@ async def model_metadata(model_name: ModelName, registry: RegistryDep, key: KeyD
     "/models/{model_name}/versions/{model_version}",
     summary="What does a version of a model take and give?",
     response_model_exclude_none=True,
-    responses=_OF_MODEL,
+    responses=OF_MODEL,
 )
 async def version_metadata(
     model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
@@ -95,7 +94,7 @@ async def version_metadata(
     return _metadata(registry, model_name, model_version, key)
 
 
-@router.get("/models/{model_name}/ready", summary="Can a model infer?", responses=_OF_MODEL)
+@router.get("/models/{model_name}/ready", summary="Can a model infer?", responses=OF_MODEL)
 async def model_ready(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelReady:
     """200 when it can; 404 when there is no such model, 503 when it is not loaded."""
     reach.for_tensors(registry, key, model_name, None)
@@ -105,7 +104,7 @@ async def model_ready(model_name: ModelName, registry: RegistryDep, key: KeyDep)
 @router.get(
     "/models/{model_name}/versions/{model_version}/ready",
     summary="Can a version of a model infer?",
-    responses=_OF_MODEL,
+    responses=OF_MODEL,
 )
 async def version_ready(
     model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
@@ -115,12 +114,16 @@ async def version_ready(
     return ModelReady(name=model_name, ready=True)
 
 
+for part in (configuration, repository, observing):
+    router.include_router(part.router)
+
+
 def _metadata(registry: Registry, name: str, version: str | None, key: Key | None) -> ModelMetadata:
     handle, graph = reach.for_tensors(registry, key, name, version)
     ready = [v.name for v in registry.get(handle.ref.name).versions.values() if v.handle is not None]
     inputs, outputs = metadata(handle, graph)
     return ModelMetadata.model_validate(
-        {"name": name, "versions": ready, "platform": PLATFORM, "inputs": inputs, "outputs": outputs}
+        {"name": name, "versions": ready, "platform": configuration.PLATFORM, "inputs": inputs, "outputs": outputs}
     )
 
 
