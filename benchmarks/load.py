@@ -167,7 +167,7 @@ def open_limit(endpoint: Endpoint, settings: argparse.Namespace) -> Limit | None
         return None
     name, _, version = endpoint.model.partition("@")
     folder = settings.models / name / version
-    if not (folder / "model.onnx").is_file():
+    if not any(folder.glob("*.onnx")):
         endpoint.note = f"{name}/{version} is not in the folder --models names: no in-process limit"
         return None
     limit = Limit(settings.limit_processes, folder, endpoint.workload, endpoint.bodies)

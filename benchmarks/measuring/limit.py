@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 from measuring import BenchmarkFailed
 from measuring.workloads import Workload
 from service.client.load import percentile
+from service.graph import Run, Signature
 from service.registry.manifest import read_manifest
 from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import keep_freed_memory
@@ -31,10 +32,10 @@ BATCHES = (1, 8, 32)
 
 @dataclass(frozen=True)
 class Direct:
-    """A graph in ONNX Runtime with its own defaults and one thread: none of the service's choices are in the limit."""
+    """Graphs in ONNX Runtime with its own defaults and one thread: none of the service's choices are in the limit."""
 
-    session: Any
-    signature: Any
+    sessions: Mapping[str, Any]
+    signatures: Mapping[str, Signature]
     task: Any
     content_type: str
 
@@ -44,13 +45,26 @@ class Direct:
         import onnxruntime  # after the service, which switches its telemetry off
 
         manifest = read_manifest(folder.parent)
-        signature = OnnxSession(folder / "model.onnx").signature
+        task = discover()[manifest.task]
+        signatures = {name: OnnxSession(folder / f"{name}.onnx").signature for name in task.graphs}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         keep_sums_exact(options)
-        session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-        place = ModelFolder(folder.parent.name, folder.name, folder, signature, manifest.options(folder))
-        return cls(session, signature, discover()[manifest.task](place), content_type)
+        sessions = {
+            name: onnxruntime.InferenceSession(
+                str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+            )
+            for name in task.graphs
+        }
+        place = ModelFolder(
+            folder.parent.name,
+            folder.name,
+            folder,
+            signatures[task.graphs[0]],
+            manifest.options(folder),
+            signatures=signatures,
+        )
+        return cls(sessions, signatures, task(place), content_type)
 
     def answer(self, bodies: Sequence[bytes]) -> list[bytes]:
         """The answers' bytes to several requests' bytes, their runs batched; no queue, no thread, no HTTP."""
@@ -68,16 +82,21 @@ class Direct:
         for index in range(len(bodies)):
             advance(index, None)
         while waiting:
-            key = batch_key(waiting[0][1], self.signature)
-            batch = [(index, run) for index, run in waiting if batch_key(run, self.signature) == key]
-            waiting[:] = [(index, run) for index, run in waiting if batch_key(run, self.signature) != key]
-            runs = [run for _, run in batch]
-            names = list(runs[0].outputs or self.signature.outputs)
-            values = self.session.run(names, stack(runs, self.signature))
-            shares = split(dict(zip(names, values, strict=True)), runs, self.signature)
-            for (index, _), share in zip(batch, shares, strict=True):
+            graph, key = self._group_of(waiting[0][1])
+            batch = [(index, run) for index, run in waiting if self._group_of(run) == (graph, key)]
+            waiting[:] = [(index, run) for index, run in waiting if self._group_of(run) != (graph, key)]
+            runs, signature = [run for _, run in batch], self.signatures[graph]
+            names = list(runs[0].outputs or signature.outputs)
+            values = self.sessions[graph].run(names, self.task.prepare(stack(runs, signature)))
+            outputs = self.task.finish(dict(zip(names, values, strict=True)))
+            for (index, _), share in zip(batch, split(outputs, runs, signature), strict=True):
                 advance(index, share)
         return answers
+
+    def _group_of(self, run: Run) -> tuple[str, Hashable]:
+        """Equal for runs that can be one: the graph's name, and what the rows must have in common."""
+        graph = run.graph or self.task.graphs[0]
+        return graph, batch_key(run, self.signatures[graph])
 
     def _parse(self, body: bytes) -> Any:
         if issubclass(self.task.Input, MediaInput):

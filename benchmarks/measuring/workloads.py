@@ -8,12 +8,16 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import soundfile
 from PIL import Image
 
 BODIES = 16
 """Different bodies per endpoint, sent in turn (count)."""
+
+SPEECH = Path(__file__).resolve().parents[2] / "models/digits-ctc/1/golden/four-two-seven.flac"
 
 Ask = Callable[[str, str, bytes], bytes]
 """Asks the server: (path, content type, body) -> the answer's body."""
@@ -104,6 +108,33 @@ def next_points(ask: Ask) -> list[bytes]:
     return bodies
 
 
+def coming_points(_: Ask) -> list[bytes]:
+    """256 points each, of which the next 24 are asked for."""
+    return [json.dumps({"values": values, "horizon": 24}).encode() for values in series(256)]
+
+
+def recordings(_: Ask) -> list[bytes]:
+    """Three spoken digits, at as many levels, as 16-bit WAV."""
+    samples, rate = soundfile.read(SPEECH, dtype="float32")
+    files = []
+    for number in range(BODIES):
+        file = io.BytesIO()
+        soundfile.write(file, samples * 0.9**number, rate, format="WAV", subtype="PCM_16")
+        files.append(file.getvalue())
+    return files
+
+
+def tunes(_: Ask) -> list[bytes]:
+    """Eight bars each, drawn with a seed."""
+    tune = {"key": "D", "meter": "4/4", "bars": 8}
+    return [json.dumps({**tune, "seed": seed}).encode() for seed in range(BODIES)]
+
+
+def photographs(_: Ask) -> list[bytes]:
+    """JPEGs of 640×480."""
+    return pictures("JPEG", 640, 480)
+
+
 WORKLOADS = (
     Workload("image, PNG 32×32", "image-classification", "image/png", lambda _: pictures("PNG", 32, 32)),
     Workload("image, JPEG 640×480", "image-classification", "image/jpeg", lambda _: pictures("JPEG", 640, 480)),
@@ -111,4 +142,11 @@ WORKLOADS = (
     Workload("text, 32 words", "next-word-prediction", "application/json", lambda _: sentences(4)),
     Workload("series, 256 points", "anomaly-detection", "application/json", whole_series),
     Workload("series, 1 point + state", "anomaly-detection", "application/json", next_points),
+    Workload("forecast of 24 points", "forecasting", "application/json", coming_points),
+    Workload("objects, JPEG 640×480", "object-detection", "image/jpeg", photographs),
+    Workload("segments, JPEG 640×480", "image-segmentation", "image/jpeg", photographs),
+    Workload("numbers, JPEG 640×480", "image-regression", "image/jpeg", photographs),
+    Workload("caption, JPEG 640×480", "image-captioning", "image/jpeg", photographs),
+    Workload("speech, 3 words", "speech-recognition", "audio/wav", recordings),
+    Workload("music, 8 bars", "music-composition", "application/json", tunes),
 )
