@@ -24,13 +24,14 @@ from onnx import helper
 from service import __version__
 from service.api.open_inference.codec import Codec, Reply
 from service.api.open_inference.datatypes import DATATYPES
-from service.api.open_inference.document import SCHEMAS, path_items
+from service.api.open_inference.document import path_items
 from service.api.open_inference.infer import match
 from service.api.open_inference.values import MAX_DEPTH
 from service.errors import BadRequest, ServiceError
 from service.graph import Signature, Steps, TensorSpec
 from service.runtime.drive import drive
 from service.runtime.session import _DTYPES, OnnxSession
+from service.schemas.open_inference import InferenceRequest, InferenceResponse
 from service.tasks.base import ModelRef, Task, TaskInput, TaskOutput
 from tests import graphs
 from tests.conftest import running
@@ -1112,10 +1113,10 @@ async def execute_examples(client: httpx.AsyncClient) -> None:
         examples = operation["requestBody"]["content"]["application/json"]["examples"]
         assert examples
         for example in examples.values():
-            SCHEMAS[0].model_validate(example["value"])
+            InferenceRequest.model_validate(example["value"])
             answer = await client.post(path.format(**names), json=example["value"])
             assert answer.status_code == 200, answer.text
-            assert SCHEMAS[1].model_validate(answer.json(), extra="forbid")
+            assert InferenceResponse.model_validate(answer.json(), extra="forbid")
 
 
 async def test_metrics_are_labelled_with_the_route_and_not_with_the_callers_text(v2: httpx.AsyncClient) -> None:
