@@ -112,7 +112,7 @@ def test_a_point_that_cannot_be_judged_is_shown_without_an_expectation(real_mode
 def test_one_kind_of_input_is_needed(arguments: list[str], series: Path) -> None:
     result = gridloop("predict", *[str(series) if a == "FILE" else a for a in arguments])
     assert result.exit_code == 2
-    assert "one of the three" in result.output
+    assert "--text (one of the " in result.output
 
 
 def test_a_file_that_is_not_there_is_named(models: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_file_that_is_not_there_is_named(models: Path) -> None:
         (["--top-k", 0], "0 is not in the range 1<=x<=1000"),
         (["--top", 3], "No such option"),
         (["--task", "image-clasification"], "there is no task 'image-clasification'; there are: anomaly-detection"),
-        (["--words", 2], "one of the three"),
+        (["--words", 2], "--text (one of the "),
     ],
 )
 def test_an_option_that_does_not_fit_is_wrong_usage(

@@ -111,7 +111,7 @@ def _unreadable_golden(folder: Path) -> None:
         (_no_manifest, r"bad/manifest.toml: is missing; models/README.md"),
         (_bad_toml, r"bad/manifest.toml: is not valid TOML: "),
         (_unknown_field, r"bad/manifest.toml: max_batch is not known; models/README.md lists"),
-        (_unknown_task, r"task 'mind-reading' is not known; this server has: anomaly-detection, image-classification"),
+        (_unknown_task, r"task 'mind-reading' is not known; this server has: anomaly-detection, "),
         (_no_version, r"bad: has no version folder with a model.onnx"),
         (_missing_default, r"default_version '9' is not among its versions: 1"),
         (_not_onnx, r"bad/1/model.onnx: is not an ONNX file"),
