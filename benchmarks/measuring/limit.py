@@ -49,6 +49,7 @@ class Direct:
         signatures = {name: OnnxSession(folder / f"{name}.onnx").signature for name in task.graphs}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # of what it leaves out of a graph it would warn
         keep_sums_exact(options)
         sessions = {
             name: onnxruntime.InferenceSession(
