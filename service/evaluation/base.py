@@ -24,6 +24,10 @@ from service.graph import Array, Signature
 T = TypeVar("T")
 
 
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+"""Of files that are taken for pictures of the data."""
+
+
 class EvaluationFailed(Exception):
     """The evaluation has no result; the message says why."""
 
@@ -191,6 +195,11 @@ class Subject:
     task: str
     signature: Signature
     folder: Path | None = None
+
+    def labels(self) -> list[str] | None:
+        """The model's labels in their order; None where it has no file of them, or is only on a server."""
+        file = self.folder / "labels.txt" if self.folder else None
+        return file.read_text("utf-8").removesuffix("\n").split("\n") if file and file.is_file() else None
 
 
 class Evaluation(ABC):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from service.evaluation.base import (
+    PICTURE_SUFFIXES,
     Answer,
     Ask,
     Breakdown,
@@ -27,8 +28,6 @@ from service.evaluation.base import (
     Question,
 )
 from service.evaluation.statistics import calibration_interval, confusion_matrix, reliability, wilson
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 
 BINS = 15
 """Of the calibration error and the reliability diagram (count)."""
@@ -86,7 +85,7 @@ class ImageClassificationEvaluation(Evaluation):
         Raises:
             DataMissing: there are none.
         """
-        found = sorted(path for path in self.data.glob("*/*") if path.suffix.lower() in SUFFIXES)
+        found = sorted(path for path in self.data.glob("*/*") if path.suffix.lower() in PICTURE_SUFFIXES)
         if not found:
             raise DataMissing(
                 self.data,
@@ -145,10 +144,9 @@ class ImageClassificationEvaluation(Evaluation):
     def _labels(self, records: Sequence[Seen]) -> list[str]:
         """The model's labels, in its order where its folder is there."""
         used = {record.truth for record in records} | {record.answers[0] for record in records}
-        path = self.subject.folder / "labels.txt" if self.subject.folder else None
-        if path is None or not path.is_file():
+        labels = self.subject.labels()
+        if labels is None:
             return sorted(used)
-        labels = path.read_text("utf-8").removesuffix("\n").split("\n")
         if unknown := sorted({record.truth for record in records} - set(labels)):
             raise EvaluationFailed(
                 f"the data have the label {unknown[0]!r}, which the model does not have; it has: "

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.evaluation.base import (
+    PICTURE_SUFFIXES,
     Answer,
     Ask,
     Breakdown,
@@ -39,8 +40,6 @@ from service.evaluation.base import (
 )
 from service.evaluation.statistics import Floats, bootstrap_sums
 from service.media.palette import palette
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 
 EXAMPLES = 3
 """Pictures that are drawn beside truth and answer (count)."""
@@ -95,7 +94,7 @@ class ImageSegmentationEvaluation(Evaluation):
         Raises:
             DataMissing: there are none, or one has no labels.
         """
-        found = sorted(path for path in self.data.glob("images/*") if path.suffix.lower() in SUFFIXES)
+        found = sorted(path for path in self.data.glob("images/*") if path.suffix.lower() in PICTURE_SUFFIXES)
         labels = [self.data / "labels" / f"{path.stem}.png" for path in found]
         missing = next((path for path in labels if not path.is_file()), None)
         if not found or missing:
@@ -177,9 +176,9 @@ class ImageSegmentationEvaluation(Evaluation):
 
     def labels(self, records: Sequence[Compared]) -> list[str]:
         """The model's labels in its order; where its folder is not there, numbers as far as its answers go."""
-        path = self.subject.folder / "labels.txt" if self.subject.folder else None
-        if path and path.is_file():
-            return path.read_text("utf-8").removesuffix("\n").split("\n")
+        labels = self.subject.labels()
+        if labels is not None:
+            return labels
         highest = max(int((record.pairs % VALUES).max()) for record in records)
         return [f"label {number}" for number in range(highest + 1)]
 

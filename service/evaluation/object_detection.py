@@ -185,10 +185,9 @@ class ObjectDetectionEvaluation(Evaluation):
     def _labels(self, records: Sequence[Found]) -> list[str]:
         """The model's labels, in its order where its folder is there."""
         used = {label for record in records for label in (*record.truth.labels, *record.labels)}
-        path = self.subject.folder / "labels.txt" if self.subject.folder else None
-        if path is None or not path.is_file():
+        labels = self.subject.labels()
+        if labels is None:
             return sorted(used)
-        labels = path.read_text("utf-8").removesuffix("\n").split("\n")
         if unknown := sorted({label for record in records for label in record.truth.labels} - set(labels)):
             raise EvaluationFailed(
                 f"the data have the label {unknown[0]!r}, which the model does not have; it has: "
