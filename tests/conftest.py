@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from service.api.context import Workers
 from service.app import create_app, make_registry
+from service.registry.registry import Registry
 from service.runtime import tuning
 from service.settings import Settings
 from tests import graphs
@@ -72,8 +73,25 @@ def real_models() -> Path:
     return Path(__file__).parent.parent / "models"
 
 
+@pytest.fixture(scope="session")
+def real_registry(real_models: Path) -> Iterator[Registry]:
+    """All of them loaded, once for all tests: that takes seconds."""
+    registry = make_registry(Settings(models=real_models, workers=1))
+    registry.load()
+    yield registry
+    assert registry.close(timeout_s=10)
+
+
 @pytest.fixture
-async def real_client(real_models: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def real_client(real_models: Path, real_registry: Registry) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application with the models that ship with it."""
-    async with running(real_models) as client:
+    app = create_app(
+        Settings(models=real_models, workers=1, log_level="error"),
+        registry=real_registry,
+        workers=Workers(loaded=[1]),
+    )
+    # Without the application's lifespan, at whose end the models are closed: other tests need them still.
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        client.app = app  # type: ignore[attr-defined]
         yield client

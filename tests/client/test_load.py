@@ -110,7 +110,7 @@ async def test_a_connection_that_is_lost_now_and_then_is_an_error_and_is_opened_
 async def test_a_server_that_only_hangs_up_ends_the_run():
     async with answering(lambda _: None) as (port, _):
         with pytest.raises(ClientFailed, match="keeps closing"):
-            await run_load(load_for(port))
+            await run_load(load_for(port, seconds=60))  # long over before that
 
 
 async def test_a_request_that_is_never_answered_is_an_error_and_does_not_hold_up_the_run():
