@@ -314,6 +314,11 @@ def test_every_setting_is_an_option_of_serve() -> None:
         assert f"GRIDLOOP_{name.upper()}" in " ".join(text.split())
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completions(shell: str) -> None:
+    assert "_GRIDLOOP_COMPLETE" in gridloop("completion", shell).stdout
+
+
 def test_the_openapi_document_is_printed(models: Path) -> None:
     assert json.loads(gridloop("openapi").stdout)["info"]["title"] == "Gridloop"
 

@@ -83,6 +83,15 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_what_the_glossary_says_is_somewhere_is_there() -> None:
+    """Files, and names of the service; `<task>` and the like stand for any."""
+    page = (ROOT / "docs/glossary.md").read_text()
+    places = re.findall(r"`((?:service|models)/[^`<]*)`", page)
+    assert len(places) > 15
+    for place in places:
+        assert (ROOT / place).exists(), place
+
+
 def test_the_changelog_knows_the_version() -> None:
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 

@@ -21,6 +21,8 @@ from tests.test_server import Server, serving
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("docs/tasks/*.md")), ROOT / "docs/open-inference.md"]
+FURTHER = [ROOT / "docs/migrating.md"]
+"""Pages whose examples run, too, in whatever languages they have."""
 SERVED = "127.0.0.1:8000"
 
 
@@ -60,7 +62,7 @@ def test_every_task_has_a_page_with_all_its_types(generate: Any) -> None:
 
 def examples() -> Iterator[tuple[str, str, str, str]]:
     """Page, language, code and what it prints: a `console` block is both, another is followed by a `text` block."""
-    for page in PAGES:
+    for page in (*PAGES, *FURTHER):
         text = page.read_text()
         for command, output in re.findall(r"```console\n\$ (.*?)\n(.*?)```", text, re.DOTALL):
             yield page.stem, "curl", command, output.strip()

@@ -11,6 +11,7 @@ import click
 from service import __version__
 from service.cli.bench import bench_command
 from service.cli.check import check_command
+from service.cli.completion import completion_command
 from service.cli.evaluate import evaluate_command
 from service.cli.key import key_command
 from service.cli.models import models_command
@@ -36,5 +37,6 @@ for command in (
     check_command,
     key_command,
     openapi_command,
+    completion_command,
 ):
     main.add_command(command)
