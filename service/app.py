@@ -27,6 +27,7 @@ from service.api.in_flight import BytesInFlight
 from service.api.open_inference import routes as open_inference_routes
 from service.api.open_inference.infer import PATHS, InferEndpoint, match
 from service.api.tasks import TaskEndpoint, answer_headers
+from service.cpu import CpuBudget
 from service.keys import Keyring
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
@@ -45,25 +46,29 @@ DESCRIPTION = """
 """
 
 
-def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None = None) -> Registry:
+def make_registry(
+    settings: Settings, tasks: Mapping[str, type[AnyTask]] | None = None, *, budget: CpuBudget | None = None
+) -> Registry:
     """The registry of a server, with nothing loaded yet.
 
     Args:
         settings: of the server.
         tasks: the tasks that exist; left out, the built-in ones, those of installed plug-ins, and those of the folder
             that the settings name.
+        budget: cores to plan with; left out, those that the process may use.
 
     Raises:
         TaskUnusable: one of them cannot be served.
     """
+    plan = settings.plan(budget)
     options = LoadOptions(
-        settings.plan().budget.cores,
+        plan.budget.cores,
         settings.max_queue,
         settings.max_queue_bytes,
         limits=settings.limits,
         tune=True,
         load_timeout_s=settings.load_timeout_s,
-        workers=settings.plan().workers,
+        workers=plan.workers,
     )
     return Registry(settings.models, options, dict(discover(settings.tasks) if tasks is None else tasks))
 
