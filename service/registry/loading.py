@@ -112,6 +112,7 @@ def open_version(folder: Path, manifest: Manifest, task: type[AnyTask], stop: St
     options_of_task, claims = manifest.options(folder), manifest.of_version(folder)
     sessions = {name: _open_graph(folder, name, task, claims, stop) for name in task.graphs}
     _check_constants(folder, claims, sessions)
+    _declare_states(folder, claims, sessions)
     signatures = {name: session.signature.widened() for name, session in sessions.items()}
     loaded = task(
         ModelFolder(
@@ -147,6 +148,35 @@ def _check_constants(folder: Path, claims: OfVersion, sessions: Mapping[str, Onn
             f"{folder.parent.name}/{folder.name}",
             f"no graph has an input {unknown[0]!r}, to which [constants] gives a value; they have: {there}.",
         )
+
+
+def _declare_states(folder: Path, claims: OfVersion, sessions: Mapping[str, OnnxSession]) -> None:
+    """Have the graphs' signatures say what `[state]` says of them.
+
+    Raises:
+        ManifestInvalid: no graph has such a pair, or the two are of different types or shapes.
+    """
+    where = f"{folder.parent.name}/{folder.name}"
+    for name, following in claims.state.items():
+        own = [session for session in sessions.values() if name in session.signature.inputs]
+        if not any(following in session.signature.outputs for session in own):
+            there = "; ".join(
+                str(spec)
+                for session in sessions.values()
+                for spec in (*session.signature.inputs.values(), *session.signature.outputs.values())
+            )
+            raise ManifestInvalid(
+                where,
+                f'[state] {name} = "{following}" should name an input and an output of a graph, which has: {there}.',
+            )
+        for session in own:
+            before, after = session.signature.inputs[name], session.signature.outputs.get(following)
+            if after is None:
+                continue
+            if not before.continued_by(after):
+                raise ManifestInvalid(where, f"[state] {before} and {after} should have the same type and axes.")
+            declared = {**session.signature.declared_states, name: following}
+            session.signature = dataclasses.replace(session.signature, declared_states=declared)
 
 
 def check_samples(opened: OpenVersion) -> list[GoldenSample]:

@@ -58,6 +58,9 @@ class OfVersion(Claims):
 
     constants: dict[str, Finite] = {}
     """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
+    state: dict[str, str] = {}
+    """Recurrent state of graphs with names of their own for it: the input -> the output that goes on with it, such as
+    `h0 = "hn"`. An input `x` with an output `next_x` needs no entry."""
     state_ranges: dict[str, list[StateRange]] = {}
     """Which numbers the graph can leave in its recurrent state, by input: state tokens with others are refused."""
 
@@ -102,8 +105,8 @@ class Manifest(OfVersion):
             raise ManifestInvalid(
                 _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only licence, [metrics], [constants], [state_ranges] and what the task reads, such as "
-                "[calibration].",
+                "Here may be only licence, [metrics], [constants], [state], [state_ranges] and what the task reads, "
+                "such as [calibration].",
             )
         return dict(self.model_extra or {}) | own
 

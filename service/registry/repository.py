@@ -111,10 +111,8 @@ def read_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) 
     versions = tuple(version for version in names if found[version] is None)
     broken = {version: f"{name}/{version}: {found[version]}" for version in names if found[version]}
     required = manifest.required if manifest else declares_required(folder)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        problem = f"{name}: model names are letters, digits, '.', '_' and '-'; rename the folder."
-    elif name == "stats":
-        problem = f"{name}: /v2/models/stats is the address of all models' statistics; rename the folder."
+    if wrong := name_problem(name):
+        problem = f"{name}: {wrong}; rename the folder."
     elif manifest and not versions and not broken:
         problem = f"{name}: has no version folder with a {graph}; add `1/{graph}`."
     elif manifest and manifest.default_version not in {None, *versions, *broken}:
@@ -123,6 +121,13 @@ def read_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) 
             f"{', '.join(versions)}{manifest.line('default_version')}."
         )
     return FoundModel(name, folder, None if problem else manifest, versions, required, problem, broken)
+
+
+def name_problem(name: str) -> str | None:
+    """Why a model cannot be called so, as a sentence without its end; None when it can."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        return "model names are letters, digits, '.', '_' and '-'"
+    return "/v2/models/stats is the address of all models' statistics" if name == "stats" else None
 
 
 def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:
