@@ -65,7 +65,8 @@ def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None 
         load_timeout_s=settings.load_timeout_s,
         workers=settings.plan().workers,
     )
-    return Registry(settings.models, options, dict(discover(settings.tasks) if tasks is None else tasks))
+    known = dict(discover(settings.tasks) if tasks is None else tasks)
+    return Registry(settings.models, options, known, settings.model_name)
 
 
 def say_ready(settings: Settings, registry: Registry) -> None:

@@ -29,7 +29,7 @@ from service.runtime.tensors import pad_rows
 from service.runtime.tuning import remembered, tune
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
-from service.tasks.base import MediaAnswer, ModelFolder, TaskInput, TaskOutput
+from service.tasks.base import MediaAnswer, ModelFolder, ModelRef, TaskInput, TaskOutput
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +41,13 @@ MOST_BYTES_TWICE = 64 * 1024 * 1024
 
 
 def load_version(
-    folder: Path, manifest: Manifest, task: type[AnyTask], options: LoadOptions, *, stop: Stop | None = None
+    folder: Path,
+    manifest: Manifest,
+    task: type[AnyTask],
+    options: LoadOptions,
+    *,
+    stop: Stop | None = None,
+    ref: ModelRef | None = None,
 ) -> ModelHandle:
     """Load one version folder.
 
@@ -51,11 +57,12 @@ def load_version(
         task: the task that the manifest names.
         options: the server's share of the decisions.
         stop: ends the loading.
+        ref: what the version is called; left out: as its folder, and the one around it.
 
     Raises:
         ManifestInvalid: anything about the folder that keeps it from being served.
     """
-    opened = open_version(folder, manifest, task, stop)
+    opened = open_version(folder, manifest, task, stop, ref)
     samples = check_samples(opened)
     rows = sample_rows(opened, samples)
     tunings = {}
@@ -103,7 +110,9 @@ class OpenVersion:
         return f"{self.folder.parent.name}/{self.folder.name}/{filename}"
 
 
-def open_version(folder: Path, manifest: Manifest, task: type[AnyTask], stop: Stop | None = None) -> OpenVersion:
+def open_version(
+    folder: Path, manifest: Manifest, task: type[AnyTask], stop: Stop | None = None, ref: ModelRef | None = None
+) -> OpenVersion:
     """Open every graph that the task declares, and have the task read its folder.
 
     Raises:
@@ -116,8 +125,8 @@ def open_version(folder: Path, manifest: Manifest, task: type[AnyTask], stop: St
     signatures = {name: session.signature.widened() for name, session in sessions.items()}
     loaded = task(
         ModelFolder(
-            folder.parent.name,
-            folder.name,
+            ref.name if ref else folder.parent.name,
+            ref.version if ref else folder.name,
             folder,
             signatures[task.graphs[0]],
             options_of_task,

@@ -84,6 +84,7 @@ class Manifest(OfVersion):
     batching: Batching = Batching()
 
     _text: str = PrivateAttr(default="")
+    _folder: Path | None = PrivateAttr(default=None)
 
     def line(self, key: str) -> str:
         """In which line a key is written, as the end of a sentence about it; empty where it is not."""
@@ -100,7 +101,7 @@ class Manifest(OfVersion):
         Raises:
             ManifestInvalid: that file is no TOML, or has a key that is the model's to say.
         """
-        own = {key: value for key, value in _own(version).items() if key not in OfVersion.model_fields}
+        own = {key: value for key, value in self._own(version).items() if key not in OfVersion.model_fields}
         if common := [key for key in own if key in Manifest.model_fields]:
             raise ManifestInvalid(
                 _where(version),
@@ -119,12 +120,18 @@ class Manifest(OfVersion):
         Raises:
             ManifestInvalid: that file is no TOML, or breaks the schema.
         """
-        own = _own(version)
+        own = self._own(version)
         try:
             return OfVersion.model_validate({key: own.get(key, getattr(self, key)) for key in OfVersion.model_fields})
         except ValidationError as error:
             text = ManifestText(_where(version), _text(version / FILENAME, _where(version), (version, version.parent)))
             raise ManifestInvalid(_where(version), in_words(error, OfVersion, [text])) from None
+
+    def _own(self, version: Path) -> dict[str, Any]:
+        """What a version's own manifest says; empty where it has none, or lies where the model's does."""
+        if version == self._folder or not os.path.lexists(version / FILENAME):
+            return {}
+        return _parsed(_text(version / FILENAME, _where(version), (version, version.parent)), _where(version))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -139,15 +146,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(_parsed(text, where))
     except ValidationError as error:
         raise ManifestInvalid(where, in_words(error, Manifest, [ManifestText(where, text)])) from None
-    manifest._text = text
+    manifest._text, manifest._folder = text, folder
     return manifest
-
-
-def _own(version: Path) -> dict[str, Any]:
-    """What a version's own manifest says; empty where it has none."""
-    if not os.path.lexists(version / FILENAME):
-        return {}
-    return _parsed(_text(version / FILENAME, _where(version), (version, version.parent)), _where(version))
 
 
 def _where(version: Path) -> str:
