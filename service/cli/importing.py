@@ -213,7 +213,7 @@ def _make(
     """
     from service.importing import photo
     from service.importing.folder import pixels_of, write
-    from service.importing.propose import Guess, propose
+    from service.importing.propose import Guess, Wishes, propose
     from service.importing.source import read
     from service.registry.check import check_folder
     from service.tasks.base import Upload
@@ -229,7 +229,7 @@ def _make(
         try:
             proposal, answer = write(folder, source, proposal, tasks[proposal.task], sample, expect)
         except ManifestInvalid as error:
-            if wishes.task or proposal.task == "tensor":
+            if wishes != Wishes() or expect or proposal.task == "tensor":
                 raise
             shutil.rmtree(folder)
             wishes = replace(wishes, task="tensor")
