@@ -274,7 +274,7 @@ def _print(made: _Made, folder: Path, file: Path, curl: str) -> None:
         out.print(f"the sample's answer: {_answer(made.answer)}", soft_wrap=True)
     count = len(proposal.open)
     left = (
-        f"{count} guess{'es' * (count > 1)} to be confirmed: they stand in its card.md"
+        f"{count} guess{'es' * (count > 1)} to be confirmed, in its card.md"
         if count
         else "nothing is left to be confirmed"
     )

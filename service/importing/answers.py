@@ -26,6 +26,7 @@ FASTEST_DET = 85
 _BESIDE = ("activation_map", "novelty", "spread")
 """Outputs of the house's own graphs that go with others."""
 
+_OF_CTC = "its metadata have characters: a label at every step, which is read by the caller, by CTC"
 _HOUSE: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "anomaly-detection": (frozenset(("values", "sequence_lens")), frozenset(("expected", "spread"))),
     "forecasting": (frozenset(("history", "horizon")), frozenset(("quantiles",))),
@@ -97,7 +98,7 @@ def of_tensors(source: Source) -> Reading:
         return Reading(TENSOR, f"{trees[0]}: a table's rows in, no typed task", sure=True)
     ranks = {len(spec.shape) for spec in source.signature.outputs.values()}
     if len(inputs) == 1 and 3 in ranks and "character" in source.metadata:
-        return Reading(TENSOR, "a label at every step, to be read by CTC, which no typed task does for other graphs")
+        return Reading(TENSOR, _OF_CTC)
     return Reading(TENSOR, "its inputs are no picture, and have no other task's names: served over /v2")
 
 
@@ -113,6 +114,8 @@ def of_picture(source: Source, picture: PictureInput, trial: Trial, wanted: str 
     told = source.metadata.get("task", "") if "stride" in source.metadata else ""
     if told and told not in ("detect", "classify") and wanted is None:
         return Reading(TENSOR, f"its metadata say that its task is {told!r}, which no typed task reads", sure=True)
+    if "character" in source.metadata and wanted is None:
+        return Reading(TENSOR, _OF_CTC)
     readers = (_detector, _segmenter, _classifier)
     found = [reading for reader in readers if (reading := reader(source, picture, trial))]
     if wanted is not None:

@@ -72,7 +72,9 @@ def _candidates(source: Source) -> Iterator[Labels]:
         if names := names_in(source.metadata.get(key, "")):
             yield Labels(names, f"{key!r} in the file's metadata")
     if characters := source.metadata.get("character"):
-        yield Labels(("blank", *characters.split("\n")), "'character' in the file's metadata, after the blank of CTC")
+        spelt = ("blank", *characters.split("\n"))
+        yield Labels((*spelt, " "), "'character' in the file's metadata, between CTC's blank and the space")
+        yield Labels(spelt, "'character' in the file's metadata, after CTC's blank")
     for node in source.model.graph.node:
         settings = attributes_of(node)
         texts = settings.get("classlabels_strings") or settings.get("cats_strings")

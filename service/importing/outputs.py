@@ -5,6 +5,7 @@ Only outputs are added. No number of the graph is changed, and what it gave befo
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ ACTIVATION_MAP = "activation_map"
 MOST_BYTES = 1024 * 1024 * 1024
 """A larger file is left as it is (bytes)."""
 
-_INTS = 7
-"""ONNX's number of the type of an attribute."""
+_INT, _INTS = 2, 7
+"""ONNX's numbers of the types of attributes."""
 _SHAPES = ("Flatten", "Reshape", "Squeeze")
 _ACTIVATIONS = ("Softmax", "LogSoftmax", "Sigmoid")
 
@@ -82,49 +83,25 @@ def add_activation_map(source: Source, model: Any, scores: str, classes: int) ->
     if ACTIVATION_MAP in {value.name for value in model.graph.output} | set(source.makers):
         return None
     _, node = source.back(scores, *_SHAPES, *_ACTIVATIONS)
-    adding = None
-    if node is not None and node.op_type == "Add":  # MatMul and its bias
-        product, bias = _product_and_bias(source, node)
-        if product is None:
-            return None
-        node, adding = product, bias
     if node is None:
         return None
     if pooled := _pooled(source, node):  # the pooling is all there is: SqueezeNet
         features, channels_last = pooled
-        _node(
-            model,
-            "Transpose" if channels_last else "Identity",
-            [features],
-            ACTIVATION_MAP,
-            perm=[0, 3, 1, 2] if channels_last else None,
-        )
-    elif node.op_type == "Conv" and adding is None:
+        perm = [0, 3, 1, 2] if channels_last else None
+        _node(model, "Transpose" if channels_last else "Identity", [features], ACTIVATION_MAP, perm=perm)
+    elif node.op_type == "Conv":
         _, pool = source.back(node.input[0])
-        found = _pooled(source, pool) if pool is not None else None
-        if found is None or found[1] or (source.shape_of_weight(node.input[1]) or ())[2:] != (1, 1):
+        pooled = _pooled(source, pool) if pool is not None else None
+        if pooled is None or pooled[1] or (source.shape_of_weight(node.input[1]) or ())[2:] != (1, 1):
             return None
-        _node(model, "Conv", [found[0], *node.input[1:]], ACTIVATION_MAP)
-    elif node.op_type in ("Gemm", "MatMul"):
-        settings = attributes_of(node)
-        if any(settings.get(key, usual) != usual for key, usual in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))):
-            return None
-        _, pool = source.back(node.input[0], *_SHAPES)
-        found = _pooled(source, pool) if pool is not None else None
-        if found is None or source.shape_of_weight(node.input[1]) is None:
-            return None
-        features, channels_last = found
-        weights = node.input[1]
-        places = features if channels_last else _node(model, "Transpose", [features], "places", perm=[0, 2, 3, 1])
-        if settings.get("transB"):
-            weights = _node(model, "Transpose", [weights], "weights", perm=[1, 0])
-        bias = adding or (node.input[2] if len(node.input) > 2 else None)
-        scored = _node(model, "MatMul", [places, weights], "scored")
-        if bias:
-            scored = _node(model, "Add", [scored, bias], "biased")
-        _node(model, "Transpose", [scored], ACTIVATION_MAP, perm=[0, 3, 1, 2])
+        _node(model, "Conv", [pooled[0], *node.input[1:]], ACTIVATION_MAP)
     else:
-        return None
+        linear = _linear(source, node)
+        _, pool = source.back(linear.given, *_SHAPES, "DynamicQuantizeLinear") if linear else ("", None)
+        pooled = _pooled(source, pool) if pool is not None else None
+        if linear is None or pooled is None:
+            return None
+        _add_linear(model, linear, *pooled)
     scores_value = next(value for value in model.graph.output if value.name == scores)
     added = model.graph.output.add()
     added.name = ACTIVATION_MAP
@@ -134,14 +111,64 @@ def add_activation_map(source: Source, model: Any, scores: str, classes: int) ->
     return f"the graph ends in {node.op_type} after global pooling"
 
 
-def _product_and_bias(source: Source, node: Any) -> tuple[Any | None, str | None]:
-    """The MatMul whose result an Add gets, and the name of what is added to it."""
-    for one, other in ((0, 1), (1, 0)):
-        _, product = source.back(node.input[one])
-        shape = source.shape_of_weight(node.input[other])
-        if product is not None and product.op_type == "MatMul" and shape is not None and len(shape) <= 2:
-            return product, node.input[other]
-    return None, None
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A linear layer: `given` (n, features) times weights, and a bias.
+
+    Attributes:
+        given: the tensor that it is applied to.
+        weights: (features, classes), or transposed.
+        bias: (classes,), if there is one.
+        transposed: whether the weights are (classes, features).
+        quantised: scale and zero of weights of 8 bits; empty of floats.
+    """
+
+    given: str
+    weights: str
+    bias: str | None = None
+    transposed: bool = False
+    quantised: tuple[str, ...] = ()
+
+
+def _linear(source: Source, node: Any) -> _Linear | None:
+    """The linear layer that ends in an operator: Gemm, MatMul, or what dynamic quantisation makes of these."""
+    if node.op_type == "Gemm":
+        settings = attributes_of(node)
+        if any(settings.get(key, usual) != usual for key, usual in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))):
+            return None
+        bias = node.input[2] if len(node.input) > 2 else None
+        return _Linear(node.input[0], node.input[1], bias, bool(settings.get("transB")))
+    if node.op_type == "Add":
+        for one, other in ((0, 1), (1, 0)):
+            shape, (_, product) = source.shape_of_weight(node.input[other]), source.back(node.input[one])
+            if shape is not None and len(shape) <= 2 and product is not None and product.op_type != "Add":
+                found = _linear(source, product)
+                return replace(found, bias=node.input[other]) if found and found.bias is None else None
+        return None
+    if node.op_type == "MatMul" and source.shape_of_weight(node.input[1]) is not None:
+        return _Linear(node.input[0], node.input[1])
+    if node.op_type == "Mul":
+        for one, other in ((0, 1), (1, 0)):
+            (_, product), (_, scales) = source.back(node.input[one]), source.back(node.input[other])
+            if product is not None and product.op_type == "MatMulInteger" and scales is not None:
+                own = [name for name in scales.input if source.shape_of_weight(name) is not None]
+                if scales.op_type == "Mul" and len(own) == 1:
+                    return _Linear(product.input[0], product.input[1], quantised=(own[0], *product.input[3:4]))
+    return None
+
+
+def _add_linear(model: Any, linear: _Linear, features: str, channels_last: bool) -> None:
+    """Append a linear layer that is applied to every place of a map of features."""
+    places = features if channels_last else _node(model, "Transpose", [features], "places", perm=[0, 2, 3, 1])
+    weights = linear.weights
+    if linear.quantised:
+        weights = _node(model, "DequantizeLinear", [weights, *linear.quantised], "weights", axis=1)
+    if linear.transposed:
+        weights = _node(model, "Transpose", [weights], "weights", perm=[1, 0])
+    scored = _node(model, "MatMul", [places, weights], "scored")
+    if linear.bias:
+        scored = _node(model, "Add", [scored, linear.bias], "biased")
+    _node(model, "Transpose", [scored], ACTIVATION_MAP, perm=[0, 3, 1, 2])
 
 
 def _pooled(source: Source, node: Any) -> tuple[str, bool] | None:
@@ -160,12 +187,16 @@ def _pooled(source: Source, node: Any) -> tuple[str, bool] | None:
     return (node.input[0], of_four == [1, 2]) if of_four in ([1, 2], [2, 3]) else None
 
 
-def _node(model: Any, op_type: str, inputs: list[str], output: str, perm: list[int] | None = None) -> str:
+def _node(
+    model: Any, op_type: str, inputs: list[str], output: str, perm: list[int] | None = None, axis: int | None = None
+) -> str:
     """Append an operator; the name of what it computes, which the graph must not have yet."""
     name = output if output == ACTIVATION_MAP else f"{ACTIVATION_MAP}.{output}"
     node = model.graph.node.add(op_type=op_type, input=inputs, output=[name])
     if perm is not None:
         node.attribute.add(name="perm", type=_INTS, ints=perm)
+    if axis is not None:
+        node.attribute.add(name="axis", type=_INT, i=axis)
     return name
 
 

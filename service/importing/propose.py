@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -183,9 +184,7 @@ def _of_picture(source: Source, picture: PictureInput, photo: Array, wishes: Wis
         preprocessing["size"] = list(size) if size[0] != size[1] else size[0]
         sure = why_size in _TOLD
         guesses.append(
-            Guess(
-                "size", f"{size[0]}x{size[1]}", why_size, "preprocessing.size", _SET("preprocessing.size", "224"), sure
-            )
+            Guess("size", f"{size[0]}x{size[1]}", why_size, "preprocessing.size", _SET("preprocessing.size", "…"), sure)
         )
     found = _labels(source, reading, wishes, guesses)
     scale = _scale(source, picture, reading, known, size)
@@ -350,7 +349,7 @@ def _resize(
         table["resize"], why, sure = "stretch", _TOLD[1], True
     elif max(size) > SMALL and (scale.mean == IMAGENET_MEAN or "pytorch" in source.exporter):
         table = {"resize": "crop", "resize_to": round(max(size) / CROPPED)}
-        why = "PyTorch's classifiers of photographs usually take the centre of a larger picture"
+        why = "classifiers of photographs usually take the centre of a larger picture"
     else:
         table["resize"], why = "stretch", "usual for such graphs"
     if document.get("resample") in _FILTERS and _FILTERS[document["resample"]] != "bilinear":
@@ -423,7 +422,9 @@ def _labels_of_tensors(source: Source, wishes: Wishes, guesses: list[Guess]) -> 
     """Labels that a graph of tensors brings along, for whoever reads its numbers."""
     if wishes.labels is not None:
         return tuple(wishes.labels)
-    found = labels.find(source, None)
+    counts = {spec.shape[-1] for spec in source.signature.outputs.values() if spec.shape}
+    fitting = [labels.find(source, count) for count in counts if isinstance(count, int)]
+    found = next((each for each in fitting if each and each.sure), None) or labels.find(source, None)
     if found is None or not found.sure:
         return None
     guesses.append(
@@ -440,8 +441,8 @@ def _labels_of_tensors(source: Source, wishes: Wishes, guesses: list[Guess]) -> 
 
 def _numbers(source: Source, of_state: Mapping[str, str]) -> tuple[dict[str, Array], bool | None]:
     """Numbers for the inputs that run, and whether axis 0 is a batch; None where that was not found out."""
-    for length in LENGTHS:
-        tensors = fill(source.signature, length, of_state)
+    for length, first in product(LENGTHS, (1, None)):
+        tensors = fill(source.signature, length, of_state, first)
         outputs = _run(source, tensors)
         if outputs:
             return tensors, _is_batch(source, tensors, outputs)
@@ -469,21 +470,22 @@ def _is_batch(source: Source, tensors: Mapping[str, Array], outputs: Mapping[str
     return True
 
 
-def fill(signature: Signature, length: int, of_state: Mapping[str, str]) -> dict[str, Array]:
+def fill(signature: Signature, length: int, of_state: Mapping[str, str], first: int | None = None) -> dict[str, Array]:
     """Numbers for every input of a graph: random ones, or zeros for state and for what may be an index.
 
     Args:
         signature: the graph's.
         length: of free axes that are no batch.
         of_state: names of the inputs that are state.
+        first: of a free first axis, which is a batch more often than not; None: as long as the others.
     """
     random = np.random.default_rng(0)
     tensors: dict[str, Array] = {}
-    can_be_batch = signature.batch_problem is None
     for name, spec in signature.inputs.items():
         shape = [
             axis if isinstance(axis, int)
-            else 1 if (place == 0 and can_be_batch) or (axis or "").lower() in _BATCH_NAMES or name in of_state
+            else 1 if (axis or "").lower() in _BATCH_NAMES or name in of_state
+            else first or length if place == 0
             else length
             for place, axis in enumerate(spec.shape)
         ]  # fmt: skip

@@ -76,17 +76,17 @@ def ask(server: Server, task: str, name: str, data: bytes, **query: Any) -> dict
     return dict(answer.json()["results"][0])
 
 
-@pytest.mark.parametrize(
-    ("name", "side", "mode", "is_softmax", "tolerance"),
-    [
-        ("torch-dynamo", 64, "RGB", False, 1e-5),
-        ("torch-script", 28, "L", True, 1e-5),
-        ("torch-float16", 32, "RGB", False, 5e-3),
-        ("tf2onnx-nhwc", 32, "RGB", True, 1e-5),
-        ("onnxruntime-qdq", 32, "RGB", False, 0.03),
-        ("onnxruntime-dynamic", 32, "RGB", False, 0.03),
-    ],
-)
+CLASSIFIERS = [
+    ("torch-dynamo", 64, "RGB", False, 1e-5),
+    ("torch-script", 28, "L", True, 1e-5),
+    ("torch-float16", 32, "RGB", False, 5e-3),
+    ("tf2onnx-nhwc", 32, "RGB", True, 1e-5),
+    ("onnxruntime-qdq", 32, "RGB", False, 0.03),
+    ("onnxruntime-dynamic", 32, "RGB", False, 0.03),
+]
+
+
+@pytest.mark.parametrize(("name", "side", "mode", "is_softmax", "tolerance"), CLASSIFIERS)
 def test_a_classifier_gives_the_graphs_scores(
     server: Server, name: str, side: int, mode: str, is_softmax: bool, tolerance: float
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_classifier_gives_the_graphs_scores(
     assert max(expected) - min(expected) > 20 * tolerance or tolerance > 0.01  # the picture tells the classes apart
 
 
-@pytest.mark.parametrize("name", ["torch-dynamo", "torch-script", "torch-float16", "tf2onnx-nhwc", "onnxruntime-qdq"])
+@pytest.mark.parametrize("name", [name for name, *_ in CLASSIFIERS])
 def test_a_classifier_that_ends_in_global_pooling_explains_itself(server: Server, name: str) -> None:
     data, _ = photo(64)
     result = ask(server, "image-classification", name, data, explain="true")
