@@ -290,7 +290,7 @@ def _labels(source: Source, reading: Reading, wishes: Wishes, guesses: list[Gues
                 "labels",
                 f"{len(wishes.labels)}",
                 "as given",
-                otherwise="--labels FILE, or put them into 1/labels.txt",
+                otherwise="--labels FILE",
                 sure=True,
             )
         )
@@ -308,7 +308,7 @@ def _labels(source: Source, reading: Reading, wishes: Wishes, guesses: list[Gues
             "labels",
             f"{len(found.names)}: {few}",
             f"from {found.source}",
-            otherwise="--labels FILE, or put them into 1/labels.txt",
+            otherwise="--labels FILE",
             sure=found.sure,
         )
     )
@@ -432,7 +432,7 @@ def _labels_of_tensors(source: Source, wishes: Wishes, guesses: list[Guess]) -> 
             "labels",
             str(len(found.names)),
             f"from {found.source}",
-            otherwise="--labels FILE, or put them into 1/labels.txt",
+            otherwise="--labels FILE",
             sure=True,
         )
     )

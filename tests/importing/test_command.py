@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from service.cli import main
 from service.registry.check import check_folder
 from tests import graphs
 from tests.conftest import running
+from tests.test_docs import assert_alike
 
-FILES = Path(__file__).parent.parent / "imports"
+ROOT = Path(__file__).parent.parent.parent
+FILES = ROOT / "tests" / "imports"
 FILE = FILES / "torch-script.onnx"
 
 
@@ -47,6 +50,14 @@ def test_each_guess_is_printed_with_its_reason_and_the_way_to_say_otherwise(mode
     assert result.stdout.splitlines()[-1].startswith(
         "curl 'http://127.0.0.1:8000/v1/image-classification?model=torch-script'"
     )
+
+
+def test_the_page_about_it_shows_what_is_printed(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "importing.md").read_text()
+    command, _, shown = page.partition("```console\n$ ")[2].partition("```")[0].partition("\n")
+    monkeypatch.chdir(ROOT)
+    result = gridloop(models, *shlex.split(command)[2:])
+    assert_alike(shown, result.stdout.replace(str(models), "models"))
 
 
 def test_the_card_and_the_manifest_say_what_nobody_has_confirmed(models: Path) -> None:
