@@ -95,8 +95,11 @@ def import_command(
     wishes = Wishes(task, labels, _settings(settings))
     given = Upload(sample.read_bytes(), filename=sample.name) if sample else None
     no_log_lines()
-    models.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=".importing-", dir=models))  # hidden, so no server takes half a folder
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        workplace = Path(tempfile.mkdtemp(prefix=".importing-", dir=models))  # hidden, so no server takes half a folder
+    except OSError as error:
+        raise click.ClickException(f"{models}: {error.strerror or error}.") from None
     try:
         made = _make(file, workplace / name, wishes, tasks, given, expect, confirmed=yes)
         (workplace / name).rename(models / name)
@@ -181,6 +184,8 @@ def _settings(given: Sequence[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
+        if key.strip() == "task":
+            raise click.UsageError("The task is said by --task.")
         try:
             found = tomllib.loads(f"{key} = {value}")
         except tomllib.TOMLDecodeError:
@@ -193,6 +198,9 @@ def _settings(given: Sequence[str]) -> dict[str, Any]:
         for table, inner in found.items():
             is_table = isinstance(inner, dict) and isinstance(merged.get(table), dict)
             merged[table] = {**merged[table], **inner} if is_table else inner
+    constants = merged.get("constants", {})
+    if not isinstance(constants, dict) or not all(type(value) in (int, float) for value in constants.values()):
+        raise click.UsageError("--set constants.NAME takes a number.")
     return merged
 
 
@@ -223,7 +231,7 @@ def _make(
     pixels = pixels_of(sample, make_settings({}).max_image_pixels) if given else photo.drawn()
     picture_tasks = [name for name, each in tasks.items() if issubclass(each, PictureTask)]
     with err.status("reading the graph"):
-        source = read(file)
+        source = read(file, wishes.settings.get("constants"))
         proposal = propose(source, pixels, wishes, picture_tasks)
         proposal = _confirmed(proposal) if confirmed else proposal
         try:

@@ -19,6 +19,7 @@ from service.graph import Array
 from service.importing import outputs
 from service.importing.propose import Guess, Proposal
 from service.importing.source import Source
+from service.media.images import open_picture
 from service.registry.golden import FILENAME
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.loading import load_version
@@ -254,7 +255,7 @@ def manifest_text(proposal: Proposal) -> str:
 
 def _line(key: str, value: Any, guessed: str | None) -> str:
     line = f"{_key(key)} = {_toml(value)}"
-    return f"{line}    # guessed: {guessed}" if guessed else line
+    return f"{line}    # guessed: {' '.join(guessed.split())}" if guessed else line
 
 
 def _key(key: str) -> str:
@@ -355,7 +356,5 @@ def pixels_of(sample: Upload, most: int) -> Array:
     Raises:
         InvalidInput, TooLarge, UnsupportedMedia: it cannot be read.
     """
-    from service.media.images import open_picture
-
     picture = open_picture(sample.data, "The sample", max_pixels=most, least=None).pixels
     return np.asarray(picture if isinstance(picture, np.ndarray) else picture.convert("RGB"))

@@ -80,7 +80,10 @@ def _candidates(source: Source) -> Iterator[Labels]:
         texts = settings.get("classlabels_strings") or settings.get("cats_strings")
         numbers = settings.get("classlabels_int64s") or settings.get("classlabels_ints")
         if texts:
-            yield Labels(tuple(text.decode(errors="replace") for text in texts), f"the graph's operator {node.op_type}")
+            yield Labels(
+                tuple(_one_line(text.decode(errors="replace")) for text in texts),
+                f"the graph's operator {node.op_type}",
+            )
         elif numbers:
             yield Labels(tuple(map(str, numbers)), f"the graph's operator {node.op_type}")
     stem = source.path.stem.lower()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
 
-from service.graph import Array, Signature
-from service.importing import answers, labels, states
+from service.graph import Array
+from service.importing import answers, labels, states, trial
 from service.importing import picture as pictures
 from service.importing.answers import TENSOR, Reading, Trial
 from service.importing.picture import IMAGENET_MEAN, SMALL, WHOLE_SCALE, PictureInput, Scale
@@ -22,9 +21,6 @@ CROPPED = 0.875
 """The centre that most classifiers of photographs were trained on, as a share of the shorter side: 224 of 256."""
 USUAL_SIDE, DETECTORS_SIDE, SEGMENTERS_SIDE = 224, 640, 512
 """Sides of pictures where graph, metadata and files leave them open (pixels)."""
-LENGTHS = (8, 16, 64, 1, 512)
-"""Of free axes, that are tried until one runs (count)."""
-_BATCH_NAMES = ("n", "b", "bs", "batch", "batch_size", "batchsize", "batch_dim")
 _ARCHITECTURES = (
     ("rnn", {"LSTM", "GRU", "RNN"}),
     ("transformer", {"Attention", "MultiHeadAttention", "LayerNormalization"}),
@@ -169,14 +165,14 @@ def _of_picture(source: Source, picture: PictureInput, photo: Array, wishes: Wis
     size, why_size = _size(source, picture, wishes)
     known = pictures.known_scale(source, picture)
     provisional = known or Scale(0.0, 1.0, "")
-    trial = _tried(source, picture, provisional, photo, size or (USUAL_SIDE, USUAL_SIDE))
-    reading = answers.of_picture(source, picture, trial, wishes.task)
+    tried = _tried(source, picture, provisional, photo, size or (USUAL_SIDE, USUAL_SIDE))
+    reading = answers.of_picture(source, picture, tried, wishes.task)
     if size is None:
         side = {"object-detection": DETECTORS_SIDE, "image-segmentation": SEGMENTERS_SIDE}.get(reading.task, USUAL_SIDE)
         size, why_size = (side, side), f"height and width are free; {side} is usual for {reading.task}"
         if side != USUAL_SIDE:
-            trial = _tried(source, picture, provisional, photo, size)
-            reading = answers.of_picture(source, picture, trial, wishes.task)
+            tried = _tried(source, picture, provisional, photo, size)
+            reading = answers.of_picture(source, picture, tried, wishes.task)
     if reading.task == TENSOR:
         return Proposal(TENSOR, {}, None, (Guess("task", TENSOR, reading.reason, "task", "--task T", reading.sure),))
     guesses.insert(0, _task_guess(reading, wishes))
@@ -184,7 +180,7 @@ def _of_picture(source: Source, picture: PictureInput, photo: Array, wishes: Wis
         preprocessing["size"] = list(size) if size[0] != size[1] else size[0]
         sure = why_size in _TOLD
         guesses.append(
-            Guess("size", f"{size[0]}x{size[1]}", why_size, "preprocessing.size", _SET("preprocessing.size", "…"), sure)
+            Guess("size", f"{size[0]}x{size[1]}", why_size, "preprocessing.size", _option("preprocessing.size"), sure)
         )
     found = _labels(source, reading, wishes, guesses)
     scale = _scale(source, picture, reading, known, size)
@@ -194,7 +190,7 @@ def _of_picture(source: Source, picture: PictureInput, photo: Array, wishes: Wis
             scale.family,
             scale.reason,
             "preprocessing.mean",
-            _SET("preprocessing.mean", "…") + " " + _SET("preprocessing.std", "…"),
+            _option("preprocessing.mean") + " " + _option("preprocessing.std"),
             scale.sure,
         )
     )
@@ -205,17 +201,18 @@ def _of_picture(source: Source, picture: PictureInput, photo: Array, wishes: Wis
     tables = {"preprocessing": preprocessing, **reading.tables}
     manifest |= {name: dict(table) for name, table in tables.items() if table}
     guesses += [
-        Guess(key, str(manifest[key.split(".")[0]][key.split(".")[1]]), reason, key, _SET(key, "…"))
+        Guess(key, str(manifest[key.split(".")[0]][key.split(".")[1]]), reason, key, _option(key))
         for key, reason in reading.notes.items()
     ]
-    return Proposal(reading.task, manifest, found, tuple(guesses), scores=_scores(source, reading), trial=trial)
+    return Proposal(reading.task, manifest, found, tuple(guesses), scores=_scores(source, reading), trial=tried)
 
 
 def _plain(numbers: float | tuple[float, ...]) -> float | list[float]:
     return list(numbers) if isinstance(numbers, tuple) else numbers
 
 
-def _SET(key: str, value: str) -> str:  # noqa: N802 - reads as the option that it writes
+def _option(key: str, value: str = "…") -> str:
+    """How the command line says what a key of the manifest should be."""
     return f"--set {key}={value}"
 
 
@@ -261,19 +258,7 @@ def _tried(source: Source, picture: PictureInput, scale: Scale, photo: Array, si
     rows = np.arange(size[0]) * photo.shape[0] // size[0]
     columns = np.arange(size[1]) * photo.shape[1] // size[1]
     given = pictures.as_input(picture, photo[rows][:, columns], scale)
-    tensors = {picture.spec.name: given}
-    return Trial(size, given, _run(source, tensors))
-
-
-def _run(source: Source, tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Outputs of a run, floats of 16 bits as 32; none where it fails."""
-    halves = {name for name, spec in source.session.signature.inputs.items() if spec.dtype == "float16"}
-    given = {name: array.astype(np.float16) if name in halves else array for name, array in tensors.items()}
-    try:
-        outputs = source.session.run(given)
-    except Exception:  # ONNX Runtime raises a dozen unrelated classes here
-        return {}
-    return {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in outputs.items()}
+    return Trial(size, given, trial.run(source, {picture.spec.name: given}))
 
 
 def _task_guess(reading: Reading, wishes: Wishes) -> Guess:
@@ -338,10 +323,7 @@ def _resize(
     elif source.metadata.get("author") == "Ultralytics" and reading.task == "image-classification":
         table, why, sure = {"resize": "crop", "resize_to": max(size)}, "as Ultralytics trains classifiers", True
     elif reading.task == "object-detection":
-        table["resize"], why = (
-            "letterbox",
-            f"{reading.family}'s pictures are put into grey" if reading.family else "usual for detectors",
-        )
+        table["resize"], why = "letterbox", f"{reading.family or 'such a detector'}'s pictures are put into grey"
         sure = source.metadata.get("author") == "Ultralytics"
     elif document.get("do_center_crop") and (shorter := _two_sides(document.get("size"))):
         table, why, sure = {"resize": "crop", "resize_to": min(shorter)}, _TOLD[1], True
@@ -355,7 +337,9 @@ def _resize(
     if document.get("resample") in _FILTERS and _FILTERS[document["resample"]] != "bilinear":
         table["filter"] = _FILTERS[document["resample"]]
     shown = ", ".join(str(value) for value in table.values())
-    guesses.append(Guess("resize", shown, why, "preprocessing.resize", _SET("preprocessing.resize", '"stretch"'), sure))
+    guesses.append(
+        Guess("resize", shown, why, "preprocessing.resize", _option("preprocessing.resize", '"stretch"'), sure)
+    )
     return table
 
 
@@ -388,7 +372,7 @@ def _of_tensors(source: Source, wishes: Wishes, reason: Guess | None) -> Proposa
                 str(value),
                 "a sample rate; 16 kHz is usual",
                 f"constants.{name}",
-                _SET(f"constants.{name}", "8000"),
+                _option(f"constants.{name}", "8000"),
             )
             for name, value in manifest["constants"].items()
         ]
@@ -403,17 +387,17 @@ def _of_tensors(source: Source, wishes: Wishes, reason: Guess | None) -> Proposa
                 shown,
                 why,
                 f"state.{name}" if name in of_ours else "",
-                _SET(f"state.{name}", f'"{following}"'),
+                _option(f"state.{name}", f'"{following}"'),
                 name not in of_ours,
             )
         )
-    inputs, batched = _numbers(source, {name: following for name, (following, _) in found.items()})
+    inputs, batched = trial.numbers(source, {name: following for name, (following, _) in found.items()})
     if task == TENSOR and batched is not None and source.signature.batch_problem is None:
         if not batched:
             manifest["batched"] = False
         meant = "is the batch" if batched else "is no batch"
         why = "rows computed together and alone were " + ("the same" if batched else "not the same")
-        guesses.append(Guess("axis 0", meant, why, "batched", _SET("batched", str(not batched).lower()), sure=True))
+        guesses.append(Guess("axis 0", meant, why, "batched", _option("batched", str(not batched).lower()), sure=True))
     names = _labels_of_tensors(source, wishes, guesses)
     return Proposal(task, manifest, names, tuple(guesses), inputs)
 
@@ -437,64 +421,3 @@ def _labels_of_tensors(source: Source, wishes: Wishes, guesses: list[Guess]) -> 
         )
     )
     return found.names
-
-
-def _numbers(source: Source, of_state: Mapping[str, str]) -> tuple[dict[str, Array], bool | None]:
-    """Numbers for the inputs that run, and whether axis 0 is a batch; None where that was not found out."""
-    for length, first in product(LENGTHS, (1, None)):
-        tensors = fill(source.signature, length, of_state, first)
-        outputs = _run(source, tensors)
-        if outputs:
-            return tensors, _is_batch(source, tensors, outputs)
-    return {}, None
-
-
-def _is_batch(source: Source, tensors: Mapping[str, Array], outputs: Mapping[str, Array]) -> bool | None:
-    """Whether two rows computed together are what each is alone."""
-    if source.signature.fixed_batch is not None or source.signature.batch_problem is not None:
-        return None
-    others = {name: array[..., ::-1] if array.ndim > 1 else array for name, array in tensors.items()}
-    alone = _run(source, others)
-    together = _run(source, {name: np.concatenate([array, others[name]]) for name, array in tensors.items()})
-    if not together or not alone:
-        return False
-    for name, array in together.items():
-        apart = np.concatenate([outputs[name], alone[name]]) if outputs[name].ndim else outputs[name]
-        same = array.shape == apart.shape and (
-            np.allclose(array, apart, rtol=1e-3, atol=1e-4, equal_nan=True)
-            if array.dtype.kind == "f"
-            else bool(np.all(array == apart))
-        )
-        if not same:
-            return False
-    return True
-
-
-def fill(signature: Signature, length: int, of_state: Mapping[str, str], first: int | None = None) -> dict[str, Array]:
-    """Numbers for every input of a graph: random ones, or zeros for state and for what may be an index.
-
-    Args:
-        signature: the graph's.
-        length: of free axes that are no batch.
-        of_state: names of the inputs that are state.
-        first: of a free first axis, which is a batch more often than not; None: as long as the others.
-    """
-    random = np.random.default_rng(0)
-    tensors: dict[str, Array] = {}
-    for name, spec in signature.inputs.items():
-        shape = [
-            axis if isinstance(axis, int)
-            else 1 if (axis or "").lower() in _BATCH_NAMES or name in of_state
-            else first or length if place == 0
-            else length
-            for place, axis in enumerate(spec.shape)
-        ]  # fmt: skip
-        if spec.dtype == "object":
-            tensors[name] = np.full(shape, "", object)
-        elif spec.dtype.startswith("float") and name not in of_state:
-            tensors[name] = random.normal(size=shape).round(3).astype(spec.dtype)
-        elif name == "sequence_lens":
-            tensors[name] = np.full(shape, length, spec.dtype)
-        else:
-            tensors[name] = np.zeros(shape, spec.dtype)
-    return tensors

@@ -34,7 +34,7 @@ class Source:
         path: its file.
         model: the file's content, as `onnx_file` reads it.
         session: the graph, to be run.
-        constants: values of inputs that no request should give, by name.
+        constants: values that were guessed of inputs that no request should give, by name.
     """
 
     path: Path
@@ -162,20 +162,24 @@ def literal(text: str) -> Any:
         return None
 
 
-def read(path: Path) -> Source:
+def read(path: Path, constants: Mapping[str, float] | None = None) -> Source:
     """Open an ONNX file.
+
+    Args:
+        path: of the file.
+        constants: values of inputs that no request gives, as a manifest's `[constants]` has them.
 
     Raises:
         ManifestInvalid: it is missing or cannot be served, as `OnnxSession` finds it.
     """
-    session = OnnxSession(path)
-    constants = {
+    session = OnnxSession(path, constants)
+    rates = {
         name: float(USUAL_RATE)
         for name, spec in session.signature.inputs.items()
         if name.lower() in SAMPLE_RATES and spec.dtype in ("int64", "int32") and all(axis == 1 for axis in spec.shape)
     }
-    if constants and len(constants) < len(session.signature.inputs):
-        session = OnnxSession(path, constants)
+    if rates and len(rates) < len(session.signature.inputs):
+        session = OnnxSession(path, {**rates, **(constants or {})})
     else:
-        constants = {}
-    return Source(path, parse_model(path.read_bytes()), session, constants)
+        rates = {}
+    return Source(path, parse_model(path.read_bytes()), session, rates)

@@ -183,6 +183,8 @@ def test_a_file_that_cannot_be_served_leaves_nothing_behind(
         (["--name", "../up"], "model names are letters"),
         (["--expect", "cat"], "name it with --sample"),
         (["--set", "mean"], "is no KEY=VALUE"),
+        (["--set", "task=tensor"], "said by --task"),
+        (["--set", "constants.scale=large"], "takes a number"),
     ],
 )
 def test_wrong_usage_is_told(models: Path, arguments: list[str], sentence: str) -> None:

@@ -344,6 +344,18 @@ def test_state_is_known_by_names_and_shapes_and_a_rate_is_a_constant(path: Path)
     assert {guess.about for guess in proposal.open} >= {"state", "constants.sr"}
 
 
+def test_an_input_that_is_given_a_constant_leaves_a_picture_alone(path: Path) -> None:
+    nodes = [make("ReduceMean", ["x"], ["mean"], axes=[2, 3], keepdims=0), make("Mul", ["mean", "factor"], ["y"])]
+    inputs = [("x", T.FLOAT, ["n", 3, 32, 32]), ("factor", T.FLOAT, [])]
+    graphs.save(path, nodes, inputs, [("y", T.FLOAT, ["n", 3])])
+    assert proposed(path).task == "tensor"
+    settings = {"constants": {"factor": 3.0}}
+    source = read(path, settings["constants"])
+    proposal = propose(source, photo.drawn(), Wishes(settings=settings), PICTURE_TASKS)
+    assert proposal.task == "image-classification"
+    assert proposal.manifest["constants"] == {"factor": 3.0}
+
+
 def test_whether_axis_0_is_a_batch_is_tried(path: Path) -> None:
     graphs.affine(path)
     assert "batched" not in proposed(path).manifest
