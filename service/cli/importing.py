@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import tempfile
 import tomllib
@@ -109,7 +110,8 @@ def import_command(
         raise click.ClickException(f"{models / name}: {error.strerror or error}.") from None
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
-    curl = re.sub(r"file=@\S+", lambda _: f"file=@{models / name / '1' / made.sample}", made.curl)
+    of_sample = shlex.quote(f"file=@{models / name / '1' / made.sample}")
+    curl = re.sub(r"file=@\S+", lambda _: of_sample, made.curl)
     if as_json:
         document = {
             "folder": str(models / name),
@@ -245,6 +247,7 @@ def _make(
             proposal = propose(source, pixels, wishes)
             guesses = [Guess("task", "tensor", why, "task", "--task T"), *proposal.guesses[1:]]
             proposal = replace(proposal, guesses=tuple(guesses))
+            proposal = _confirmed(proposal) if confirmed else proposal
             proposal, answer = write(folder, source, proposal, tasks["tensor"], sample)
         findings = check_folder(folder, tasks)
         if bad := [finding.detail for finding in findings if not finding.ok]:

@@ -93,7 +93,7 @@ def write(
             guesses=tuple(g if g.sure else replace(g, reason=g.reason + why, sure=True) for g in proposal.guesses),
         )
         (folder / "manifest.toml").write_text(manifest_text(proposal), encoding="utf-8")
-    write_card(folder, source, proposal, sample, made=answer is not None)
+    write_card(folder, source, proposal, _proof(version, proposal, sample, expected))
     return proposal, answer
 
 
@@ -275,15 +275,14 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
-def write_card(folder: Path, source: Source, proposal: Proposal, sample: Upload, *, made: bool) -> None:
+def write_card(folder: Path, source: Source, proposal: Proposal, proof: str) -> None:
     """Write the card of an imported model: what is known, what was guessed, what only its maker can say.
 
     Args:
         folder: of the model.
         source: the file that was imported.
         proposal: what was made of it.
-        sample: the picture of the golden sample, where it has one.
-        made: whether there is a golden sample.
+        proof: what its golden sample proves.
     """
     tensors = [
         (f"`{spec.name}` ({way})", spec.dtype, f"({', '.join('?' if a is None else str(a) for a in spec.shape)})")
@@ -301,11 +300,18 @@ def write_card(folder: Path, source: Source, proposal: Proposal, sample: Upload,
         opsets=source.opsets,
         digest=hashlib.sha256(source.path.read_bytes()).hexdigest(),
         tensors=_table(("tensor", "type", "shape"), tensors),
-        proof=_PROOF.format(what="random numbers" if proposal.task == "tensor" else f"`{sample.filename}`")
-        if made
-        else _NO_PROOF,
+        proof=proof,
     )
     (folder / "card.md").write_text(text, encoding="utf-8")
+
+
+def _proof(version: Path, proposal: Proposal, sample: Upload, expected: str | None) -> str:
+    """What the golden sample proves, as the card says it."""
+    if not (version / FILENAME).exists():
+        return _NO_PROOF
+    if expected is not None:
+        return f"The golden sample is `{sample.filename}`, which is known to show {expected!r}; and so it is answered."
+    return _PROOF.format(what="random numbers" if proposal.inputs else f"`{sample.filename}`")
 
 
 _CARD = """# {name}

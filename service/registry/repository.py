@@ -71,7 +71,8 @@ def scan(models: Path, tasks: Mapping[str, type[AnyTask]] | None = None, name: s
     check_repository(models)
     folders = _folders(models)
     if is_one_model(models):
-        return [read_folder(models.resolve(), tasks, name=name)]
+        given = models.name if models.name not in ("", "..") else models.resolve().name  # not where a link leads
+        return [read_folder(models.resolve(), tasks, name=name or printable(given))]
     return [read_folder(folder, tasks) for folder in folders]
 
 

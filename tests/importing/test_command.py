@@ -106,6 +106,7 @@ def test_a_picture_whose_label_is_known_confirms_or_overrules_the_guesses(models
     assert "nothing is left to be confirmed" in result.stdout
     assert (models / "bright" / "1" / "golden" / "night.png").exists()
     assert manifest(models / "bright")["preprocessing"]["mean"] == 0.5
+    assert "`night.png`, which is known to show 'dark'" in (models / "bright" / "card.md").read_text()
 
 
 async def test_labels_that_are_given_are_answered(models: Path, tmp_path: Path) -> None:
@@ -223,6 +224,13 @@ def test_a_graph_that_the_task_of_its_names_refuses_is_served_as_tensors(models:
     printed = json.loads(result.stdout)
     assert printed["task"] == "tensor"
     assert "next-word-prediction would fit, but: words/1/vocabulary.txt: is missing" in printed["guesses"][0]["reason"]
+
+
+def test_a_sample_too_large_to_be_kept_is_said_to_be_missing(models: Path, tmp_path: Path) -> None:
+    nodes, shape = [helper.make_node("Neg", ["x"], ["y"])], ["n", 200_000]
+    graphs.save(tmp_path / "wide.onnx", nodes, [("x", T.FLOAT, shape)], [("y", T.FLOAT, shape)])
+    assert "golden.json is missing" in gridloop(models, tmp_path / "wide.onnx").stdout
+    assert "There is no golden sample" in (models / "wide" / "card.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def run(name: str, **inputs: np.ndarray) -> list[Any]:
     """The outputs of a file by plain onnxruntime; its only input may be called `picture` here."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")  # else 8-bit sums overflow on some processors
     session = ort.InferenceSession(FILES / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
     if list(inputs) == ["picture"]:
         inputs = {session.get_inputs()[0].name: inputs["picture"]}

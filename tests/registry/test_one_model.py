@@ -83,3 +83,8 @@ def test_a_repository_stays_one_whatever_lies_in_it(models: Path) -> None:
     (models / "manifest.toml").write_text('task = "tensor"')
     assert not is_one_model(models)
     assert [model.name for model in Registry(models)] == ["colours", "steps"]
+
+
+def test_a_link_to_it_gives_it_its_own_name(mounted: Path, tmp_path: Path) -> None:
+    (tmp_path / "pink").symlink_to(mounted)
+    assert [model.name for model in Registry(tmp_path / "pink")] == ["pink"]
