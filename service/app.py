@@ -70,7 +70,8 @@ def make_registry(
         load_timeout_s=settings.load_timeout_s,
         workers=plan.workers,
     )
-    return Registry(settings.models, options, dict(discover(settings.tasks) if tasks is None else tasks))
+    known = dict(discover(settings.tasks) if tasks is None else tasks)
+    return Registry(settings.models, options, known, settings.model_name)
 
 
 def say_ready(settings: Settings, registry: Registry) -> None:

@@ -37,6 +37,18 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str | None, ...]
 
+    def continued_by(self, after: TensorSpec) -> bool:
+        """Whether an output could be this input's next value: of its type, and its shape as far as both are known."""
+        if self.dtype != after.dtype or self.dtype == "object" or not self.shape:
+            return False
+        if not after.shape:
+            return True  # of a graph that does not tell
+        return len(self.shape) == len(after.shape) and all(
+            one == other
+            for one, other in zip(self.shape, after.shape, strict=True)
+            if isinstance(one, int) and isinstance(other, int)
+        )
+
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} ({', '.join('?' if d is None else str(d) for d in self.shape)})"
 
@@ -50,16 +62,19 @@ class Signature:
         outputs: by name; those that are no tensors, such as a list of dictionaries, are not among them.
         activations: outputs that are probabilities already, by name: `softmax`, `log_softmax` (their logarithms) or
             `sigmoid`, whichever of these operators they come from.
+        declared_states: recurrent state whose names do not say it: input name -> output name.
     """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     activations: Mapping[str, str] = field(default_factory=dict)
+    declared_states: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def states(self) -> Mapping[str, str]:
-        """Recurrent state: input name -> output name, for every input `x` with an output `next_x`."""
-        return {name: f"next_{name}" for name in self.inputs if f"next_{name}" in self.outputs}
+        """Recurrent state: input name -> output name, as declared, and for every input `x` with an output `next_x`."""
+        following = {name: self.declared_states.get(name, f"next_{name}") for name in self.inputs}
+        return {name: output for name, output in following.items() if output in self.outputs}
 
     @cached_property
     def fixed_batch(self) -> int | None:

@@ -42,7 +42,14 @@ class Settings(BaseSettings, Limits):
     workers: int = Field(
         default=0, ge=0, le=128, description="Server processes; 0 chooses by the CPU budget (affinity and cgroup)."
     )
-    models: Path = Field(default=Path("models"), description="The model repository: one folder per model.")
+    models: Path = Field(
+        default=Path("models"), description="The model repository: one folder per model; or one model's folder."
+    )
+    model_name: str = Field(
+        default="",
+        max_length=256,
+        description="Name of the model where `models` is one model's folder; empty: its name.",
+    )
     tasks: Path | None = Field(
         default=None,
         description="Folder of more tasks, one Python file each, which are run: as trusted as an installed package.",

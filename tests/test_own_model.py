@@ -62,7 +62,7 @@ async def assert_served(folder: Path) -> None:
 
 
 async def test_the_readmes_folder_is_served(folder: Path) -> None:
-    (printed,) = re.findall(r"## Your own model\n\n```\n(.*?)```", README, re.DOTALL)
+    (printed,) = re.findall(r"```\n(models/cats/\n.*?)```", README, re.DOTALL)
     files = dict(re.findall(r"^  (\S+) +(\S.*)$", printed, re.MULTILINE))
     assert set(files) == {"manifest.toml", "1/model.onnx", "1/labels.txt", "1/golden.json"}
     (folder / "manifest.toml").write_text(files["manifest.toml"])

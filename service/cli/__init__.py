@@ -13,6 +13,7 @@ from service.cli.bench import bench_command
 from service.cli.check import check_command
 from service.cli.completion import completion_command
 from service.cli.evaluate import evaluate_command
+from service.cli.importing import import_command
 from service.cli.key import key_command
 from service.cli.models import models_command
 from service.cli.openapi import openapi_command
@@ -35,6 +36,7 @@ for command in (
     bench_command,
     evaluate_command,
     check_command,
+    import_command,
     key_command,
     openapi_command,
     completion_command,

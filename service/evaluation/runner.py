@@ -38,7 +38,7 @@ class _Local:
 
     @property
     def folder(self) -> Path:
-        return self.found.path / self.handle.ref.version
+        return self.found.folder_of(self.handle.ref.version)
 
 
 def evaluate(

@@ -12,8 +12,9 @@ from service.registry.golden import FILENAME
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.loading import load_version
 from service.registry.manifest import Manifest
-from service.registry.repository import read_folder
+from service.registry.repository import GRAPH, FoundModel, read_folder
 from service.tasks import AnyTask, discover
+from service.tasks.base import ModelRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +42,22 @@ def check_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None)
         tasks: the tasks that exist; left out, the built-in ones and those of installed plug-ins.
     """
     known = discover() if tasks is None else tasks
-    found = read_folder(folder.resolve(), known)
+    found = read_folder(folder.resolve(), known, name="" if (folder / GRAPH).exists() else None)
     if found.manifest is None:
         return [Finding("manifest and layout", ok=False, detail=found.problem or "")]
     findings = [Finding("manifest and layout", ok=True, detail=f"{len(found.versions)} version(s)")]
-    findings += [_check_version(found.path / version, found.manifest, known) for version in found.versions]
+    findings += [_check_version(found, version, found.manifest, known) for version in found.versions]
     findings += [Finding(f"version {name}", ok=False, detail=reason) for name, reason in found.broken.items()]
     return [*findings, _check_card(found.path)]
 
 
-def _check_version(folder: Path, manifest: Manifest, tasks: Mapping[str, type[AnyTask]]) -> Finding:
-    what = f"version {folder.name}: graph and golden samples"
+def _check_version(found: FoundModel, version: str, manifest: Manifest, tasks: Mapping[str, type[AnyTask]]) -> Finding:
+    what = f"version {version}: graph and golden samples"
     if manifest.task not in tasks:
         return Finding(what, ok=False, detail=f"task {manifest.task!r} is not known; there are: {', '.join(tasks)}.")
     try:
-        handle = load_version(folder, manifest, tasks[manifest.task], LoadOptions())
+        ref = ModelRef(name=found.name, version=version)
+        handle = load_version(found.folder_of(version), manifest, tasks[manifest.task], LoadOptions(), ref=ref)
     except ManifestInvalid as error:
         return Finding(what, ok=False, detail=str(error))
     tensors = _tensors(handle)

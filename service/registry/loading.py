@@ -29,7 +29,7 @@ from service.runtime.tensors import pad_rows
 from service.runtime.tuning import remembered, tune
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
-from service.tasks.base import MediaAnswer, ModelFolder, TaskInput, TaskOutput
+from service.tasks.base import MediaAnswer, ModelFolder, ModelRef, TaskInput, TaskOutput
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +41,13 @@ MOST_BYTES_TWICE = 64 * 1024 * 1024
 
 
 def load_version(
-    folder: Path, manifest: Manifest, task: type[AnyTask], options: LoadOptions, *, stop: Stop | None = None
+    folder: Path,
+    manifest: Manifest,
+    task: type[AnyTask],
+    options: LoadOptions,
+    *,
+    stop: Stop | None = None,
+    ref: ModelRef | None = None,
 ) -> ModelHandle:
     """Load one version folder.
 
@@ -51,11 +57,12 @@ def load_version(
         task: the task that the manifest names.
         options: the server's share of the decisions.
         stop: ends the loading.
+        ref: what the version is called; left out: as its folder, and the one around it.
 
     Raises:
         ManifestInvalid: anything about the folder that keeps it from being served.
     """
-    opened = open_version(folder, manifest, task, stop)
+    opened = open_version(folder, manifest, task, stop, ref)
     samples = check_samples(opened)
     rows = sample_rows(opened, samples)
     tunings = {}
@@ -103,7 +110,9 @@ class OpenVersion:
         return f"{self.folder.parent.name}/{self.folder.name}/{filename}"
 
 
-def open_version(folder: Path, manifest: Manifest, task: type[AnyTask], stop: Stop | None = None) -> OpenVersion:
+def open_version(
+    folder: Path, manifest: Manifest, task: type[AnyTask], stop: Stop | None = None, ref: ModelRef | None = None
+) -> OpenVersion:
     """Open every graph that the task declares, and have the task read its folder.
 
     Raises:
@@ -112,11 +121,12 @@ def open_version(folder: Path, manifest: Manifest, task: type[AnyTask], stop: St
     options_of_task, claims = manifest.options(folder), manifest.of_version(folder)
     sessions = {name: _open_graph(folder, name, task, claims, stop) for name in task.graphs}
     _check_constants(folder, claims, sessions)
+    _declare_states(folder, claims, sessions)
     signatures = {name: session.signature.widened() for name, session in sessions.items()}
     loaded = task(
         ModelFolder(
-            folder.parent.name,
-            folder.name,
+            ref.name if ref else folder.parent.name,
+            ref.version if ref else folder.name,
             folder,
             signatures[task.graphs[0]],
             options_of_task,
@@ -147,6 +157,35 @@ def _check_constants(folder: Path, claims: OfVersion, sessions: Mapping[str, Onn
             f"{folder.parent.name}/{folder.name}",
             f"no graph has an input {unknown[0]!r}, to which [constants] gives a value; they have: {there}.",
         )
+
+
+def _declare_states(folder: Path, claims: OfVersion, sessions: Mapping[str, OnnxSession]) -> None:
+    """Have the graphs' signatures say what `[state]` says of them.
+
+    Raises:
+        ManifestInvalid: no graph has such a pair, or the two are of different types or shapes.
+    """
+    where = f"{folder.parent.name}/{folder.name}"
+    for name, following in claims.state.items():
+        own = [session for session in sessions.values() if name in session.signature.inputs]
+        if not any(following in session.signature.outputs for session in own):
+            there = "; ".join(
+                str(spec)
+                for session in sessions.values()
+                for spec in (*session.signature.inputs.values(), *session.signature.outputs.values())
+            )
+            raise ManifestInvalid(
+                where,
+                f'[state] {name} = "{following}" should name an input and an output of a graph, which has: {there}.',
+            )
+        for session in own:
+            before, after = session.signature.inputs[name], session.signature.outputs.get(following)
+            if after is None:
+                continue
+            if not before.continued_by(after):
+                raise ManifestInvalid(where, f"[state] {before} and {after} should have the same type and axes.")
+            declared = {**session.signature.declared_states, name: following}
+            session.signature = dataclasses.replace(session.signature, declared_states=declared)
 
 
 def check_samples(opened: OpenVersion) -> list[GoldenSample]:

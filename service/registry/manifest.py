@@ -58,6 +58,9 @@ class OfVersion(Claims):
 
     constants: dict[str, Finite] = {}
     """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
+    state: dict[str, str] = {}
+    """Recurrent state of graphs with names of their own for it: the input -> the output that goes on with it, such as
+    `h0 = "hn"`. An input `x` with an output `next_x` needs no entry."""
     state_ranges: dict[str, list[StateRange]] = {}
     """Which numbers the graph can leave in its recurrent state, by input: state tokens with others are refused."""
 
@@ -81,6 +84,7 @@ class Manifest(OfVersion):
     batching: Batching = Batching()
 
     _text: str = PrivateAttr(default="")
+    _folder: Path | None = PrivateAttr(default=None)
 
     def line(self, key: str) -> str:
         """In which line a key is written, as the end of a sentence about it; empty where it is not."""
@@ -97,13 +101,13 @@ class Manifest(OfVersion):
         Raises:
             ManifestInvalid: that file is no TOML, or has a key that is the model's to say.
         """
-        own = {key: value for key, value in _own(version).items() if key not in OfVersion.model_fields}
+        own = {key: value for key, value in self._own(version).items() if key not in OfVersion.model_fields}
         if common := [key for key in own if key in Manifest.model_fields]:
             raise ManifestInvalid(
                 _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only licence, [metrics], [constants], [state_ranges] and what the task reads, such as "
-                "[calibration].",
+                "Here may be only licence, [metrics], [constants], [state], [state_ranges] and what the task reads, "
+                "such as [calibration].",
             )
         return dict(self.model_extra or {}) | own
 
@@ -116,12 +120,18 @@ class Manifest(OfVersion):
         Raises:
             ManifestInvalid: that file is no TOML, or breaks the schema.
         """
-        own = _own(version)
+        own = self._own(version)
         try:
             return OfVersion.model_validate({key: own.get(key, getattr(self, key)) for key in OfVersion.model_fields})
         except ValidationError as error:
             text = ManifestText(_where(version), _text(version / FILENAME, _where(version), (version, version.parent)))
             raise ManifestInvalid(_where(version), in_words(error, OfVersion, [text])) from None
+
+    def _own(self, version: Path) -> dict[str, Any]:
+        """What a version's own manifest says; empty where it has none, or lies where the model's does."""
+        if version == self._folder or not os.path.lexists(version / FILENAME):
+            return {}
+        return _parsed(_text(version / FILENAME, _where(version), (version, version.parent)), _where(version))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -136,15 +146,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.model_validate(_parsed(text, where))
     except ValidationError as error:
         raise ManifestInvalid(where, in_words(error, Manifest, [ManifestText(where, text)])) from None
-    manifest._text = text
+    manifest._text, manifest._folder = text, folder
     return manifest
-
-
-def _own(version: Path) -> dict[str, Any]:
-    """What a version's own manifest says; empty where it has none."""
-    if not os.path.lexists(version / FILENAME):
-        return {}
-    return _parsed(_text(version / FILENAME, _where(version), (version, version.parent)), _where(version))
 
 
 def _where(version: Path) -> str:

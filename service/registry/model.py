@@ -42,6 +42,11 @@ class Model:
     versions: dict[str, Version] = field(default_factory=dict)
     problem: str | None = None
     default_version: str | None = None
+    bare: bool = False
+
+    def folder_of(self, version: str) -> Path:
+        """Where the files of a version lie: in a folder of its own, or beside the manifest where it is the only one."""
+        return self.path if self.bare else self.path / version
 
     def choose_default(self) -> None:
         """Settle which version answers when none is named: the manifest's choice, else the highest that is ready."""
@@ -54,7 +59,7 @@ class Model:
     @property
     def default_folder(self) -> Path:
         """Where the version lies that answers when none is named."""
-        return self.path / (self.default_version or "")
+        return self.folder_of(self.default_version or "")
 
     @property
     def is_ready(self) -> bool:

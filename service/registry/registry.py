@@ -15,11 +15,12 @@ from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.loading import load_version
 from service.registry.manifest import Manifest
 from service.registry.model import Model, Version, VersionState
-from service.registry.repository import FoundModel, read_folder, scan, version_key
+from service.registry.repository import FoundModel, is_one_model, read_folder, scan, version_key
 from service.registry.selection import Selection
 from service.registry.time_limit import Limited, Stopped
 from service.runtime.memory import give_back_memory
 from service.tasks import AnyTask, check_type_names, discover
+from service.tasks.base import ModelRef
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ class Registry:
         models: the model repository.
         options: for every model that is loaded.
         tasks: the tasks that exist; left out, those of `service.tasks` and of installed plug-ins.
+        name: of the model, where `models` is the folder of one; left out: the folder's.
 
     Attributes:
         selection: chooses which version answers a request.
@@ -48,7 +50,11 @@ class Registry:
     """
 
     def __init__(
-        self, models: Path, options: LoadOptions | None = None, tasks: dict[str, type[AnyTask]] | None = None
+        self,
+        models: Path,
+        options: LoadOptions | None = None,
+        tasks: dict[str, type[AnyTask]] | None = None,
+        name: str = "",
     ) -> None:
         self.path = models
         self.tasks = discover() if tasks is None else tasks
@@ -56,7 +62,8 @@ class Registry:
         self._options = options or LoadOptions()
         self._loading: Limited[ModelHandle] | None = None
         self._stopped = False
-        self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models, self.tasks)}
+        self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models, self.tasks, name)}
+        self._is_one_model = is_one_model(models)
         self.selection = Selection(self._models, self.tasks)
 
     def _model(self, found: FoundModel) -> Model:
@@ -71,7 +78,7 @@ class Registry:
             name: Version(name, "failed" if name in found.broken else state, found.broken.get(name, problem))
             for name in sorted((*found.versions, *found.broken), key=version_key)
         }
-        return Model(found.name, found.path, found.manifest, found.required, versions, problem)
+        return Model(found.name, found.path, found.manifest, found.required, versions, problem, bare=found.bare)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -123,10 +130,12 @@ class Registry:
         """
         task, limit_s = self.tasks[manifest.task], self._options.load_timeout_s
         begun = time.perf_counter()
-        folder, known = model.path / version, {"model": model.name, "version": version}
+        folder, known = model.folder_of(version), {"model": model.name, "version": version}
         self._loading = Limited(
             f"load-{model.name}@{version}",
-            lambda stop: load_version(folder, manifest, task, self._options, stop=stop),
+            lambda stop: load_version(
+                folder, manifest, task, self._options, stop=stop, ref=ModelRef(name=model.name, version=version)
+            ),
         )
         try:
             if self._stopped:
@@ -254,7 +263,10 @@ class Registry:
         Raises:
             ManifestInvalid: it cannot be served.
         """
-        found = self._model(read_folder(self.path / name, self.tasks))
+        if self._is_one_model:
+            found = self._model(read_folder(self.path.resolve(), self.tasks, name=name))
+        else:
+            found = self._model(read_folder(self.path / name, self.tasks))
         if found.manifest is None or found.problem:
             raise ManifestInvalid(*(found.problem or name).split(": ", 1))
         return found, found.manifest

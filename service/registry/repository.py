@@ -19,6 +19,9 @@ from service.graph import MAIN_GRAPH
 from service.registry.manifest import Manifest, declares_required, read_manifest
 from service.tasks import AnyTask, discover
 
+GRAPH = f"{MAIN_GRAPH}.onnx"
+ONLY_VERSION = "1"
+"""Name of the version of a folder that has its graph beside its manifest."""
 _IGNORED = re.compile(r"^[._]|~$")
 
 
@@ -35,6 +38,7 @@ class FoundModel:
         required: whether `/readyz` waits for it; read even from a manifest that is broken elsewhere, so that a typo
             in the manifest of a model which must be there is not mistaken for readiness.
         problem: why it cannot be served, when it cannot.
+        bare: whether its graph lies beside its manifest, as the only version.
     """
 
     name: str
@@ -44,26 +48,53 @@ class FoundModel:
     required: bool = False
     problem: str | None = None
     broken: Mapping[str, str] = field(default_factory=dict)
+    bare: bool = False
+
+    def folder_of(self, version: str) -> Path:
+        """Where the files of a version lie."""
+        return self.path if self.bare else self.path / version
 
 
-def scan(models: Path, tasks: Mapping[str, type[AnyTask]] | None = None) -> list[FoundModel]:
+def scan(models: Path, tasks: Mapping[str, type[AnyTask]] | None = None, name: str = "") -> list[FoundModel]:
     """Read every model folder, sorted by name. Hidden folders and plain files are not models.
 
     What cannot be looked at (a link to nothing, a folder of another user) could be one, and is listed with the reason.
 
     Args:
-        models: the repository.
+        models: the repository; or the folder of one model, as KServe mounts it.
         tasks: as for `read_folder`.
+        name: of that one model; left out: its folder's.
 
     Raises:
-        ManifestInvalid: the repository itself is not there or cannot be read, or this is the folder of a single model.
+        ManifestInvalid: the repository itself is not there or cannot be read.
     """
     check_repository(models)
-    folders = sorted(p for p in models.iterdir() if not _IGNORED.search(p.name) and _may_be_folder(p))
-    # os.path.exists, unlike Path.exists, takes a folder that may not be entered for one without a manifest.
-    if (models / "manifest.toml").exists() and not any(os.path.exists(p / "manifest.toml") for p in folders):  # noqa: PTH110
-        raise ManifestInvalid(str(models), f"is one model's folder; name the folder that holds it: {models.parent}.")
+    folders = _folders(models)
+    if is_one_model(models):
+        given = models.name if models.name not in ("", "..") else models.resolve().name  # not where a link leads
+        return [read_folder(models.resolve(), tasks, name=name or printable(given))]
     return [read_folder(folder, tasks) for folder in folders]
+
+
+def is_one_model(folder: Path) -> bool:
+    """Whether a folder is no repository, but one model's: its manifest, its graph or its versions lie in it."""
+    folders = _folders(folder)
+    # os.path.exists, unlike Path.exists, takes a folder that may not be entered for one without the file.
+    if any(os.path.exists(p / "manifest.toml") and not _has_graph(p) for p in folders):  # noqa: PTH110
+        return False
+    has_versions = bool(folders) and all(p.name.isdecimal() and _has_graph(p) for p in folders)
+    return (folder / "manifest.toml").exists() or (folder / GRAPH).exists() or has_versions
+
+
+def _has_graph(folder: Path) -> bool:
+    try:
+        return any(path.suffix == ".onnx" for path in folder.iterdir())
+    except OSError:
+        return False
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not _IGNORED.search(p.name) and _may_be_folder(p))
 
 
 def check_repository(models: Path) -> None:
@@ -89,32 +120,41 @@ def _may_be_folder(path: Path) -> bool:
         return True
 
 
-def read_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) -> FoundModel:
+def read_folder(
+    folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None, *, name: str | None = None
+) -> FoundModel:
     """Read one model folder; a broken one is returned with its problem.
 
     Args:
         folder: the model's.
         tasks: the tasks that exist, by name, which say how graphs are called; left out, those that are installed.
+        name: given where the folder is all that is served: the model's name, or empty for the folder's. Then the graph
+            may lie beside the manifest, and where there is no manifest, tensors are served.
     """
-    name = printable(folder.name)
+    alone, name = name is not None, name or printable(folder.name)
     if problem := folder_problem(folder):
         return FoundModel(name, folder, None, (), problem=f"{name}: {problem}")
     manifest, problem = _manifest(folder)
+    if alone and not os.path.lexists(folder / "manifest.toml"):
+        manifest, problem = Manifest(task="tensor"), None
     tasks = discover() if tasks is None else tasks
     task = tasks.get(manifest.task) if manifest else None
     graph = f"{task.graphs[0] if task else MAIN_GRAPH}.onnx"
     why = f", which {task.name} needs" if task and len(task.graphs) > 1 else ""
+    bare = alone and os.path.lexists(folder / graph)
     found = {
-        printable(p.name): _version_problem(p, graph, why) for p in folder.iterdir() if not _IGNORED.search(p.name)
+        printable(p.name): _version_problem(p, graph, why)
+        for p in folder.iterdir()
+        if not bare and not _IGNORED.search(p.name)
     }
+    if bare:
+        found[ONLY_VERSION] = _link_out_of(folder)
     names = sorted(found, key=version_key)
     versions = tuple(version for version in names if found[version] is None)
     broken = {version: f"{name}/{version}: {found[version]}" for version in names if found[version]}
     required = manifest.required if manifest else declares_required(folder)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        problem = f"{name}: model names are letters, digits, '.', '_' and '-'; rename the folder."
-    elif name == "stats":
-        problem = f"{name}: /v2/models/stats is the address of all models' statistics; rename the folder."
+    if wrong := name_problem(name):
+        problem = f"{name}: {wrong}; rename the folder."
     elif manifest and not versions and not broken:
         problem = f"{name}: has no version folder with a {graph}; add `1/{graph}`."
     elif manifest and manifest.default_version not in {None, *versions, *broken}:
@@ -122,7 +162,21 @@ def read_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) 
             f"{name}/manifest.toml: default_version {manifest.default_version!r} is not among its versions: "
             f"{', '.join(versions)}{manifest.line('default_version')}."
         )
-    return FoundModel(name, folder, None if problem else manifest, versions, required, problem, broken)
+    return FoundModel(name, folder, None if problem else manifest, versions, required, problem, broken, bare)
+
+
+def _link_out_of(folder: Path) -> str | None:
+    """What is wrong with a folder of one version whose files lie elsewhere; None where they do not."""
+    inside = folder.resolve()
+    out = [printable(p.name) for p in sorted(folder.iterdir()) if not p.resolve().is_relative_to(inside)]
+    return f"{out[0]} leads out of the model's folder; copy the file itself to this place." if out else None
+
+
+def name_problem(name: str) -> str | None:
+    """Why a model cannot be called so, as a sentence without its end; None when it can."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        return "model names are letters, digits, '.', '_' and '-'"
+    return "/v2/models/stats is the address of all models' statistics" if name == "stats" else None
 
 
 def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:

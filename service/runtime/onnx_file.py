@@ -13,15 +13,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from service.graph import Array
 
 # Field numbers and types of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; `*` marks repeated ones. What is
 # not named here is skipped.
 _SCHEMA = {
     "Model": {
         "ir_version": (1, "int64"),
+        "producer_name": (2, "string"),
+        "producer_version": (3, "string"),
         "graph": (7, "Graph"),
         "opset_import": (8, "*OperatorSet"),
+        "metadata_props": (14, "*Entry"),
         "functions": (25, "*Function"),
     },
     "OperatorSet": {"domain": (1, "string"), "version": (2, "int64")},
@@ -37,7 +43,7 @@ _SCHEMA = {
     "Type": {"tensor_type": (1, "TensorType")},
     "TensorType": {"elem_type": (1, "int32"), "shape": (2, "Shape")},
     "Shape": {"dim": (1, "*Dimension")},
-    "Dimension": {"dim_value": (1, "int64")},
+    "Dimension": {"dim_value": (1, "int64"), "dim_param": (2, "string")},
     "Function": {
         "name": (1, "string"),
         "output": (5, "*string"),
@@ -54,15 +60,22 @@ _SCHEMA = {
     },
     "Attribute": {
         "name": (1, "string"),
+        "f": (2, "float"),
+        "i": (3, "int64"),
         "s": (4, "bytes"),
         "t": (5, "Tensor"),
         "g": (6, "Graph"),
+        "floats": (7, "*float"),
+        "ints": (8, "*int64"),
+        "strings": (9, "*bytes"),
         "tensors": (10, "*Tensor"),
         "graphs": (11, "*Graph"),
+        "type": (20, "int32"),
     },
     "Tensor": {
         "dims": (1, "*int64"),
         "data_type": (2, "int32"),
+        "float_data": (4, "*float"),
         "int64_data": (7, "*int64"),
         "name": (8, "string"),
         "raw_data": (9, "bytes"),
@@ -90,6 +103,12 @@ _ACTIVATIONS = {
 _POST_TRANSFORMS = {b"SOFTMAX": "softmax", b"LOGISTIC": "sigmoid"}
 """Of the classifiers among ONNX's operators for classical machine learning."""
 
+_NUMPY = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
+"""ONNX's number of an element type -> NumPy's name of how it is stored."""
+_FIELDS = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+"""ONNX's number of an attribute's type -> the field that has its value."""
+_LISTS = ("floats", "ints", "strings")
+
 
 @cache
 def _model_type() -> Any:
@@ -105,7 +124,9 @@ def _model_type() -> Any:
                 described.field.add(name=name, number=number, label=label, type_name=f".onnx.{kind}", type=11)
             else:
                 scalar = field_type.Type.Value(f"TYPE_{kind.upper()}")
-                described.field.add(name=name, number=number, label=label, type=scalar)
+                field = described.field.add(name=name, number=number, label=label, type=scalar)
+                if name in ("float_data", "int64_data"):  # a graph that is written again stays as small
+                    field.options.packed = True
     pool = descriptor_pool.DescriptorPool()  # not the common one, where the `onnx` package has the same names
     pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("onnx.Model"))
@@ -223,3 +244,26 @@ def _activation(nodes: Iterable[Any], name: str, functions: Mapping[tuple[str, s
             return "softmax" if settings.get("norm") == b"L1" else None
         return _POST_TRANSFORMS.get(settings.get("post_transform", b""))
     return _ACTIVATIONS.get(node.op_type)
+
+
+def numbers_of(tensor: Any) -> Array | None:
+    """The values of a tensor whose bytes lie in the file; None of one in another file, or of a type of few bits."""
+    dtype = _NUMPY.get(tensor.data_type)
+    if dtype is None or tensor.external_data:
+        return None
+    listed = {1: tensor.float_data, 7: tensor.int64_data}.get(tensor.data_type)
+    try:
+        flat = np.array(listed, dtype) if listed else np.frombuffer(tensor.raw_data, dtype)
+        return flat.reshape(list(tensor.dims))
+    except ValueError:  # some are stored as others
+        return None
+
+
+def attributes_of(node: Any) -> dict[str, Any]:
+    """An operator's settings by name: numbers, bytes, lists of them, or a tensor; graphs are left out."""
+    found = {}
+    for attribute in node.attribute:
+        if field := _FIELDS.get(attribute.type):
+            value = getattr(attribute, field)
+            found[attribute.name] = list(value) if field in _LISTS else value
+    return found

@@ -272,7 +272,7 @@ class TaskOptions(BaseModel):
 
 
 MANIFEST_KEYS = (
-    *("licence", "metrics", "constants", "state_ranges", "task", "architecture", "description", "required"),
+    *("licence", "metrics", "constants", "state", "state_ranges", "task", "architecture", "description", "required"),
     *("default", "default_version", "batching"),
 )
 """Keys that every manifest may have (`service.registry.manifest`), whatever the task."""

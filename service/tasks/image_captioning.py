@@ -181,6 +181,11 @@ class ImageCaptioning(PictureTask[ImageCaptioningInput, ImageCaptioningOutput]):
                 "has no recurrent state: an input such as `state`, which the encoder gives first, and the output "
                 "`next_state`.",
             )
+        if strange := [after for name, after in decoder.states.items() if after != f"next_{name}"]:
+            raise ManifestInvalid(
+                folder.graph_file("decoder"),
+                f"goes on with output {strange[0]!r}; call it `next_` and its input's name.",
+            )
         self._looks = "attention" in decoder.outputs
         if self._looks:
             folder.output("attention", dtype="float32", rank=3, graph="decoder")

@@ -278,12 +278,6 @@ def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         Registry(tmp_path / "nowhere")
 
 
-def test_the_folder_of_one_model_is_no_repository(models: Path) -> None:
-    with pytest.raises(ManifestInvalid, match="is one model's folder; name the folder that holds it") as caught:
-        Registry(models / "colours")
-    assert str(caught.value).endswith(f": {models}.")
-
-
 def test_samples_and_a_card_are_asked_for_and_not_insisted_on(models: Path) -> None:
     """One rule for serving and checking: what is missing is a hint, what is there and wrong is a failure."""
     assert not any(finding.hint or not finding.ok for finding in check_folder(models / "colours"))

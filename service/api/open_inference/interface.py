@@ -55,7 +55,7 @@ class Interface:
         self.whole = whole or signature.batch_problem is not None
         self.inputs = {name: _tensor(spec, batched=not self.whole) for name, spec in signature.inputs.items()}
         self.outputs = {name: _tensor(spec, batched=not self.whole) for name, spec in signature.outputs.items()}
-        self.states: Mapping[str, str] = {} if self.whole else signature.states
+        self.states: Mapping[str, str] = signature.states
         self.ragged = None if self.whole else signature.ragged_axis
         self.optional = {*self.states, *([SEQUENCE_LENS] if self.ragged else [])}
 
