@@ -42,7 +42,11 @@ class Settings(BaseSettings, Limits):
     workers: int = Field(
         default=0, ge=0, le=128, description="Server processes; 0 chooses by the CPU budget (affinity and cgroup)."
     )
-    models: Path = Field(default=Path("models"), description="The model repository: one folder per model.")
+    models: Path = Field(
+        default=Path("models"),
+        description="The model repository: one folder per model; or a URL, such as s3://bucket/models, which is "
+        "fetched.",
+    )
     tasks: Path | None = Field(
         default=None,
         description="Folder of more tasks, one Python file each, which are run: as trusted as an installed package.",
