@@ -63,6 +63,10 @@ class Settings(BaseSettings, Limits):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least important records that are written; `info` includes one line per request."
     )
+    traces: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Spans of every request by OpenTelemetry; `auto`: where OTEL_EXPORTER_OTLP_ENDPOINT names a place.",
+    )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, gt=0, description="Largest request body after decompression (bytes)."
     )
