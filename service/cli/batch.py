@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import click
 import orjson
 
-from service.cli import choice
 from service.cli.console import err, no_log_lines
 from service.cli.options import AS_JSON, MODELS, TASKS, find_tasks, make_settings
 from service.errors import ServiceError
@@ -62,6 +61,8 @@ def batch_command(
     from service.batch.answering import check_fields, open_model
     from service.batch.rows import count_rows, read_rows
     from service.batch.spool import Spool
+    from service.cli import choice
+    from service.registry.registry import Registry
 
     no_log_lines()
     tasks = find_tasks(task_folder)
@@ -69,8 +70,6 @@ def batch_command(
     try:
         if task is None and model is None:
             raise click.UsageError("name what is asked with --task, or a model with --model.")
-        from service.registry.registry import Registry
-
         asked = choice.named(tasks, task) if task else choice.of_model(Registry(models, tasks=tasks), model or "")
         check_fields(asked, fields)
         with err.status("loading the model"):
