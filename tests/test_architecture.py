@@ -39,7 +39,7 @@ LAYERS = [
     {"api"},
     {"app"},
     {"worker"},
-    {"supervisor", "listening", "client", "evaluation"},
+    {"supervisor", "listening", "client", "evaluation", "batch"},
     {"server"},
     {"cli"},
     {"__main__"},
