@@ -27,8 +27,8 @@ from service.api.in_flight import BytesInFlight
 from service.api.open_inference import routes as open_inference_routes
 from service.api.open_inference.infer import PATHS, InferEndpoint, match
 from service.api.tasks import TaskEndpoint, answer_headers
-from service.cpu import CpuBudget
 from service.api.traces import make_traces
+from service.cpu import CpuBudget
 from service.keys import Keyring
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry

@@ -15,6 +15,8 @@ from service.errors import ServiceError
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput
 
+BLOCK_ROWS = 256
+"""Rows that a process is given at a time, and that a stop may lose of each (count)."""
 FILE = "file"
 """The field of a row that names its file, for tasks that take files."""
 _MAX_CELL_CHARS = 64 * 1024 * 1024
@@ -57,28 +59,47 @@ def read_rows(source: Path, task: type[AnyTask]) -> Iterator[Row]:
     if source.is_dir():
         if not issubclass(task.Input, MediaInput):
             raise InputUnusable(f"{task.name} takes no files: give a file of rows (.jsonl, .csv, .parquet).")
-        yield from (Row(number, {}, path) for number, path in enumerate(_files(source)))
+        yield from (Row(number, {}, path) for number, path in enumerate(files_below(source)))
         return
     readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(source.suffix.lower())
     if reader is None:
         raise InputUnusable(f"{source.name}: rows are read from {', '.join(readers)}, or files from a folder.")
-    takes_files = issubclass(task.Input, MediaInput)
     for number, found in enumerate(reader(source, task)):
-        if isinstance(found, str):
-            yield Row(number, {}, problem=found)
-        elif not takes_files:
-            yield Row(number, found)
-        elif isinstance(name := found.pop(FILE, None), str):
-            yield Row(number, found, source.parent / name)
-        else:
-            yield Row(number, {}, problem=f"`{FILE}`: the row names no file.")
+        yield row_of(number, found, source.parent, task)
+
+
+def row_of(number: int, found: dict[str, Any] | str, beside: Path, task: type[AnyTask]) -> Row:
+    """A row, of what was read.
+
+    Args:
+        number: its place.
+        found: its fields, or what is wrong with it.
+        beside: the folder in which its file lies.
+        task: what is asked.
+    """
+    if isinstance(found, str):
+        return Row(number, {}, problem=found)
+    if not issubclass(task.Input, MediaInput):
+        return Row(number, found)
+    if isinstance(name := found.pop(FILE, None), str):
+        return Row(number, found, beside / name)
+    return Row(number, {}, problem=f"`{FILE}`: the row names no file.")
+
+
+def line_of(text: bytes | str) -> dict[str, Any] | str:
+    """Fields of a line of JSON, or what is wrong with it."""
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        return f"The line is no JSON ({error})."
+    return found if isinstance(found, dict) else "The line is no JSON object."
 
 
 def count_rows(source: Path) -> int | None:
     """How many rows there are, where that can be told without reading them; None elsewhere."""
     if source.is_dir():
-        return sum(1 for _ in _files(source))
+        return sum(1 for _ in files_below(source))
     if source.suffix.lower() == ".parquet":
         return int(_pyarrow("parquet").ParquetFile(source).metadata.num_rows)
     return None
@@ -91,7 +112,7 @@ def blocks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
         yield block
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Every file below a folder, in an order that stays; hidden ones are left out."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
@@ -104,12 +125,7 @@ def _json_lines(source: Path, _: type[AnyTask]) -> Iterator[dict[str, Any] | str
         for line in file:
             if not line.strip():
                 continue
-            try:
-                found = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                yield f"The line is no JSON ({error})."
-                continue
-            yield found if isinstance(found, dict) else "The line is no JSON object."
+            yield line_of(line)
 
 
 def _csv(source: Path, task: type[AnyTask]) -> Iterator[dict[str, Any] | str]:

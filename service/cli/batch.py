@@ -22,9 +22,8 @@ from service.errors import ServiceError
 if TYPE_CHECKING:
     from service.batch.rows import Row
     from service.registry.handle import ModelHandle
+    from service.tasks import AnyTask
 
-BLOCK_ROWS = 256
-"""Rows that a process is given at a time, and that a stop may lose of each (count)."""
 BLOCKS_AHEAD = 2
 """Blocks that wait for each process (count)."""
 
@@ -37,6 +36,7 @@ BLOCKS_AHEAD = 2
 @click.option("--set", "given", metavar="FIELD=VALUE", multiple=True, help="A field for every row; may be repeated.")
 @click.option("--workers", type=click.IntRange(0, 128), default=0, help="Processes; 0: one for each core.")
 @click.option("--resume", is_flag=True, help="Go on after a stop: keep the answers in OUT.part.")
+@click.option("--ray", metavar="ADDRESS", help="Answer on this Ray cluster, into a folder of Parquet; local: here.")
 @MODELS
 @TASKS
 @AS_JSON
@@ -48,6 +48,7 @@ def batch_command(
     given: tuple[str, ...],
     workers: int,
     resume: bool,
+    ray: str | None,
     models: Path,
     task_folder: Path | None,
     as_json: bool,
@@ -72,6 +73,9 @@ def batch_command(
             raise click.UsageError("name what is asked with --task, or a model with --model.")
         asked = choice.named(tasks, task) if task else choice.of_model(Registry(models, tasks=tasks), model or "")
         check_fields(asked, fields)
+        if ray is not None:
+            _on_ray(source, target, asked, model, fields, workers, ray, models, task_folder)
+            return
         with err.status("loading the model"):
             handle = open_model(models, asked.name, model, tasks)
         facts = source.stat()
@@ -105,6 +109,30 @@ def batch_command(
     sys.exit(1 if spool.failed else 0)
 
 
+def _on_ray(
+    source: Path,
+    target: Path,
+    task: type[AnyTask],
+    model: str | None,
+    fields: dict[str, Any],
+    workers: int,
+    address: str,
+    models: Path,
+    task_folder: Path | None,
+) -> None:
+    """Answer on a cluster, and say how that went."""
+    from service.batch.on_ray import answer_on_ray
+
+    answering = {
+        "models": models.resolve(), "tasks": task_folder, "task": task.name, "model": model, "fields": fields,
+    }  # fmt: skip
+    rows, failed = answer_on_ray(
+        source.resolve(), target.resolve(), task, answering, address=address, processes=workers
+    )
+    err.print(f"{rows} rows, {failed} with an error: {target}", style="dim")
+    sys.exit(1 if failed else 0)
+
+
 def _field(text: str) -> tuple[str, Any]:
     """A field that is given for all: `top_k=2`, or text that is no JSON."""
     name, equals, value = text.partition("=")
@@ -121,7 +149,7 @@ def _answered(
 ) -> Iterator[Sequence[bytes]]:
     """The answers in the order of the rows, block by block; made by processes that share the model's memory."""
     from service.batch.answering import answer_block
-    from service.batch.rows import blocks
+    from service.batch.rows import BLOCK_ROWS, blocks
 
     workers = workers or make_settings({}).plan().workers
     if workers == 1:
