@@ -27,6 +27,7 @@ from service.api.in_flight import BytesInFlight
 from service.api.open_inference import routes as open_inference_routes
 from service.api.open_inference.infer import PATHS, InferEndpoint, match
 from service.api.tasks import TaskEndpoint, answer_headers
+from service.api.traces import make_traces
 from service.cpu import CpuBudget
 from service.keys import Keyring
 from service.registry.handle import LoadOptions
@@ -113,6 +114,7 @@ def create_app(
     keys = Keyring(settings.api_keys, settings.api_keys_file)
     gate = Gate(keys, settings.rate_limit / settings.plan().workers)
     workers = workers or Workers()
+    traces = make_traces(settings.traces)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -122,6 +124,8 @@ def create_app(
                 workers.loaded[workers.own] = 1
                 say_ready(settings, models)
 
+        if traces:
+            traces.start()
         loading = asyncio.create_task(load())
         renewing = asyncio.create_task(keys.renewal.keep_fresh()) if keys.renewal else None
         yield
@@ -132,6 +136,8 @@ def create_app(
         await loading
         if not await asyncio.to_thread(models.close, settings.drain_timeout_s):
             log.warning("some requests were not finished within the drain time", seconds=settings.drain_timeout_s)
+        if traces:
+            await asyncio.to_thread(traces.stop)
 
     routed = {name: task for name, task in models.tasks.items() if task.has_route}
     app = FastAPIOffline(  # offline: the libraries of the documentation pages are served from here
@@ -173,6 +179,7 @@ def create_app(
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
         log_probes=settings.log_level == "debug",
         on_flush=lambda: models.publish_statistics(workers.own),
+        traces=traces,
     )
     app.state.flush_metrics = edge.flush_metrics
     return edge

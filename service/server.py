@@ -42,7 +42,6 @@ def serve(settings: Settings) -> int:
         ServiceError: a file that a setting names cannot be used, or the workers have no place for their metrics.
     """
     keep_freed_memory()
-    settings = settings.model_copy(update={"models": located(settings.models)})
     plan = settings.plan()
     Keyring(settings.api_keys, settings.api_keys_file)  # refused before a port is taken and models are loaded…
     Certificate.of(settings)  # …as this is
@@ -56,6 +55,7 @@ def serve(settings: Settings) -> int:
 
         configure_logging(settings.log_format, settings.log_level, in_background=True)
         stack.callback(flush_logs)
+        settings = settings.model_copy(update={"models": located(settings.models)})
         try:
             listener, settings = stack.enter_context(listening(settings))
         except OSError as error:

@@ -43,7 +43,9 @@ class Settings(BaseSettings, Limits):
         default=0, ge=0, le=128, description="Server processes; 0 chooses by the CPU budget (affinity and cgroup)."
     )
     models: Path = Field(
-        default=Path("models"), description="The model repository: one folder per model; or one model's folder."
+        default=Path("models"),
+        description="The model repository: one folder per model, or a URL, such as s3://bucket/models, which is fetched; "
+        "or one model's folder.",
     )
     model_name: str = Field(
         default="",
@@ -65,6 +67,10 @@ class Settings(BaseSettings, Limits):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least important records that are written; `info` includes one line per request."
+    )
+    traces: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Spans of every request by OpenTelemetry; `auto`: where OTEL_EXPORTER_OTLP_ENDPOINT names a place.",
     )
     max_body_bytes: int = Field(
         default=16 * 1024 * 1024, gt=0, description="Largest request body after decompression (bytes)."

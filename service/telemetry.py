@@ -10,9 +10,10 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +21,20 @@ from typing import Any, ClassVar
 import orjson
 import prometheus_client.values
 import structlog
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    generate_latest,
+    multiprocess,
+)
 from prometheus_client import REGISTRY as DEFAULT_REGISTRY
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.samples import Exemplar, Sample
 
 from service.log_writer import LogWriter
 
@@ -135,6 +147,42 @@ class Recorder:
             recorder.flush()
 
 
+_exemplars: dict[str, dict[int, tuple[str, float, float]]] = {}
+"""Of this worker's requests by route and bucket: the last one with a trace, its time (seconds) and when (Unix time)."""
+
+
+def note_exemplar(route: str, seconds: float, trace_id: str) -> None:
+    """Remember a request of which there is a trace, to be shown beside the times of its route."""
+    bucket = bisect_left(_LATENCY_BUCKETS_S, seconds)
+    _exemplars.setdefault(route, {})[bucket] = trace_id, seconds, time.time()
+
+
+class _WithExemplars:
+    """A registry's metrics, those of the requests' times with examples, as OpenMetrics may have them.
+
+    They are of the worker that is asked: an example needs no completeness. The library keeps none with several workers.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            if metric.name == "gridloop_request_seconds":
+                metric.samples = [self._shown(sample) for sample in metric.samples]
+            yield metric
+
+    def _shown(self, sample: Sample) -> Sample:
+        if not sample.name.endswith("_bucket"):
+            return sample
+        bucket = bisect_left(_LATENCY_BUCKETS_S, float(sample.labels["le"]))
+        found = _exemplars.get(sample.labels["route"], {}).get(bucket)
+        if found is None:
+            return sample
+        trace_id, seconds, when = found
+        return sample._replace(exemplar=Exemplar({"trace_id": trace_id}, seconds, when))
+
+
 def announce_model(model: str) -> None:
     """Let a model's counters start at 0, so that a rate over them sees the first event too."""
     FAILED_RUNS.labels(model)
@@ -142,13 +190,19 @@ def announce_model(model: str) -> None:
         DROPPED.labels(model, reason)
 
 
-def exposition() -> bytes:
-    """All metrics of all workers, in Prometheus' text format."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return generate_latest(DEFAULT_REGISTRY)
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+def exposition(accept: str = "") -> tuple[bytes, str]:
+    """All metrics of all workers, and their content type: OpenMetrics where it is asked for, else Prometheus' text.
+
+    Args:
+        accept: the content types that the scraper takes.
+    """
+    registry = DEFAULT_REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    if "application/openmetrics-text" not in accept:
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+    return openmetrics.generate_latest(_WithExemplars(registry)), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
 
 
 def forget(pid: int | None = None) -> None:

@@ -39,7 +39,7 @@ LAYERS = [
     {"api"},
     {"app"},
     {"worker"},
-    {"supervisor", "listening", "client", "evaluation", "importing"},
+    {"supervisor", "listening", "client", "evaluation", "importing", "batch"},
     {"server"},
     {"cli"},
     {"__main__"},

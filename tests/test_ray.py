@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -117,6 +120,27 @@ class TestOneNode:
         with pytest.raises(Exception, match="double/1"):
             deploy(tmp_path)
         assert infer() == "2"
+
+
+def test_rows_are_answered_by_ray_data(real_models: Path, tmp_path: Path) -> None:
+    """Each with its input, as they come in no order; one that is wrong has an error of its own."""
+    from pyarrow import dataset
+
+    lines = [json.dumps({"values": [1, 2, 1, 2, number]}) for number in range(300)] + ["no JSON"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    shutil.copytree(real_models / "series-gru", tmp_path / "models" / "series-gru")
+    command = ["batch", str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), "--task", "anomaly-detection"]
+    command += ["--ray", "local", "--models", str(tmp_path / "models")]
+    ran = subprocess.run([sys.executable, "-m", "service", *command], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1, ran.stderr
+    assert "301 rows, 1 with an error" in ran.stderr
+    answers = dataset.dataset(tmp_path / "out").to_table().to_pylist()
+    assert sorted(answer["input"] for answer in answers) == sorted(lines)
+    for answer in answers:
+        if answer["input"] == "no JSON":
+            assert answer["error_type"] == "/problems/invalid-input"
+        else:
+            assert len(json.loads(answer["output"])["scores"]) == 5
 
 
 def test_metrics_reach_rays_with_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:

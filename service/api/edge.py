@@ -38,6 +38,7 @@ from service.api.context import (
 from service.api.cors import Cors
 from service.api.gate import OPEN_PATHS, Gate
 from service.api.headers import answer_headers, common_headers, request_id, timeout_s, trace
+from service.api.traces import Traces, answered
 
 CROWDED_S = 0.05
 """After two requests met, none counts as alone for so long (seconds)."""
@@ -64,6 +65,7 @@ class Edge:
         access_log: called with the facts of each answer; None for no log lines.
         log_probes: whether answers to probes and scrapes are logged too.
         on_flush: called whenever counts that have gathered are written.
+        traces: makes spans of what was answered; None where there are to be none.
     """
 
     def __init__(
@@ -80,10 +82,11 @@ class Edge:
         *,
         log_probes: bool = False,
         on_flush: Callable[[], None] = lambda: None,
+        traces: Traces | None = None,
     ) -> None:
         self.app, self._endpoint_of, self._gate, self._workers = app, endpoint_of, gate, workers
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
-        self.cors, self._addresses, self._on_flush = cors, addresses, on_flush
+        self.cors, self._addresses, self._on_flush, self._traces = cors, addresses, on_flush, traces
         self.heads: dict[bytes, Head] = {}
         self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
@@ -140,6 +143,8 @@ class Edge:
         """Read what the headers say for every request alike, and refuse who may not ask."""
         headers = context.headers
         context.trace = trace(headers)
+        if context.trace is None and self._traces is not None:
+            context.trace = self._traces.new_trace()
         context.timeout_s = timeout_s(headers, self._default_timeout_s)
         if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
             raise HTTPException(417)
@@ -232,6 +237,8 @@ class Edge:
         self._answered.clear()
         telemetry.Recorder.flush_all()
         self._on_flush()
+        if self._traces is not None:
+            self._traces.flush()
 
     def close(self, scope: Any, context: RequestContext, path: str | None, status: int) -> None:
         """Count a request as answered."""
@@ -243,6 +250,10 @@ class Edge:
         # The template: a caller's own text would never end.
         route = path or str(getattr(scope.get("route"), "path", "none"))
         _seconds(route).observe(seconds)
+        if context.trace is not None:
+            telemetry.note_exemplar(route, seconds, context.trace[3:35])
+            if self._traces is not None and scope["path"] not in _PROBES:
+                self._traces.note(answered(context, scope, route, status, seconds))
         self._answered[route, scope["method"], status] += 1
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(telemetry.FLUSH_S, self.flush_metrics)

@@ -6,7 +6,6 @@ import asyncio
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import telemetry
 from service.api.context import Workers
@@ -55,4 +54,5 @@ async def metrics(request: Request, workers: WorkersDep) -> Response:
     """Counts and times of requests, queues, batches and runs."""
     request.app.state.flush_metrics()
     telemetry.IN_FLIGHT.set(sum(workers.in_flight))
-    return Response(await asyncio.to_thread(telemetry.exposition), media_type=CONTENT_TYPE_LATEST)
+    body, kind = await asyncio.to_thread(telemetry.exposition, request.headers.get("accept", ""))
+    return Response(body, media_type=kind)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from service import __version__
+from service.cli.batch import batch_command
 from service.cli.bench import bench_command
 from service.cli.check import check_command
 from service.cli.completion import completion_command
@@ -33,6 +34,7 @@ for command in (
     serve_command,
     models_command,
     predict_command,
+    batch_command,
     bench_command,
     evaluate_command,
     check_command,

@@ -21,7 +21,10 @@ if TYPE_CHECKING:  # these take a second to import: `--help` should not wait for
 def _located(context: click.Context, parameter: click.Parameter, models: Path) -> Path:
     from service.registry.installed import located
 
-    return located(models)
+    try:
+        return located(models)
+    except ServiceError as error:
+        raise click.UsageError(str(error)) from None
 
 
 MODELS = click.option(
@@ -31,7 +34,7 @@ MODELS = click.option(
     callback=_located,
     envvar="GRIDLOOP_MODELS",
     show_default=True,
-    help="The model repository: one folder per model. Where there is none, that of an installed package.",
+    help="The model repository: one folder per model, or the URL of one. Where there is none, an installed one.",
 )
 TASKS = click.option(
     "--tasks",

@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from service.registry.remote import fetched, url_of
+
 GROUP = "gridloop.models"
 DEFAULT = Path("models")
 """Where models are looked for when nothing is said."""
@@ -18,12 +20,17 @@ def located(models: Path) -> Path:
     """The repository to serve: the folder as it was given, or, where nothing was and there is none, an installed one.
 
     Args:
-        models: the setting; `DEFAULT` counts as "nothing was said".
+        models: the setting; `DEFAULT` counts as "nothing was said", and a URL is fetched.
 
     Returns:
         A folder that exists, or `models` as it came, for the error that names it. Of several installed ones, the first
         by the name of its entry point.
+
+    Raises:
+        SettingUnusable: what the URL names cannot be had.
     """
+    if (url := url_of(models)) is not None:
+        return fetched(url)
     if models != DEFAULT or models.is_dir():
         return models
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
