@@ -44,8 +44,8 @@ class Settings(BaseSettings, Limits):
     )
     models: Path = Field(
         default=Path("models"),
-        description="The model repository: one folder per model, or a URL, such as s3://bucket/models, which is fetched; "
-        "or one model's folder.",
+        description="The model repository: one folder per model, or a URL, such as s3://bucket/models, which is "
+        "fetched; or one model's folder.",
     )
     model_name: str = Field(
         default="",
