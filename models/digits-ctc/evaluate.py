@@ -5,8 +5,9 @@
 DIR contains `fsdd/fsdd.npz`: https://github.com/Jakobovski/free-spoken-digit-dataset, commit 26eb9aaf76e8, as one archive (`train.py`
 says how). Takes 0 to 4 of each digit and speaker are the test, as the data set's authors say.
 
-Where DIR also contains `others/`, which `others.py` makes, its recordings are one more row: voices that were never trained on, in rooms, in
-noise, in several formats.
+Where DIR also contains `people/` (made by `people.py`: recordings of other people, and strings of them in rooms, in noise, in several
+formats) and `others/` (made by `others.py`: synthetic voices that were never trained on, likewise), there are two rows for each: the share of
+recordings with every word right, and word errors.
 
 A string is 3 to 7 test recordings of one speaker with 0.05 to 0.5 s of digital silence between, after 0.05 s of it; drawn once,
 the same for every row of the table. Noise is white for every other string, pink for the rest, at so many dB below the mean power of
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -36,7 +37,12 @@ NOTHING = 60
 """Recordings in which nothing is said (count)."""
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-OTHERS = "other voices, rooms and formats"
+APART = {
+    "people/alone": "other people",
+    "people/strings": "other people, strings",
+    "others": "synthetic voices, strings",
+}
+"""Folders of recordings that are none of the data set's, and their rows."""
 
 Sound = np.ndarray
 
@@ -69,14 +75,16 @@ class SpokenDigits(SpeechRecognitionEvaluation):
                 Recorded(f"string {n}, {group}", group, said, partial(change, sound, n))
                 for n, (sound, said) in enumerate(some)
             ]
-        found += self.beside_texts(self.data / "others", OTHERS)
+        for folder, group in APART.items():
+            found += self.beside_texts(self.data / folder, group)
         found += [Recorded(f"nothing {n}", "silence and noise", "", partial(nothing, n)) for n in range(NOTHING)]
         return found
 
-    def measures(self) -> dict[str, Measure]:
-        groups: dict[str, Measure] = {"isolated digits": "right"}
+    def measures(self) -> Mapping[str, Measure | tuple[Measure, ...]]:
+        groups: dict[str, Measure | tuple[Measure, ...]] = {"isolated digits": "right"}
         groups |= dict.fromkeys(CHANGES, "word errors")
-        return groups | {OTHERS: "word errors", "silence and noise": "silent"}
+        groups |= dict.fromkeys(APART.values(), ("right", "word errors"))
+        return groups | {"silence and noise": "silent"}
 
 
 def drawn(

@@ -133,6 +133,27 @@ class Network(nn.Module):
             self.entry.bias -= self.entry.weight @ mean
 
 
+def read_graph(network: Network, path: Path) -> None:
+    """Give the network the weights of a graph that `build_graph` made of one of its size."""
+    arrays = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in onnx.load(str(path)).graph.initializer}
+
+    def gates(tensor: Tensor) -> Tensor:
+        """ONNX has update, reset, new; torch has reset, update, new."""
+        update, reset, new = tensor.chunk(3)
+        return torch.cat([reset, update, new])
+
+    inputs, memory = arrays["gru.b"][0].chunk(2)
+    found = {f"{name}.weight": arrays[f"{name}.w"].T for name in ("entry", "exit")}
+    found |= {f"{name}.bias": arrays[f"{name}.b"] for name in ("entry", "exit")}
+    found |= {"gru.weight_ih_l0": gates(arrays["gru.w"][0]), "gru.weight_hh_l0": gates(arrays["gru.r"][0])}
+    found |= {"gru.bias_ih_l0": gates(inputs), "gru.bias_hh_l0": gates(memory)}
+    last = len(network.embedding.weights) - 1
+    found |= {f"embedding.weights.{i}": arrays[f"conv{i}.w"] for i in range(last)}
+    found |= {f"embedding.biases.{i}": arrays[f"conv{i}.b"] for i in range(last)}
+    found[f"embedding.weights.{last}"] = arrays["conv_last.w"]
+    network.load_state_dict({**network.state_dict(), **found})
+
+
 def build_graph(network: Network) -> onnx.ModelProto:
     """The network as a stream hears it: whole steps of sound and a state in, as many steps and the next state out."""
     network = network.eval()

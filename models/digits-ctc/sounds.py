@@ -19,12 +19,13 @@ Sound = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the utterances: whose voice, what is said besides digits, and how many are as they were recorded."""
+    """Of the utterances: whose voice, what is said besides digits, how many are as they were recorded, how many too loud."""
 
     other_voices: float = 0.3
     other_words: float = 0.12
     nothing: float = 0.1
     clean: float = 0.25
+    clipped: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,9 @@ class Speech:
         """At any level, cut off at full scale; sometimes with an offset, or in 8 bits."""
         rng, chance = self.rng, self.rng.random()
         quiet, usual, cut_off = (-52, -38), (-38, 8), (8, 26)
-        x = x * 10 ** (rng.uniform(*(quiet if chance < 0.1 else cut_off if chance > 0.9 else usual)) / 20)
+        x = x * 10 ** (
+            rng.uniform(*(quiet if chance < 0.1 else cut_off if chance > 1 - self.shares.clipped else usual)) / 20
+        )
         if rng.random() < 0.1:
             x = x + rng.uniform(-0.15, 0.15)
         if rng.random() < 0.05:

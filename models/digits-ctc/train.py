@@ -3,6 +3,7 @@
     python models/digits-ctc/voices.py --out WORK/voices.npz                # other voices, once
     python models/digits-ctc/train.py --data DIR --work WORK                # train (resumes), export, check
     python models/digits-ctc/train.py --data DIR --work WORK --stage export # the same from the last checkpoint
+    python models/digits-ctc/train.py --data DIR --work WORK --init models/digits-ctc/1/model.onnx  # go on from a published graph
 
 DIR holds `fsdd/fsdd.npz`: the Free Spoken Digit Dataset (CC BY-SA 4.0), https://github.com/Jakobovski/free-spoken-digit-dataset,
 commit 26eb9aaf76e8, as one archive: `audio` int16 at 8 kHz, all recordings joined; `offsets`; `digit`, `speaker`, `take`. Takes 0 to 4
@@ -23,7 +24,8 @@ after it dilated instead, which gives the same numbers twice as often. A GRU rea
 What looks back is a state of the graph: the last samples, the last frames, and the GRU's memory. A stream may so be cut between
 any two steps, and zeros are the state before the first sound: digital silence.
 
-Two stages: the head alone, on embeddings that are computed once; then everything, on utterances that are made anew.
+Two stages: the head alone, on embeddings that are computed once, unless there is a graph to go on from; then everything, on utterances that
+are made anew.
 
 References:
     Graves et al., "Connectionist temporal classification", ICML 2006.
@@ -45,7 +47,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from network import FLUSH_STEPS, STEP, WORDS, Network, build_graph
+from network import FLUSH_STEPS, STEP, WORDS, Network, build_graph, read_graph
 from numpy.typing import NDArray
 from sounds import Recording, Shares, Sound, Speech, Utterance, level, noise, read_fsdd, read_voices
 from torch import Tensor, nn
@@ -81,6 +83,8 @@ class Settings(Flags):
     """`export`: from the last checkpoint, without training."""
     version: str = "1"
     """Folder of the graph."""
+    init: Path | None = None
+    """Graph whose weights the second stage starts from, in place of a first stage."""
     hidden: int = 128
     """Units of the GRU."""
     dropout: float = 0.25
@@ -91,7 +95,7 @@ class Settings(Flags):
     """Seconds of one core for making the utterances of the first stage."""
     first_s: float = 150
     """Seconds of one core for the first stage."""
-    second_s: float = 300
+    second_s: float = 1000
     """Seconds of one core for the second stage."""
     batch: int = 24
     """Utterances of a batch of the second stage; 32 in the first."""
@@ -109,6 +113,12 @@ class Settings(Flags):
     """Share of the utterances in which nothing is said."""
     clean: float = 0.25
     """Share of the utterances without room, microphone and noise."""
+    clipped: float = 0.25
+    """Share of the utterances that are too loud, and so cut off at full scale."""
+    average: float = 0.99
+    """Share of the old weights in the moving average, for each batch of the second stage."""
+    look_s: float = 540
+    """Seconds from one look at the validation to the next, where a checkpoint is written."""
 
 
 Labelled = list[tuple[Sound, tuple[int, ...]]]
@@ -152,6 +162,7 @@ def validation_sets(config: Settings, voices: dict[str, list[Recording]]) -> dic
         "20 dB": [(as_heard(x, i, 20.0), said) for i, (x, said) in joined],
         "10 dB": [(as_heard(x, i, 10.0), said) for i, (x, said) in joined],
         "20 dB quieter": [(as_heard(x * 0.1, i), said) for i, (x, said) in joined[:30]],
+        "20 dB louder": [(as_heard(x * 10, i), said) for i, (x, said) in joined],
         "other voices": [(as_heard(x, i), said) for i, (x, said) in enumerate(held)],
     }
 
@@ -251,7 +262,7 @@ def second_stage(config: Settings, network: Network, speech: Speech, sets: dict[
     groups = {True: list(network.embedding.parameters()), False: []}
     groups[False] = [p for name, p in network.named_parameters() if not name.startswith("embedding")]
     optimiser = torch.optim.AdamW([{"params": groups[False]}, {"params": groups[True]}], weight_decay=1e-2)
-    average = Average(network, 0.99)
+    average = Average(network, config.average)
     checkpoint, spent, step = config.work / "second.pt", 0.0, 0
     if config.resume and checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)
@@ -278,7 +289,7 @@ def second_stage(config: Settings, network: Network, speech: Speech, sets: dict[
         recent.append(loss.item())
         step += 1
         spent, clock = spent + time.process_time() - clock, time.process_time()
-        if time.time() - looked > 540 or spent >= config.second_s:
+        if time.time() - looked > config.look_s or spent >= config.second_s:
             average.swap()
             figures = word_error_rates(network, sets)
             average.swap()
@@ -359,7 +370,7 @@ def main() -> None:
     start(config)
     voices = read_voices(config.work / "voices.npz")
     speakers = read_fsdd(FSDD.paths(config.data)[0], TRAINING)
-    shares = Shares(config.other_voices, config.other_words, config.nothing, config.clean)
+    shares = Shares(config.other_voices, config.other_words, config.nothing, config.clean, config.clipped)
     speech = Speech(shares, speakers, voices, config.seed)
     network = Network(config.hidden, config.dropout)
     first, final = config.work / "first.pt", config.work / "final.pt"
@@ -367,8 +378,11 @@ def main() -> None:
         sets = validation_sets(config, voices)
         if config.resume and first.exists():
             network.load_state_dict(torch.load(first, weights_only=True))
+        elif config.init:
+            read_graph(network, config.init)
         else:
             first_stage(config, network, speech)
+        if not first.exists():
             say(config, stage=1, **word_error_rates(network, sets))
             save_state(first, network.state_dict())
         second_stage(config, network, speech, sets)

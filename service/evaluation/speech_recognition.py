@@ -6,7 +6,7 @@ said in it beside it: `four.wav` and `four.txt`, which is empty where nothing is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,8 +96,8 @@ class SpeechRecognitionEvaluation(Evaluation):
             if text.is_file()
         ]
 
-    def measures(self) -> dict[str, Measure]:
-        """How each group is measured, in the order of the table."""
+    def measures(self) -> Mapping[str, Measure | tuple[Measure, ...]]:
+        """How each group is measured, in the order of the table; in several ways, each has a row `group, measure`."""
         return {"word error rate": "word errors"}
 
     def items(self) -> Sequence[Item]:
@@ -114,8 +114,9 @@ class SpeechRecognitionEvaluation(Evaluation):
         figures = []
         for group, measure in self.measures().items():
             members = [record for record in records if record.group == group]
+            rows = {group: measure} if isinstance(measure, str) else {f"{group}, {one}": one for one in measure}
             if members:
-                figures.append(_figure(group, measure, members))
+                figures += [_figure(name, one, members) for name, one in rows.items()]
         return Outcome(
             figures=figures,
             breakdowns=_confusions(records),
@@ -173,16 +174,16 @@ def word_errors(said: Sequence[str], heard: Sequence[str]) -> list[tuple[str, st
     return found[::-1]
 
 
-def _figure(group: str, measure: Measure, records: Sequence[Heard]) -> Figure:
+def _figure(name: str, measure: Measure, records: Sequence[Heard]) -> Figure:
     if measure == "word errors":
         sums = np.array([[len(word_errors(r.said, r.heard)), len(r.said)] for r in records], np.float64)
         errors, words = sums.sum(axis=0)
         interval = bootstrap_sums(sums, ratio) if errors else wilson(0, int(words))
         low, high = interval or (None, None)
-        return Figure(group, float(errors / words) if words else float("nan"), int(words), "words", low, high)
+        return Figure(name, float(errors / words) if words else float("nan"), int(words), "words", low, high)
     right = sum(not r.heard if measure == "silent" else r.heard == r.said for r in records)
     low, high = wilson(right, len(records))
-    return Figure(group, right / len(records), len(records), "recordings", low, high)
+    return Figure(name, right / len(records), len(records), "recordings", low, high)
 
 
 def _confusions(records: Sequence[Heard]) -> list[Breakdown]:

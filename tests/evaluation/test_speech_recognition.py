@@ -75,6 +75,16 @@ def test_each_group_is_measured_in_its_own_way() -> None:
     assert ["two", "one", "1"] in [list(row) for row in confusions.rows]
 
 
+def test_a_group_measured_in_two_ways_has_two_rows() -> None:
+    class Twice(SpeechRecognitionEvaluation):
+        def measures(self):  # type: ignore[no-untyped-def]
+            return {"people": ("right", "word errors")}
+
+    records = [Heard("people", ("one", "two", "three"), ("one", "three")), Heard("people", ("one",), ("one",))]
+    figures = Twice(Path(), SUBJECT).outcome(records).figures
+    assert {figure.name: figure.value for figure in figures} == {"people, right": 0.5, "people, word errors": 0.25}
+
+
 def test_where_no_word_is_wrong_the_interval_still_has_a_width() -> None:
     (figure,) = (
         SpeechRecognitionEvaluation(Path(), SUBJECT)
