@@ -113,6 +113,7 @@ def create_app(
         async def load() -> None:
             if registry is None:
                 await asyncio.to_thread(models.load)
+                models.announce()
                 workers.loaded[workers.own] = 1
                 say_ready(settings, models)
 

@@ -322,7 +322,7 @@ class ModelNotReady(ServiceError):
 
     Args:
         model: as asked for.
-        state: "loading", or "failed" when it will not become ready as it is.
+        state: "loading", "unloaded", or "failed" when it will not become ready as it is.
         reason: why it failed.
     """
 
@@ -332,6 +332,10 @@ class ModelNotReady(ServiceError):
         if state == "loading":
             super().__init__(f"Model {model!r} is loading. Try again later, or look at GET /v1/models for others.")
             self.retry_after_s = 5
+            return
+        if state == "unloaded":
+            name = model.partition("@")[0]
+            super().__init__(f"Model {model!r} is unloaded. POST /v2/repository/models/{name}/load serves it again.")
             return
         why = f": {as_sentence(reason)}" if reason else "."
         super().__init__(

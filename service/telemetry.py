@@ -99,6 +99,12 @@ REFUSED_CONNECTIONS = Counter(
 MODEL_READY = Gauge(
     "gridloop_model_ready", "1 while a model version is loaded.", ["model", "version"], multiprocess_mode="livemin"
 )
+MODEL_REFUSED = Gauge(
+    "gridloop_model_refused",
+    "1 while what a version's folder holds cannot be served; where gridloop_model_ready is 1, what it held before is.",
+    ["model", "version"],
+    multiprocess_mode="livemax",
+)
 
 
 class Recorder:
@@ -116,6 +122,12 @@ class Recorder:
         """Note a value; from any thread."""
         Recorder._all.append(self)
 
+    def close(self) -> None:
+        """Write what was noted; the recorder is used no more."""
+        self.flush()
+        if self in Recorder._all:
+            Recorder._all.remove(self)
+
     def flush(self) -> None:
         """Write what was noted."""
         count = len(self._values)
@@ -131,7 +143,7 @@ class Recorder:
     @classmethod
     def flush_all(cls) -> None:
         """Write what all have noted."""
-        for recorder in cls._all:
+        for recorder in tuple(cls._all):
             recorder.flush()
 
 

@@ -46,6 +46,11 @@ class FoundModel:
     broken: Mapping[str, str] = field(default_factory=dict)
 
 
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder is none of ours: hidden, half-copied, or an editor's copy."""
+    return _IGNORED.search(name) is not None
+
+
 def scan(models: Path, tasks: Mapping[str, type[AnyTask]] | None = None) -> list[FoundModel]:
     """Read every model folder, sorted by name. Hidden folders and plain files are not models.
 
@@ -121,6 +126,11 @@ def read_folder(folder: Path, tasks: Mapping[str, type[AnyTask]] | None = None) 
         problem = (
             f"{name}/manifest.toml: default_version {manifest.default_version!r} is not among its versions: "
             f"{', '.join(versions)}{manifest.line('default_version')}."
+        )
+    elif manifest and not manifest.serves(manifest.default_version):
+        problem = (
+            f"{name}/manifest.toml: default_version {manifest.default_version!r} is not among those that `versions` "
+            f"chooses{manifest.line('versions')}; leave out one of the two keys, or write it there, too."
         )
     return FoundModel(name, folder, None if problem else manifest, versions, required, problem, broken)
 
