@@ -375,6 +375,34 @@ class NotOffered(ServiceError):
         super().__init__(f"{what} is not offered by this server. {instead}")
 
 
+class LoadRefused(ServiceError):
+    """A model cannot be served as its folder is now.
+
+    Args:
+        model: that was to be loaded.
+        reasons: why, in sentences.
+    """
+
+    slug = "load-refused"
+
+    def __init__(self, model: str, reasons: str) -> None:
+        super().__init__(f"Model {model!r} is not served as its folder says. {reasons}")
+
+
+class AdminApiOff(ServiceError):
+    """The routes that change the server are closed.
+
+    Args:
+        why: as part of a sentence.
+        instead: what to do.
+    """
+
+    slug = "admin-api-off"
+
+    def __init__(self, why: str, instead: str) -> None:
+        super().__init__(f"Loading and unloading over HTTP is off{why}. {instead}")
+
+
 class ManifestInvalid(ServiceError):
     """A model folder that cannot be served; the message names the file and the remedy."""
 

@@ -34,6 +34,7 @@ class LoadOptions:
         max_queue_bytes: of bodies that may wait per model.
         limits: largest requests taken.
         tune: whether to measure how each graph runs best.
+        remember: whether such measurements are kept for the next start: not those made while others are answered.
         load_timeout_s: time for loading one version (seconds).
         workers: processes that will serve it.
     """
@@ -43,6 +44,7 @@ class LoadOptions:
     max_queue_bytes: int = 64 * 1024 * 1024
     limits: Limits = field(default_factory=Limits)
     tune: bool = False
+    remember: bool = True
     load_timeout_s: float = 120.0
     workers: int = 1
 

@@ -235,7 +235,7 @@ def choose_tuning(
         def measure() -> Tuning:
             return tune(session, graph.prepare(row.tensors), row.outputs, most_rows=most, cores=cores, stop=stop)
 
-        choice = remembered(session.digest, most, cores, measure)
+        choice = remembered(session.digest, most, cores, measure, keep=options.remember)
     if batching.max_batch_size:
         turn_rows = max(batching.max_batch_size, choice.turn_rows)
         choice = choice.model_copy(

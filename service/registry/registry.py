@@ -239,6 +239,10 @@ class Registry:
         log.info("model ready", **known, task=task.name, seconds=round(time.perf_counter() - begun, 2))
         return handle
 
+    def expect_traffic(self) -> None:
+        """What is measured from now on is measured beside traffic, and is not to be remembered for good."""
+        self._options = replace(self._options, remember=False)
+
     def stop_loading(self) -> None:
         """Load nothing more, and give up what is being loaded. From another thread."""
         self._stopped = True

@@ -97,15 +97,11 @@ class Watcher:
         self.last = now
         return found
 
-    def take(self, names: Set[str]) -> dict[str, ModelLook]:
-        """Note that models are loaded as they look now; those that are gone are forgotten. Returns that look."""
-        now = look(self._models)
-        if now is None:
-            return dict(self.taken)
-        self.last = now
+    def take(self, now: Look, names: Set[str]) -> None:
+        """Note that models are loaded as they look now; those that are gone are forgotten."""
+        self.last = dict(now)
         kept = {name: found for name, found in self.taken.items() if name not in names}
         self.taken = kept | {name: found for name, found in now.items() if name in names}
-        return now
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class Served:
         asked = Asked([load] if load else [], [unload] if unload else [], again=again, known_bad=known_bad)
         names = changed(self.watcher.taken, now) | {load, unload} if not again else {*now, *self.watcher.taken}
         self.loaded = []
-        self.watcher.take(names)
+        self.watcher.take(now, names)
         return self.registry.renew(now, names, asked, self.loaded.append)
 
     def count(self, asked: str | None = None) -> float:
