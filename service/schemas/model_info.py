@@ -61,7 +61,9 @@ class VersionInfo(BaseModel):
 
     version: str = Field(examples=["1"])
     state: Literal["ready", "loading", "failed", "unloaded"]
-    reason: str | None = Field(default=None, description="Why it is not ready.")
+    reason: str | None = Field(
+        default=None, description="Why it is not ready; of one that is, why what its folder holds now is not served."
+    )
     size_bytes: int | None = Field(
         default=None,
         description="Size of the graph files, and of the files beside them that have weights of theirs.",
