@@ -72,7 +72,7 @@ def require_admin(request: Request) -> None:
         raise NotAllowed(key.name, "change the server")
 
 
-PROXIED = (b"forwarded", b"via", b"x-forwarded-for")
+PROXIED = (b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
 """Headers that say that a request has come through a proxy."""
 
 

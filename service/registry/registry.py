@@ -422,7 +422,8 @@ class Registry:
         """Tell the metrics of this process which models there are: of a process forked after loading, nobody has."""
         for model in self:
             for version in model.versions.values():
-                self._announce(model, version)
+                if version.state != "unloaded":  # on purpose: no alarm
+                    self._announce(model, version)
 
     @staticmethod
     def _announce(model: Model, version: Version) -> None:
