@@ -32,9 +32,9 @@ from service.worker import Server, make_server, work
 
 log = structlog.get_logger(__name__)
 
-MAX_REASON_CHARS = 500
+MAX_REASON_CHARS = 400
 """Of a reason, as the supervisor hears and logs it (characters); clients are told all of it."""
-MAX_NAMES = 200
+MAX_NAMES = 64
 """Of models and versions that the supervisor hears of (count)."""
 
 Begin = tuple[socket.socket, dict[str, Any], list[socket.socket]]
@@ -163,7 +163,7 @@ class Nursery:
                 names = self._watcher.changes()
                 if names and (told is None or changed(told, self._watcher.last)):
                     told = self._watcher.last
-                    tell(control, {"is": "changed", "names": sorted(names)})
+                    tell(control, {"is": "changed", "names": sorted(names)[:MAX_NAMES], "more": len(names) > MAX_NAMES})
                 continue
             heard = hear(control)
             if heard is None:

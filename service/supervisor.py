@@ -29,6 +29,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -127,6 +128,7 @@ class _Generation:
         nursery: its process; None until it has told.
         loading: what it loads now, as `name@version`.
         grown: what it has told of the models, once they are loaded and the workers forked.
+        begun_to_serve: when it took over.
     """
 
     number: int
@@ -139,6 +141,7 @@ class _Generation:
     nursery: int | None = None
     loading: str | None = None
     grown: dict[str, Any] | None = None
+    begun_to_serve: float = 0.0
 
     @property
     def alive(self) -> list[_Worker]:
@@ -205,7 +208,7 @@ class Supervisor:
             telemetry.forget()
             self._registry = make_registry(self._settings)
             greet = functools.partial(_greet, self._settings, self._listening, self._registry)
-            self._greeter = self._fork(greet, "gridloop greeter", [self._listening])
+            self._greeter = self._fork(greet, "gridloop greet", [self._listening])
             self._begin(again=True)
             self._listening.setblocking(False)
             self._serve(math.inf, signals=1)
@@ -275,7 +278,12 @@ class Supervisor:
     # --- generations
 
     def _begin(
-        self, questions: Iterable[_Question] = (), names: Iterable[str] = (), *, again: bool = False, **known_bad: str
+        self,
+        questions: Iterable[_Question] = (),
+        names: Iterable[str] = (),
+        *,
+        again: bool = False,
+        known_bad: Mapping[str, str] = MappingProxyType({}),
     ) -> bool:
         """Have a generation of workers grown with the models as they are now; says whether that was begun."""
         used = {id(generation.slots) for generation in self._generations()}
@@ -293,7 +301,7 @@ class Supervisor:
             "load": asked["load"],
             "unload": unload,
             "again": again or control is None,
-            "known_bad": known_bad,
+            "known_bad": dict(known_bad),
         }
         pairs = [socket.socketpair() for _ in range(self._count)]
         ours, theirs = letter_box()
@@ -346,6 +354,7 @@ class Supervisor:
                 generation.loading = message["what"]
             elif kind == "changed":
                 self._changed |= set(message["names"])
+                self._again |= message["more"]
             elif kind == "worker":
                 generation.workers[message["index"]].pid = message["pid"]
             elif kind == "grown":
@@ -382,7 +391,7 @@ class Supervisor:
             order, questions = generation.order, generation.questions
             generation.questions = []
             self._forget_coming(None)
-            if not self._begin(questions, order["names"], again=order["again"], **known_bad):
+            if not self._begin(questions, order["names"], again=order["again"], known_bad=known_bad):
                 self._wanted = questions + self._wanted
                 self._changed |= set(order["names"])
             return
@@ -440,6 +449,7 @@ class Supervisor:
         """From now on, new connections are for the workers of a new generation."""
         old, self._current, self._coming = self._current, coming, None
         self._unloaded = grown["unloaded"]
+        coming.begun_to_serve = time.monotonic()
         if old is not None:
             self._old.append(old)
             self._close(old.control)  # upon which its nursery ends
@@ -466,17 +476,25 @@ class Supervisor:
             self._unanswered.append((question, answer))
         coming.questions = []
         if old is None and self._greeter is not None:
-            os.kill(self._greeter, signal.SIGTERM)
+            self._signal(self._greeter, signal.SIGTERM)
+
+    def _follow_greeter(self, current: _Generation, greeter: int) -> None:
+        """Begin to accept once the greeter has ended, which it was told to do when the first workers were there."""
+        if greeter not in self._ended:
+            if time.monotonic() - current.begun_to_serve > self._settings.drain_timeout_s + 5:
+                self._signal(greeter, signal.SIGKILL)
+            return
+        del self._ended[greeter]
+        self._greeter = None
+        telemetry.forget()
+        if current.grown:
+            say_ready(self._settings, current.grown["summary"])
+        let_go_of_files()  # from here on this process only accepts
 
     def _settle_down(self) -> None:
         """See to those who leave: tell them, let go of them, answer who waits for it; deliver what could not be."""
-        if self._greeter is not None and self._current is not None and self._greeter in self._ended:
-            del self._ended[self._greeter]
-            self._greeter = None
-            telemetry.forget()
-            if self._current.grown:
-                say_ready(self._settings, self._current.grown["summary"])
-            let_go_of_files()  # from here on this process only accepts
+        if self._greeter is not None and self._current is not None:
+            self._follow_greeter(self._current, self._greeter)
         for generation in list(self._old):
             for worker in generation.alive:
                 if not worker.is_told:
