@@ -26,7 +26,7 @@ from service.errors import ManifestInvalid
 from service.processes import begin_anew, end_with, fork_apart, hear, tell
 from service.registry.registry import Asked, Registry
 from service.registry.watcher import Look, Watcher, changed, look
-from service.runtime.memory import give_back_memory
+from service.runtime.memory import give_back_memory, let_go_of_files
 from service.settings import Settings
 from service.worker import Server, make_server, work
 
@@ -66,6 +66,7 @@ class Nursery:
                 self._grow(control, order, channels)
                 for channel in channels:
                     channel.close()
+                let_go_of_files()  # until something changes
                 following = self._tend(control)
             except (BrokenPipeError, ConnectionError):  # the supervisor is gone, or has given this one up
                 return 0
@@ -89,9 +90,8 @@ class Nursery:
             self._registry.expect_traffic()
         self._workers.point_at(self._slots[order["slots"]])
         telemetry.forget()  # what the loading has counted: the workers tell it
-        gc.unfreeze()
         give_back_memory()
-        gc.freeze()  # the collector's marks would copy the shared pages
+        gc.freeze()  # the collector's marks would copy the shared pages; what is replaced is freed without it
         pids = [
             self._fork_worker(index, channel, [control, *(other for other in channels if other is not channel)])
             for index, channel in enumerate(channels)

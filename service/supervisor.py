@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import math
 import multiprocessing
@@ -40,7 +41,7 @@ from service.app import GENERATIONS, make_registry, say_ready
 from service.nursery import Nursery
 from service.processes import adopt_orphans, begin_anew, end_with, hear, letter_box, name_process, tell
 from service.registry.registry import Registry
-from service.runtime.memory import let_go_of_files
+from service.runtime.memory import give_back_memory, let_go_of_files
 from service.settings import Settings
 from service.worker import ASKS, BACK, HAS_PASSED, LEAVE, READY, TAKE_KEPT, TAKE_NEW, make_server, work
 
@@ -207,6 +208,8 @@ class Supervisor:
             name_process("gridloop")
             telemetry.forget()
             self._registry = make_registry(self._settings)
+            give_back_memory()
+            gc.freeze()  # the collector's marks would copy the pages that all processes share
             greet = functools.partial(_greet, self._settings, self._listening, self._registry)
             self._greeter = self._fork(greet, "gridloop greet", [self._listening])
             self._begin(again=True)
