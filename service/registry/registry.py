@@ -153,6 +153,8 @@ class Registry:
         before, asked = before or {}, asked or Asked()
         chosen = model.manifest.versions if model.manifest else "all"
         again = asked.again or model.name in asked.load
+        served = [version.handle for version in before.values() if version.handle]
+        like = served[-1] if served and not self._options.remember else None
         done: dict[str, Version] = {}
         for name in reversed(model.versions) if chosen == "latest" else model.versions:
             version, was, known = model.versions[name], before.get(name), f"{model.name}@{name}"
@@ -166,7 +168,7 @@ class Registry:
                 on_load(known)
                 if known in asked.known_bad:
                     version.state, version.reason = "failed", asked.known_bad[known]
-                self._load(model, version)
+                self._load(model, version, like=like)
                 if version.handle and now is not None and stamp(model.path / name) != now.versions.get(name, ()):
                     changed = f"{model.name}/{name}: has changed while it was loaded; it is tried again."
                     version.state, version.reason, version.handle = "failed", changed, None
@@ -180,15 +182,18 @@ class Registry:
         if done.keys() != model.versions.keys() or any(done[name] is not model.versions[name] for name in done):
             model.versions = {name: done[name] for name in model.versions if name in done}
 
-    def _load(self, model: Model, version: Version) -> None:
-        """Load a version of a folder that can be served, and serve it; what is wrong with it is its reason."""
+    def _load(self, model: Model, version: Version, like: ModelHandle | None = None) -> None:
+        """Load a version of a folder that can be served, and serve it; what is wrong with it is its reason.
+
+        `like` is a version of it that is served.
+        """
         if model.problem or model.manifest is None:
             return
         if version.state == "failed":
             log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
         else:
             try:
-                version.handle = self._loaded(model, model.manifest, version.name)
+                version.handle = self._loaded(model, model.manifest, version.name, like)
             except Stopped:
                 return
             except ManifestInvalid as error:
@@ -199,7 +204,7 @@ class Registry:
                 version.state, version.reason = "ready", None
             self.selection.update(self._models)
 
-    def _loaded(self, model: Model, manifest: Manifest, version: str) -> ModelHandle:
+    def _loaded(self, model: Model, manifest: Manifest, version: str, like: ModelHandle | None = None) -> ModelHandle:
         """A version, loaded within the time for it, by a thread of its own.
 
         Raises:
@@ -210,9 +215,10 @@ class Registry:
         task, limit_s = self.tasks[manifest.task], self._options.load_timeout_s
         begun = time.perf_counter()
         folder, known = model.path / version, {"model": model.name, "version": version}
+        options = replace(self._options, like=like)
         self._loading = Limited(
             f"load-{model.name}@{version}",
-            lambda stop: load_version(folder, manifest, task, self._options, stop=stop),
+            lambda stop: load_version(folder, manifest, task, options, stop=stop),
         )
         try:
             if self._stopped:

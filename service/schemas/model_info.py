@@ -17,8 +17,9 @@ class Tuning(BaseModel):
     lone_threads: int = Field(
         description="Threads of a run that has the machine to itself; all other runs take one each.", examples=[2]
     )
-    source: Literal["manifest", "measured", "remembered", "default"] = Field(
-        description="Who chose the batch size: the model's manifest; a measurement now or earlier; nobody, for want of "
+    source: Literal["manifest", "measured", "remembered", "inherited", "default"] = Field(
+        description="Who chose the batch size: the model's manifest; a measurement now or earlier; one of a "
+        "version before, whose graph looks the same; nobody, for want of "
         "a golden sample to measure with."
     )
     ms_per_row: dict[int, float] = Field(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from service.errors import ModelNotFound, ModelNotReady
+from service.registry.handle import LoadOptions
 from service.registry.registry import Asked, Changes, Registry
 from service.registry.watcher import Watcher, changed, look
 from tests import graphs
@@ -98,6 +101,21 @@ def test_changed_files_that_fail_leave_the_old_bytes_serving(served: Served) -> 
     changes = served.renew()
     assert (changes.came, len(changes.closing), served.version("1").reason) == (["counter@1"], 1, None)
     assert served.count() == 10.25
+
+
+def test_what_was_replaced_is_freed_without_the_collector(served: Served) -> None:
+    """Whose marks would copy every page that the processes of a server share."""
+    gone = weakref.ref(served.version("1").handle)
+    session = weakref.ref(served.version("1").handle.graphs.main.session)
+    served.registry.expect_traffic()
+    gc.disable()
+    try:
+        write_version(served.counter / "1", 0.25)
+        served.renew()
+        assert served.count() == 10.25
+        assert (gone(), session()) == (None, None)
+    finally:
+        gc.enable()
 
 
 def test_a_version_or_model_that_is_removed_is_gone(served: Served) -> None:
@@ -254,6 +272,39 @@ def test_no_look_is_changed_by_what_is_no_version(served: Served) -> None:
     (served.counter / ".2").mkdir()
     (served.models / "README.md").write_text("#")
     assert look(served.models) == before
+
+
+def test_beside_traffic_nothing_is_measured_that_a_version_before_can_tell(tmp_path: Path) -> None:
+    """Nor is anything remembered for the next start."""
+    graphs.write_model(tmp_path / "m", task="tensor", graph=graphs.affine)
+
+    def golden(version: str, x: float, y: float) -> None:
+        sample = {"input": {"inputs": {"x": [[x]]}}, "output": {"outputs": {"y": [[y]]}}}
+        (tmp_path / "m" / version / "golden.json").write_text(json.dumps([sample]))
+
+    def renew() -> dict[str, str]:
+        now = look(tmp_path)
+        assert now is not None
+        registry.renew(now, {"m"})
+        handles = {name: version.handle for name, version in registry.get("m").versions.items()}
+        return {name: handle.tuning.source for name, handle in handles.items() if handle}
+
+    golden("1", 1, 3)
+    registry = Registry(tmp_path, LoadOptions(tune=True))
+    assert renew() == {"1": "measured"}
+    registry.expect_traffic()
+    graphs.plus(tmp_path / "m" / "2" / "model.onnx", 5)
+    golden("2", 1, 6)
+    assert renew() == {"1": "measured", "2": "measured"}, "another graph"
+    graphs.plus(tmp_path / "m" / "3" / "model.onnx", 7)
+    golden("3", 1, 8)
+    assert renew()["3"] == "inherited"
+    again = Registry(tmp_path, LoadOptions(tune=True))
+    again.load()
+    sources = {
+        name: version.handle.tuning.source for name, version in again.get("m").versions.items() if version.handle
+    }
+    assert sources == {"1": "remembered", "2": "measured", "3": "measured"}
 
 
 def test_a_repository_that_is_gone_changes_nothing(served: Served) -> None:
