@@ -27,6 +27,7 @@ import pytest
 
 from tests import graphs
 from tests.test_server import Server, counted, free_port, name_of, serving, wait_for, wait_until_ready, workers_of
+from tests.test_tls import issue, serving_tls, trusting
 
 A_SECOND = 300_000
 """Rounds of `graphs.counting_up_to_x` that take about that long, at most a tenth of it anywhere."""
@@ -296,7 +297,7 @@ def test_the_protocols_own_client_loads_and_unloads(server: Server) -> None:
 
 
 def test_a_worker_that_dies_while_a_version_is_loaded_is_replaced(server: Server, models: Path) -> None:
-    write_version(models, 2, model="slow", slow=True, golden=(2 * A_SECOND, 2 * A_SECOND + 2))
+    write_version(models, 2, model="slow", slow=True, golden=(A_SECOND, A_SECOND + 2))
     with ThreadPoolExecutor(1) as other:
         loading = other.submit(change, server, "load", "slow")
         wait_for(lambda: len(nurseries_of(server)) == 2)
@@ -375,6 +376,31 @@ def test_a_folder_is_followed_without_being_told(tmp_path: Path) -> None:
         wait_for(lambda: ("adder", "2") not in index(server))
         assert asking.version() == 1
         assert server.stop() == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_encrypted_connections_end_with_their_next_answer(tmp_path: Path) -> None:
+    """Their state cannot be passed on: that answer is still the old version's."""
+    (tmp_path / "models").mkdir()
+    write_version(tmp_path / "models", 1)
+    certificate, key = issue(tmp_path)
+    with (
+        serving_tls(tmp_path / "models", certificate, tls_key=key, workers=2) as running,
+        httpx.Client(base_url=running.url, verify=trusting(certificate)) as kept,
+    ):
+
+        def ask() -> httpx.Response:
+            tensor = {"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1]}
+            return kept.post("/v2/models/adder/infer", json={"inputs": [tensor]}).raise_for_status()
+
+        assert "connection" not in ask().headers
+        write_version(tmp_path / "models", 2)
+        with httpx.Client(base_url=running.url, verify=trusting(certificate)) as other:
+            assert other.post("/v2/repository/models/adder/load", timeout=60).status_code == 200
+        last = ask()
+        assert (last.json()["model_version"], last.headers["connection"]) == ("1", "close")
+        following = ask()
+        assert (following.json()["model_version"], following.headers.get("connection")) == ("2", None)
 
 
 def test_a_signal_ends_a_server_that_is_swapping(tmp_path: Path) -> None:
