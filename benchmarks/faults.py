@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import BenchmarkFailed, options
-from measuring.machine import machine
+from measuring.machine import WORKER, machine, process_name
 from measuring.servers import LocalServer, started
 from measuring.tables import write_results
 from measuring.workloads import series
@@ -120,7 +120,7 @@ def workers_of(server: LocalServer) -> list[int]:
     """The processes that answer."""
     assert server.process is not None
     found = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return [int(pid) for pid in found]
+    return [int(pid) for pid in found if process_name(int(pid)) == WORKER]
 
 
 async def until_replaced(server: LocalServer, victim: int, count: int) -> float:

@@ -54,7 +54,7 @@ from typing import Any
 import numpy as np
 from growth import picture, series, text
 from measuring import BenchmarkFailed, options, plots
-from measuring.machine import machine, memory_mib
+from measuring.machine import WORKER, machine, memory_mib, process_name
 from measuring.plots import INK
 from measuring.servers import LocalServer
 from measuring.tables import write_results
@@ -416,7 +416,7 @@ class Traffic:
         next_s = every_s / 2
         while next_s < self.seconds:
             await asyncio.sleep(max(0.0, next_s - self.now_s()))
-            _, *workers = server.pids()
+            workers = [pid for pid in server.pids() if process_name(pid) == WORKER]
             if len(workers) > 1:
                 self.seen.kills.append(self.now_s())
                 os.kill(max(workers, key=start_time), signal.SIGKILL)
@@ -447,7 +447,7 @@ def sample(pids: Sequence[int], at_s: float) -> Sample:
             threads += sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
             descriptors += sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
             memory[pid] = memory_mib(pid) or 0.0
-    workers = [pid for pid in pids[1:] if memory.get(pid)] or list(memory)
+    workers = [pid for pid in pids if memory.get(pid) and process_name(pid) == WORKER] or list(memory)
     oldest = memory[min(workers, key=start_time)] if workers else 0.0
     return Sample(at_s, sum(memory.values()), oldest, threads, descriptors, len(memory))
 

@@ -20,6 +20,7 @@ from service.api import models as model_routes
 from service.api.address import Address, Addresses
 from service.api.call import Endpoint
 from service.api.context import Workers
+from service.api.control import OwnControl
 from service.api.cors import Cors
 from service.api.edge import Edge
 from service.api.gate import Gate
@@ -36,6 +37,9 @@ from service.settings import UNIX, Settings
 from service.tasks import AnyTask, discover
 
 log = structlog.get_logger(__name__)
+
+GENERATIONS = 8
+"""Generations of workers that may be alive at a time: one that is asked, and others that finish what they began."""
 
 DESCRIPTION = """
 {tasks}
@@ -69,15 +73,20 @@ def make_registry(
         limits=settings.limits,
         tune=True,
         load_timeout_s=settings.load_timeout_s,
-        workers=plan.workers,
+        workers=plan.workers * GENERATIONS,
     )
     known = dict(discover(settings.tasks) if tasks is None else tasks)
     return Registry(settings.models, options, known, settings.model_name)
 
 
-def say_ready(settings: Settings, registry: Registry) -> None:
-    """Log the last line of a start: where to ask, where to read, and what is not served and why."""
-    url = Address.configured(settings).url
+def summary(registry: Registry, most: int | None = None, most_chars: int | None = None) -> dict[str, Any]:
+    """Which models are served, and what is not and why.
+
+    Args:
+        registry: of them.
+        most: names of each kind that are told; left out, all.
+        most_chars: of each reason; left out, all.
+    """
     failed = {
         f"{model.name}@{version.name}": version.reason
         for model in registry
@@ -85,12 +94,21 @@ def say_ready(settings: Settings, registry: Registry) -> None:
         if version.state != "ready"
     }
     failed |= {model.name: model.problem for model in registry if not model.versions}
+    told = {name: (reason or "")[:most_chars] for name, reason in list(failed.items())[:most]}
+    return {
+        "models": [model.name for model in registry if model.is_ready][:most],
+        **({"failed": told} if told else {}),
+    }
+
+
+def say_ready(settings: Settings, what: Mapping[str, Any]) -> None:
+    """Log the last line of a start: where to ask, where to read, and what `summary` tells."""
+    url = Address.configured(settings).url
     log.info(
         "ready",
         url=settings.host if settings.host.startswith(UNIX) else url,
         docs=f"{url}/docs",
-        models=[model.name for model in registry if model.is_ready],
-        **({"failed": failed} if failed else {}),
+        **what,
     )
 
 
@@ -121,8 +139,9 @@ def create_app(
         async def load() -> None:
             if registry is None:
                 await asyncio.to_thread(models.load)
+                models.announce()
                 workers.loaded[workers.own] = 1
-                say_ready(settings, models)
+                say_ready(settings, summary(models))
 
         if traces:
             traces.start()
@@ -153,6 +172,7 @@ def create_app(
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     in_flight = BytesInFlight(settings.max_bytes_in_flight)
     app.state.settings, app.state.in_flight = settings, in_flight
+    app.state.control = OwnControl(models, settings.drain_timeout_s)
     endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())}
     infer = InferEndpoint(settings, models, in_flight)
 
@@ -178,7 +198,7 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         access_log=telemetry.access_log(settings.log_format) if settings.log_level in ("debug", "info") else None,
         log_probes=settings.log_level == "debug",
-        on_flush=lambda: models.publish_statistics(workers.own),
+        on_flush=lambda: models.publish_statistics(workers.row),
         traces=traces,
     )
     app.state.flush_metrics = edge.flush_metrics

@@ -322,7 +322,7 @@ class ModelNotReady(ServiceError):
 
     Args:
         model: as asked for.
-        state: "loading", or "failed" when it will not become ready as it is.
+        state: "loading", "unloaded", or "failed" when it will not become ready as it is.
         reason: why it failed.
     """
 
@@ -332,6 +332,10 @@ class ModelNotReady(ServiceError):
         if state == "loading":
             super().__init__(f"Model {model!r} is loading. Try again later, or look at GET /v1/models for others.")
             self.retry_after_s = 5
+            return
+        if state == "unloaded":
+            name = model.partition("@")[0]
+            super().__init__(f"Model {model!r} is unloaded. POST /v2/repository/models/{name}/load serves it again.")
             return
         why = f": {as_sentence(reason)}" if reason else "."
         super().__init__(
@@ -369,6 +373,34 @@ class NotOffered(ServiceError):
 
     def __init__(self, what: str, instead: str) -> None:
         super().__init__(f"{what} is not offered by this server. {instead}")
+
+
+class LoadRefused(ServiceError):
+    """A model cannot be served as its folder is now.
+
+    Args:
+        model: that was to be loaded.
+        reasons: why, in sentences.
+    """
+
+    slug = "load-refused"
+
+    def __init__(self, model: str, reasons: str) -> None:
+        super().__init__(f"Model {model!r} is not served as its folder says. {reasons}")
+
+
+class AdminApiOff(ServiceError):
+    """The routes that change the server are closed.
+
+    Args:
+        why: as part of a sentence.
+        instead: what to do.
+    """
+
+    slug = "admin-api-off"
+
+    def __init__(self, why: str, instead: str) -> None:
+        super().__init__(f"Loading and unloading over HTTP is off{why}. {instead}")
 
 
 class ManifestInvalid(ServiceError):

@@ -1,4 +1,4 @@
-"""The server's start: takes the port, says what will run, and runs one worker here or several under a supervisor."""
+"""The server's start: takes the port, says what will run, and runs the supervisor."""
 
 from __future__ import annotations
 
@@ -46,12 +46,10 @@ def serve(settings: Settings) -> int:
     Keyring(settings.api_keys, settings.api_keys_file)  # refused before a port is taken and models are loaded…
     Certificate.of(settings)  # …as this is
     with contextlib.ExitStack() as stack:
-        if plan.workers > 1:
-            stack.enter_context(_metrics_folder())
+        stack.enter_context(_metrics_folder(needed=plan.workers > 1))
         # Not at the top: the metrics look for their folder when they are imported.
         from service.supervisor import Supervisor
         from service.telemetry import configure_logging, flush_logs
-        from service.worker import make_server, work
 
         configure_logging(settings.log_format, settings.log_level, in_background=True)
         stack.callback(flush_logs)
@@ -74,11 +72,6 @@ def serve(settings: Settings) -> int:
         )
         if unknown := settings.unknown_variables(os.environ):
             log.warning("variables that are no settings are ignored", variables=unknown)
-        if plan.workers == 1:
-            server = make_server(settings)
-            server.grace_s = settings.drain_grace_s
-            work(server, listener)
-            return 0
         return Supervisor(settings, listener, plan.workers).run()
 
 
@@ -102,10 +95,13 @@ def _with_descriptors(settings: Settings) -> Settings:
 
 
 @contextlib.contextmanager
-def _metrics_folder() -> Iterator[None]:
+def _metrics_folder(*, needed: bool) -> Iterator[None]:
     """A folder for the numbers of all workers; `telemetry` reads its name from the environment.
 
     Whoever uses a folder holds a lock on it, so that those of servers that were killed are known, and removed.
+
+    Args:
+        needed: a single worker's numbers are right without one, until another takes its place.
 
     Raises:
         ServiceError: there is no place for one.
@@ -113,6 +109,9 @@ def _metrics_folder() -> Iterator[None]:
     try:
         folder = tempfile.mkdtemp(prefix=METRICS_PREFIX)
     except OSError as error:
+        if not needed:
+            yield
+            return
         raise ServiceError(
             f"The workers share their metrics in a folder of files, and none can be made ({error.strerror}). Mount a "
             "place to write (docker run --tmpfs /tmp), name one in TMPDIR, or set GRIDLOOP_WORKERS=1: it needs none."

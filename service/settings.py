@@ -56,6 +56,18 @@ class Settings(BaseSettings, Limits):
         default=None,
         description="Folder of more tasks, one Python file each, which are run: as trusted as an installed package.",
     )
+    watch_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=86400,
+        description="A change in the models folder is taken up so soon, as two looks at it, half as far apart, must "
+        "agree; 0: never looked at (seconds).",
+    )
+    admin_api: bool | None = Field(
+        default=None,
+        description="Whether models may be loaded and unloaded over HTTP; left out: where only this machine can "
+        "connect.",
+    )
     load_timeout_s: float = Field(
         default=120.0,
         gt=0,
@@ -153,7 +165,9 @@ class Settings(BaseSettings, Limits):
     def _split(cls, value: object) -> object:
         return tuple(item for part in value.split(",") if (item := part.strip())) if isinstance(value, str) else value
 
-    @field_validator("tasks", "api_keys_file", "tls_cert", "tls_key", "tls_key_password_file", mode="before")
+    @field_validator(
+        "tasks", "admin_api", "api_keys_file", "tls_cert", "tls_key", "tls_key_password_file", mode="before"
+    )
     @classmethod
     def _is_set(cls, value: object) -> object:
         """A variable that is empty is one that is not set: the folder that `Path` makes of it is not meant."""
@@ -222,6 +236,18 @@ class Settings(BaseSettings, Limits):
     def limits(self) -> Limits:
         """The largest requests taken, as tasks see them."""
         return Limits(**{name: getattr(self, name) for name in Limits.model_fields})
+
+    @property
+    def has_admin_api(self) -> bool:
+        """Whether models may be loaded and unloaded over HTTP."""
+        if self.admin_api is not None:
+            return self.admin_api
+        if self.host.startswith(UNIX) or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def scheme(self) -> str:

@@ -7,13 +7,15 @@ sets before the workers start, and any worker answers `/metrics` for all of them
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import sys
 import time
 from bisect import bisect_left
 from collections import Counter as Counts
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -111,6 +113,12 @@ REFUSED_CONNECTIONS = Counter(
 MODEL_READY = Gauge(
     "gridloop_model_ready", "1 while a model version is loaded.", ["model", "version"], multiprocess_mode="livemin"
 )
+MODEL_REFUSED = Gauge(
+    "gridloop_model_refused",
+    "1 while what a version's folder holds cannot be served; where gridloop_model_ready is 1, what it held before is.",
+    ["model", "version"],
+    multiprocess_mode="livemax",
+)
 
 
 class Recorder:
@@ -128,6 +136,12 @@ class Recorder:
         """Note a value; from any thread."""
         Recorder._all.append(self)
 
+    def close(self) -> None:
+        """Write what was noted; the recorder is used no more."""
+        self.flush()
+        if self in Recorder._all:
+            Recorder._all.remove(self)
+
     def flush(self) -> None:
         """Write what was noted."""
         count = len(self._values)
@@ -143,7 +157,7 @@ class Recorder:
     @classmethod
     def flush_all(cls) -> None:
         """Write what all have noted."""
-        for recorder in cls._all:
+        for recorder in tuple(cls._all):
             recorder.flush()
 
 
@@ -197,12 +211,14 @@ def exposition(accept: str = "") -> tuple[bytes, str]:
         accept: the content types that the scraper takes.
     """
     registry = DEFAULT_REGISTRY
+    held: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        registry = CollectorRegistry()
+        registry, held = CollectorRegistry(), _files_held(fcntl.LOCK_SH)
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    if "application/openmetrics-text" not in accept:
-        return generate_latest(registry), CONTENT_TYPE_LATEST
-    return openmetrics.generate_latest(_WithExemplars(registry)), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
+    with held:
+        if "application/openmetrics-text" not in accept:
+            return generate_latest(registry), CONTENT_TYPE_LATEST
+        return openmetrics.generate_latest(_WithExemplars(registry)), openmetrics.CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
 
 
 def forget(pid: int | None = None) -> None:
@@ -215,6 +231,64 @@ def forget(pid: int | None = None) -> None:
         return
     for file in Path(folder).glob(f"*_{os.getpid()}.db"):
         file.unlink()
+
+
+def merge_ended() -> None:
+    """Add the counters and histograms of processes that have ended to those of all that ended before.
+
+    A server whose workers are replaced again and again would have ever more files, each of which every scrape reads.
+    """
+    folder = Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", os.devnull))
+    if not folder.is_dir():
+        return
+    with _files_held(fcntl.LOCK_EX), contextlib.suppress(OSError):  # where a disk is full, the files stay as they are
+        for kind in ("counter", "histogram"):
+            ended = [file for file in folder.glob(f"{kind}_*.db") if _has_ended(file)]
+            together = folder / f"{kind}_ended.db"
+            if not ended:
+                continue
+            sums: defaultdict[str, float] = defaultdict(float)
+            for file in [*ended, *([together] if together.exists() else [])]:
+                for key, value, _, _ in MmapedDict.read_all_values_from_file(str(file)):  # type: ignore[no-untyped-call]
+                    sums[key] += value
+            part = together.with_suffix(".part")
+            part.write_bytes(_metrics_file(sums))
+            for file in ended:
+                file.unlink()
+            part.replace(together)
+
+
+def _has_ended(file: Path) -> bool:
+    pid = file.stem.rpartition("_")[2]
+    return pid.isdecimal() and not Path(f"/proc/{pid}").exists()
+
+
+def _metrics_file(values: Mapping[str, float]) -> bytes:
+    """A metrics file's content; made in memory, as one that grows on a full disk would end the process."""
+    descriptor = os.memfd_create("gridloop-metrics")
+    try:
+        file: Any = MmapedDict(f"/proc/self/fd/{descriptor}")  # type: ignore[no-untyped-call]
+        for key, value in values.items():
+            file.write_value(key, value, 0.0)
+        content: bytes = file._m[: file._used]
+        file.close()
+        return content
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _files_held(how: int) -> Iterator[None]:
+    """Keep the metrics files from being merged while they are read, and the other way round."""
+    lock = -1
+    with contextlib.suppress(OSError):  # on a full disk: nothing is merged there
+        lock = os.open(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, how)
+    try:
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
 
 
 def _to_stderr(line: str) -> None:

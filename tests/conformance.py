@@ -363,18 +363,29 @@ def index(call: Caller) -> str:
     assert "not an ONNX file" in entries["broken", "1"]["reason"]
     ready = call.http.post("/v2/repository/index", json={"ready": True}).json()
     assert ready == [entry for entry in everything if entry["state"] == "READY"] != everything
-    for change in ("load", "unload"):
-        call.refused(call.http.post(f"/v2/repository/models/affine/{change}"), 501, "restart")
+    call.refused(call.http.post("/v2/repository/models/broken/load"), 400, "not an ONNX file")
+    call.refused(call.http.post("/v2/repository/models/nobody/load"), 404, "nobody")
+    call.refused(call.http.post("/v2/repository/models/nobody/unload"), 404, "nobody")
+    assert call.http.post("/v2/repository/models/three/unload", json={"parameters": {"unload_dependents": True}}).content == b""  # fmt: skip
+    (entry,) = (each for each in call.http.post("/v2/repository/index").json() if each["name"] == "three")
+    assert (entry["state"], "unloaded" in entry["reason"]) == ("UNAVAILABLE", True)
+    call.refused(call.http.get("/v2/models/three/ready"), 503, "load")
+    loaded = call.http.post("/v2/repository/models/three/load", json={"parameters": {}})
+    assert (loaded.status_code, loaded.content) == (200, b"")
+    assert call.http.get("/v2/models/three/ready").status_code == 200
     assert call.infer("affine", [X]).status_code == 200
-    return "load and unload are 501 and change nothing"
+    return "before, during and after loads, failed ones included; see also tests/test_swap.py"
 
 
 @check(19, "Files that a load request would write outside the repository")
 def escaping_files(call: Caller) -> str:
     body = {"parameters": {"config": "{}", "file:../../1/model.onnx": "AAAA"}}
-    call.refused(call.http.post("/v2/repository/models/affine/load", json=body), 501)
+    call.refused(call.http.post("/v2/repository/models/affine/load", json=body), 400, "leads out of the model's folder")
+    for parameters in ({"config": "{}"}, {"config": "{}", "file:1/model.onnx": "AAAA"}):
+        call.refused(call.http.post("/v2/repository/models/affine/load", json={"parameters": parameters}), 501)
+    call.refused(call.http.post("/v2/repository/models/affine/load", json={"parameters": []}), 400, "parameters")
     assert call.infer("affine", [X]).status_code == 200
-    return "no load request writes files: 501"
+    return "no load request writes files: one that stays inside is 501"
 
 
 @check(20, "No content type, or any")
@@ -424,9 +435,13 @@ def tritonclient(call: Caller) -> str | None:
         assert client.get_inference_statistics()["model_stats"]
         assert client.get_log_settings()["log_error"] is True
         assert client.get_trace_settings() == client.update_trace_settings("affine", {})
+        client.unload_model("affine")
+        assert not client.is_model_ready("affine")
+        client.load_model("affine")
+        assert client.is_model_ready("affine")
         refused = (
-            lambda: client.load_model("affine"),
-            lambda: client.unload_model("affine"),
+            lambda: client.load_model("nobody"),
+            lambda: client.load_model("affine", config="{}"),
             lambda: client.update_log_settings({"log_verbose_level": 5}),
             lambda: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
             lambda: client.infer("affine", [given], timeout=1),
@@ -437,7 +452,7 @@ def tritonclient(call: Caller) -> str | None:
             assert error.value.message()
     finally:
         client.close()
-    return "load, unload and changes of settings are refused with the reason"
+    return "changes of settings, and of a configuration by a load, are refused with the reason"
 
 
 @check(23, "Classes: the highest values with place and label; more than there are; without labels")

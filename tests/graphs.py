@@ -42,6 +42,43 @@ def affine(path: Path, batch: int | str = "batch") -> Path:
     )
 
 
+def plus(path: Path, number: float) -> Path:
+    """y = x + number, for x float32 (batch, width)."""
+    return save(
+        path,
+        [helper.make_node("Add", ["x", "number"], ["y"])],
+        [("x", T.FLOAT, ["batch", "width"])],
+        [("y", T.FLOAT, ["batch", "width"])],
+        {"number": np.float32(number)},
+    )
+
+
+def counting_up_to_x(path: Path, number: float = 0) -> Path:
+    """y = x + number for x float32 (batch, width), counted up one by one to the largest of x: as long as is asked for."""
+    make, info = helper.make_node, helper.make_tensor_value_info
+    body = helper.make_graph(
+        [make("Identity", ["go_on"], ["again"]), make("Add", ["before", "one"], ["after"])],
+        "round",
+        [info("round", T.INT64, []), info("go_on", T.BOOL, []), info("before", T.FLOAT, [])],
+        [info("again", T.BOOL, []), info("after", T.FLOAT, [])],
+    )
+    nodes = [
+        make("ReduceMax", ["x"], ["largest"], keepdims=0),
+        make("Cast", ["largest"], ["rounds"], to=T.INT64),
+        make("Loop", ["rounds", "", "nought"], ["counted"], body=body),
+        make("Mul", ["counted", "nought"], ["nothing"]),
+        make("Add", ["x", "nothing"], ["same"]),
+        make("Add", ["same", "number"], ["y"]),
+    ]
+    return save(
+        path,
+        nodes,
+        [("x", T.FLOAT, ["batch", "width"])],
+        [("y", T.FLOAT, ["batch", "width"])],
+        {"nought": np.float32(0), "one": np.float32(1), "number": np.float32(number)},
+    )
+
+
 def endless_above_zero(path: Path) -> Path:
     """y = x for x float32 (batch, width) without a number above 0; with one, its loop never ends."""
     make = helper.make_node

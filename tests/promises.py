@@ -105,6 +105,17 @@ PROMISES: Mapping[str, Sequence[str]] = {
         "registry/test_unreadable.py::test_what_cannot_be_read_is_listed_with_the_reason",
         "test_never_500.py::test_any_manifest_is_served_or_explained",
     ),
+    "A model is replaced under load without a failed request, and every answer is of the version that it names.": (
+        "test_swap.py::test_clients_that_never_retry_notice_nothing_but_newer_versions",
+        "test_swap.py::test_what_was_begun_is_finished_by_what_began_it",
+        "test_swap.py::test_after_a_load_every_connection_has_the_new_version",
+    ),
+    "A version takes traffic only when its golden samples agree; until then, and if it crashes its loader, what was served before is.": (
+        "test_swap.py::test_a_version_that_fails_is_refused_and_the_old_one_serves",
+        "test_swap.py::test_a_model_that_ends_its_loader_is_named_and_the_old_one_serves",
+        "test_swap.py::test_workers_that_cannot_begin_do_not_take_over",
+        "registry/test_renewing.py::test_changed_files_that_fail_leave_the_old_bytes_serving",
+    ),
     # --- processes
     "A worker that dies or hangs is replaced, and the others go on.": (
         "test_server.py::test_a_worker_that_dies_is_replaced_and_the_others_go_on",

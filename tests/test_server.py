@@ -316,18 +316,18 @@ def test_metrics_cover_all_workers(models: Path) -> None:
         wait_for(lambda: {counted(server) for _ in range(4)} == {12})  # whichever worker answers
 
 
-def counted(server: Server) -> int:
+def counted(server: Server, route: str = "/v1/anomaly-detection") -> int:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    wanted = 'gridloop_requests_total{method="POST",route="/v1/anomaly-detection",status="200"}'
+    wanted = f'gridloop_requests_total{{method="POST",route="{route}",status="200"}}'
     return int(sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted)))
 
 
 def test_a_worker_that_dies_is_replaced_and_the_others_go_on(models: Path) -> None:
     with serving(models, workers=2) as server:
-        victim, other = children_of(server.process.pid)
+        victim, other = workers_of(server.process.pid)
         os.kill(victim, signal.SIGKILL)
-        wait_for(lambda: victim not in (now := children_of(server.process.pid)) and len(now) == 2)
-        assert other in children_of(server.process.pid)
+        wait_for(lambda: victim not in (now := workers_of(server.process.pid)) and len(now) == 2)
+        assert other in workers_of(server.process.pid)
         assert all(detect(server).status_code == 200 for _ in range(6))
         assert server.stop() == 0
 
@@ -335,17 +335,17 @@ def test_a_worker_that_dies_is_replaced_and_the_others_go_on(models: Path) -> No
 def test_a_worker_that_hangs_gets_no_connections_and_is_replaced(models: Path) -> None:
     """Stopped, as a process that waits for a disk or a lock for ever; all others go on meanwhile."""
     with serving(models, workers=2) as server:
-        victim, other = children_of(server.process.pid)
+        victim, other = workers_of(server.process.pid)
         os.kill(victim, signal.SIGSTOP)
-        wait_for(lambda: victim not in (now := children_of(server.process.pid)) and len(now) == 2, seconds=30)
-        assert other in children_of(server.process.pid)
+        wait_for(lambda: victim not in (now := workers_of(server.process.pid)) and len(now) == 2, seconds=30)
+        assert other in workers_of(server.process.pid)
         assert all(detect(server).status_code == 200 for _ in range(6))
         assert server.stop() == 0
 
 
 def test_connections_that_a_dead_worker_had_not_taken_are_answered_by_another(models: Path) -> None:
     with serving(models, workers=2) as server, ThreadPoolExecutor(8) as clients:
-        victim, _ = children_of(server.process.pid)
+        victim, _ = workers_of(server.process.pid)
         os.kill(victim, signal.SIGSTOP)
         waiting = [clients.submit(detect, server, timeout=20) for _ in range(8)]
         time.sleep(0.5)
@@ -355,14 +355,14 @@ def test_connections_that_a_dead_worker_had_not_taken_are_answered_by_another(mo
 
 def test_a_worker_that_dies_again_and_again_is_not_the_end_of_the_service(models: Path) -> None:
     with serving(models, workers=2) as server:
-        _, other = children_of(server.process.pid)
+        _, other = workers_of(server.process.pid)
         for _ in range(5):
-            wait_for(lambda: len(children_of(server.process.pid)) == 2, seconds=30)
-            (victim,) = set(children_of(server.process.pid)) - {other}
+            wait_for(lambda: len(workers_of(server.process.pid)) == 2, seconds=30)
+            (victim,) = set(workers_of(server.process.pid)) - {other}
             os.kill(victim, signal.SIGKILL)
             assert detect(server).status_code == 200
             assert httpx.get(f"{server.url}/readyz").status_code == 200
-        wait_for(lambda: len(children_of(server.process.pid)) == 2, seconds=30)
+        wait_for(lambda: len(workers_of(server.process.pid)) == 2, seconds=30)
         assert server.stop() == 0
 
 
@@ -387,10 +387,10 @@ def test_a_full_temporary_folder_costs_metrics_only(
     """A file with holes on a full disk would end the process that writes into one."""
     monkeypatch.setenv("TMPDIR", str(full_disk))
     with serving(models, workers=2) as server:
-        workers = children_of(server.process.pid)
+        workers = workers_of(server.process.pid)
         assert all(detect(server).status_code == 200 for _ in range(20))
         assert httpx.get(f"{server.url}/metrics").status_code == 200
-        assert children_of(server.process.pid) == workers
+        assert workers_of(server.process.pid) == workers
         assert server.stop() == 0
 
 
@@ -400,7 +400,7 @@ def test_what_a_killed_server_left_is_removed_by_the_next(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with serving(models, workers=2) as server:
         (left,) = tmp_path.glob("gridloop-metrics-*")
-        workers = children_of(server.process.pid)
+        workers = workers_of(server.process.pid)
         server.process.kill()
         wait_for(lambda: not any(is_running(worker) for worker in workers))
     os.utime(left, (0, 0))  # a while ago
@@ -416,7 +416,7 @@ def test_what_a_killed_server_left_is_removed_by_the_next(
 def test_workers_do_not_outlive_their_supervisor(models: Path) -> None:
     """Killed without a chance to stop them; they notice, and give the port back."""
     with serving(models, workers=2) as server:
-        workers = children_of(server.process.pid)
+        workers = workers_of(server.process.pid)
         assert len(workers) == 2
         server.process.kill()
         wait_for(lambda: not any(is_running(worker) for worker in workers))
@@ -453,7 +453,7 @@ main()
             seen = []
             wait_for(lambda: seen.append(answers(f"{url}/readyz")) or seen[-1] == 200)
             assert set(seen) <= {200, 503, None}
-            assert len(children_of(process.pid)) == 2
+            assert len(workers_of(process.pid)) == 2
         finally:
             process.terminate()
             assert process.wait(30) == 0
@@ -532,8 +532,18 @@ def test_connections_are_spread_evenly(models: Path) -> None:
             clients[2].close()
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def workers_of(pid: int) -> list[int]:
+    """A server's processes that answer, without the one that holds the models."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in children if name_of(child) == "gridloop worker"]
+
+
+def name_of(pid: int) -> str:
+    """A process's name; empty of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def is_running(pid: int) -> bool:
@@ -554,7 +564,7 @@ def connections_of(server: Server) -> dict[int, int]:
         worker: sum(
             str(fd.readlink()) in established for fd in list(Path(f"/proc/{worker}/fd").iterdir()) if fd.is_symlink()
         )
-        for worker in children_of(server.process.pid)
+        for worker in workers_of(server.process.pid)
     }
 
 

@@ -28,6 +28,18 @@ def process_tree(root: int) -> list[int]:
     return tree
 
 
+WORKER = "gridloop worker"
+"""Name of a process of our server that answers."""
+
+
+def process_name(pid: int) -> str:
+    """A process's name, as `top` shows it; empty of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def memory_mib(pid: int) -> float | None:
     """Proportional set size of a process, shared pages divided among their users; resident size where it is hidden."""
     for file, key in (("smaps_rollup", "Pss"), ("status", "VmRSS")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, MutableSequence
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,6 +34,8 @@ class Workers:
         beat: when its event loop last came round (seconds of the monotonic clock, which all processes share).
         leaving: one entry for all, 1 once the server is to stop: it answers still, and says that it is not ready.
         own: this worker's entry; nobody else writes there.
+        generation: which of the places for workers that are alive at a time, old ones and new, these have.
+        others: `in_flight` of all those places.
     """
 
     loaded: MutableSequence[int] = field(default_factory=lambda: [0])
@@ -42,6 +44,23 @@ class Workers:
     beat: MutableSequence[float] = field(default_factory=lambda: [0.0])
     leaving: MutableSequence[int] = field(default_factory=lambda: [0])
     own: int = 0
+    generation: int = 0
+    others: Sequence[Sequence[int]] = ()
+
+    @property
+    def row(self) -> int:
+        """This worker's place among those of all generations."""
+        return self.generation * len(self.loaded) + self.own
+
+    @property
+    def all_in_flight(self) -> int:
+        """Requests being answered, by workers that are about to leave as well (count)."""
+        return sum(map(sum, self.others or (self.in_flight,)))
+
+    def point_at(self, other: Workers) -> None:
+        """Stand for other workers from now on, wherever this object is known already."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(other, name))
 
 
 @dataclass(slots=True)

@@ -52,6 +52,7 @@ class Edge:
     Attributes:
         heads: of requests on the short way, by their bytes; the protocol keeps them here.
         cors: as given; the protocol refuses some requests by itself.
+        closes_connections: after each answer, as others are to go on.
 
     Args:
         app: what answers.
@@ -88,6 +89,7 @@ class Edge:
         self._default_timeout_s, self._access_log, self._log_probes = default_timeout_s, access_log, log_probes
         self.cors, self._addresses, self._on_flush, self._traces = cors, addresses, on_flush, traces
         self.heads: dict[bytes, Head] = {}
+        self.closes_connections = False
         self._small_bytes = min(max_body_bytes, INLINE_BYTES)
         self._crowded_until = 0.0
         self._arrived: list[Call] = []
@@ -136,7 +138,7 @@ class Edge:
         context.cors = self.cors.fields(headers)
         self._workers.in_flight[self._workers.own] += 1
         context.alone = self._is_alone(scope, context.started, arrived)
-        context.closing = self._workers.leaving[0] == 1
+        context.closing = self.closes_connections or self._workers.leaving[0] == 1
         return context
 
     def admit(self, context: RequestContext, scope: Any) -> None:

@@ -53,6 +53,6 @@ def unready(registry: Registry, gate: Gate, workers: Workers) -> NotReady | None
 async def metrics(request: Request, workers: WorkersDep) -> Response:
     """Counts and times of requests, queues, batches and runs."""
     request.app.state.flush_metrics()
-    telemetry.IN_FLIGHT.set(sum(workers.in_flight))
+    telemetry.IN_FLIGHT.set(workers.all_in_flight)
     body, kind = await asyncio.to_thread(telemetry.exposition, request.headers.get("accept", ""))
     return Response(body, media_type=kind)

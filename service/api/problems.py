@@ -45,6 +45,12 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
     errors.BadRequest: Kind(
         400, "Bad request", errors.BadRequest("X-Request-Timeout must be a number of seconds above 0.")
     ),
+    errors.LoadRefused: Kind(
+        400, "Model not loaded", errors.LoadRefused("cifar10-cnn", "cifar10-cnn/3/model.onnx: is not an ONNX file.")
+    ),
+    errors.AdminApiOff: Kind(
+        403, "Admin API off", errors.AdminApiOff("", "Start the server with GRIDLOOP_ADMIN_API=true.")
+    ),
     errors.NotAuthorised: Kind(401, "API key needed", errors.NotAuthorised()),
     errors.NotAllowed: Kind(403, "API key not allowed", errors.NotAllowed("shop", "ask model 'cifar10-cnn'")),
     errors.ModelNotFound: Kind(404, "Model not found", errors.ModelNotFound("cifar", available=["cifar10-cnn"])),

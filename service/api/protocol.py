@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import math
 from asyncio import TimerHandle
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.exceptions import HTTPException
@@ -76,6 +77,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         workers: where closed connections are counted; set by `worker`.
         edge: what answers by the short way; set by `worker`.
         ending: the server ends; set by `worker`.
+        on_idle: called with each connection that becomes idle, once they are to be passed on; set by `worker`.
         max_connections: that this process may have open; set by `worker`.
     """
 
@@ -83,6 +85,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     workers: Workers = Workers()
     edge: Edge | None = None
     ending: bool = False
+    on_idle: ClassVar[Callable[[LimitedHttpProtocol], None] | None] = None
     max_connections: int = 4096
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -99,11 +102,23 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._unsent_bytes = 0  # when the timer was started
         self._idle_timer: TimerHandle | None = None
         self._idle_since = math.inf
+        self.was_kept = False
+        """Whether requests were answered on the connection by another worker: then it may be idle for long."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being received, answered or sent, so that another process may go on from here."""
+        is_answered = self.cycle is None or self.cycle.response_complete
+        waits = self._in_message or self.pipeline or self.transport.is_closing()
+        return is_answered and not waits and not self.transport.get_write_buffer_size()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._start_timer()
         self._idle_since = self.loop.time()
+        if self.was_kept:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+        else:
+            self._start_timer()
         if self.ending:
             self.shutdown()
         if len(self.connections) > self.max_connections and not self._make_room():
@@ -303,6 +318,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._idle_since = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+        on_idle = LimitedHttpProtocol.on_idle
+        if on_idle is not None and not self._in_message:
+            self.flow.pause_reading()  # the next request is for whoever comes after
+            self.loop.call_soon(on_idle, self)
 
     def _look_if_idle(self) -> None:
         self._idle_timer = None

@@ -34,6 +34,8 @@ class LoadOptions:
         max_queue_bytes: of bodies that may wait per model.
         limits: largest requests taken.
         tune: whether to measure how each graph runs best.
+        remember: whether such measurements are kept for the next start: not those made while others are answered.
+        like: a version of the same model that is served: graphs that look like its own are run as they are.
         load_timeout_s: time for loading one version (seconds).
         workers: processes that will serve it.
     """
@@ -43,6 +45,8 @@ class LoadOptions:
     max_queue_bytes: int = 64 * 1024 * 1024
     limits: Limits = field(default_factory=Limits)
     tune: bool = False
+    remember: bool = True
+    like: ModelHandle | None = None
     load_timeout_s: float = 120.0
     workers: int = 1
 

@@ -70,7 +70,9 @@ def load_version(
         row = rows.get(name)
         if row and options.tune and graph.session.size_bytes >= PACKED_FROM_BYTES:
             pack(opened, name, row)
-        tunings[name] = choose_tuning(graph, manifest.batching, row, options, stop)
+        tunings[name] = choose_tuning(
+            graph, manifest.batching, row, options, stop, known=_known_tuning(name, graph, options.like)
+        )
         graph.session.lone_threads = tunings[name].lone_threads
         if row:
             warm_up(opened, name, row, tunings[name].max_batch_size)
@@ -83,7 +85,7 @@ def load_version(
         tunings=tunings,
         claims=opened.claims,
         golden_samples=len(samples),
-        options=options,
+        options=dataclasses.replace(options, like=None),  # which would stay in memory for ever
     )
 
 
@@ -261,10 +263,33 @@ def pack(opened: OpenVersion, name: str, row: Run) -> None:
         session.use_copy(copy, inputs, stop=opened.stop)
 
 
+def _known_tuning(name: str, graph: PreparedGraph, like: ModelHandle | None) -> Tuning | None:
+    """How a graph of another version is run, where the two differ in their weights alone, as far as can be seen.
+
+    Measuring beside traffic would take a second of a core from it, and tell less.
+    """
+    if (
+        like is None
+        or name not in like.graphs
+        or like.tunings[name].source not in ("measured", "remembered", "inherited")
+    ):
+        return None
+    other = like.graphs[name]
+    if other.signature != graph.signature or not 0.9 < graph.session.size_bytes / other.session.size_bytes < 1.1:
+        return None
+    return like.tunings[name].model_copy(update={"source": "inherited"})
+
+
 def choose_tuning(
-    graph: PreparedGraph, batching: Batching, row: Run | None, options: LoadOptions, stop: Stop | None = None
+    graph: PreparedGraph,
+    batching: Batching,
+    row: Run | None,
+    options: LoadOptions,
+    stop: Stop | None = None,
+    *,
+    known: Tuning | None = None,
 ) -> Tuning:
-    """Choose how to run a graph; the manifest's word counts most."""
+    """Choose how to run a graph; the manifest's word counts most, then what was remembered, then what is known."""
     session = graph.session
     once = session.size_bytes > MOST_BYTES_TWICE and session.copy is None
     cores, most = 1 if once else options.cores, batching.max_batch_size or MOST_ROWS
@@ -272,9 +297,11 @@ def choose_tuning(
     if options.tune and row is not None:
 
         def measure() -> Tuning:
+            if known is not None:
+                return known
             return tune(session, graph.prepare(row.tensors), row.outputs, most_rows=most, cores=cores, stop=stop)
 
-        choice = remembered(session.digest, most, cores, measure)
+        choice = remembered(session.digest, most, cores, measure, keep=options.remember)
     if batching.max_batch_size:
         turn_rows = max(batching.max_batch_size, choice.turn_rows)
         choice = choice.model_copy(

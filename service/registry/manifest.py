@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from service.errors import ManifestInvalid
 from service.files import read_text
@@ -38,6 +38,10 @@ class Batching(BaseModel):
     """Most rows in one run (count)."""
     lone_threads: Annotated[int, Field(ge=1, le=128)] | None = None
     """Threads of a run that has the machine to itself (count); every other run takes one."""
+
+
+NOT_OF_VERSIONS = {"architecture", "default", "default_version", "description", "required", "versions"}
+"""Keys of a manifest that change nothing in a version that is loaded."""
 
 
 class Claims(BaseModel):
@@ -81,10 +85,29 @@ class Manifest(OfVersion):
     """Whether it answers requests of its task that name no model."""
     default_version: str | None = None
     """The version that answers when a request names none; left out: the highest that is ready."""
+    versions: Literal["all", "latest"] | list[str] = "all"
+    """Which versions are loaded: all; the highest that can be served; or those named, such as `["1", "3"]`."""
     batching: Batching = Batching()
 
     _text: str = PrivateAttr(default="")
     _folder: Path | None = PrivateAttr(default=None)
+
+    @field_validator("versions", mode="before")
+    @classmethod
+    def _is_a_choice(cls, value: object) -> object:
+        names = value if isinstance(value, list) else ()
+        if value not in ("all", "latest") and not (names and all(isinstance(name, str) for name in names)):
+            raise ValueError('must be "all", "latest" or a list of names, such as ["1", "3"]')
+        return value
+
+    def serves(self, version: str | None) -> bool:
+        """Whether a default version, where one is named, is sure to be among those that are loaded."""
+        return version is None or self.versions == "all" or version in self.versions
+
+    @property
+    def how_run(self) -> str:
+        """All that decides how a version is loaded and run: where it changes, versions are loaded anew."""
+        return self.model_dump_json(exclude=NOT_OF_VERSIONS)
 
     def line(self, key: str) -> str:
         """In which line a key is written, as the end of a sentence about it; empty where it is not."""

@@ -23,17 +23,26 @@ class Version:
         state: "unloaded" once it was taken out of service.
         reason: why it is not ready.
         handle: what answers; None unless it is ready.
+        made_from: what it was last loaded from, or was to be: two that are equal hold the same.
+        loaded_from: the same of the handle, which may be older: what came later was refused, and the reason says why.
     """
 
     name: str
     state: VersionState = "loading"
     reason: str | None = None
     handle: ModelHandle | None = None
+    made_from: object = None
+    loaded_from: object = None
 
 
 @dataclass(slots=True)
 class Model:
-    """A model folder and its versions, oldest first; `versions` is replaced when one comes or goes, never changed."""
+    """A model folder and its versions, oldest first; `versions` is replaced when one comes or goes, never changed.
+
+    Attributes:
+        held_default: the version that answered until a manifest named another one: it goes on until that is ready.
+        yields: it has come while others were served, and cannot answer: it does not become the default of its task.
+    """
 
     name: str
     path: Path
@@ -43,6 +52,8 @@ class Model:
     problem: str | None = None
     default_version: str | None = None
     bare: bool = False
+    held_default: str | None = None
+    yields: bool = False
 
     def folder_of(self, version: str) -> Path:
         """Where the files of a version lie: in a folder of its own, or beside the manifest where it is the only one."""
@@ -50,8 +61,11 @@ class Model:
 
     def choose_default(self) -> None:
         """Settle which version answers when none is named: the manifest's choice, else the highest that is ready."""
-        if self.manifest and self.manifest.default_version in self.versions:
-            self.default_version = self.manifest.default_version
+        declared = self.manifest.default_version if self.manifest else None
+        if declared in self.versions:
+            held = self.versions.get(self.held_default or "")
+            is_held = held is not None and held.state == "ready" and self.versions[declared].state != "ready"
+            self.default_version = self.held_default if is_held else declared
             return
         ready = [v.name for v in self.versions.values() if v.state == "ready"]
         self.default_version = max(ready or self.versions, key=version_key, default=None)
@@ -74,6 +88,11 @@ class Model:
             return self.problem
         failed = [as_sentence(version.reason) for version in self.versions.values() if version.reason]
         return "is still loading" if self.is_loading or not failed else " ".join(failed)
+
+    @property
+    def is_unloaded(self) -> bool:
+        """Whether it was taken out of service on purpose."""
+        return bool(self.versions) and all(version.state == "unloaded" for version in self.versions.values())
 
     @property
     def is_loading(self) -> bool:

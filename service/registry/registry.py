@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from service.registry.model import Model, Version, VersionState
 from service.registry.repository import FoundModel, is_one_model, read_folder, scan, version_key
 from service.registry.selection import Selection
 from service.registry.time_limit import Limited, Stopped
+from service.registry.watcher import Look, ModelLook, stamp
 from service.runtime.memory import give_back_memory
 from service.tasks import AnyTask, check_type_names, discover
 from service.tasks.base import ModelRef
@@ -29,6 +32,40 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     """A question that corrects a name, where one is near."""
     close = get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to change in a registry beside what its folders say.
+
+    Attributes:
+        load: models to be loaded, those that were unloaded and those that have failed included.
+        unload: models to be taken out of service.
+        again: whether everything that has failed is tried again.
+        known_bad: versions that are not to be tried, as `name@version`, with the reason.
+    """
+
+    load: Sequence[str] = ()
+    unload: Sequence[str] = ()
+    again: bool = False
+    known_bad: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What has become of a registry, each version as `name@version`.
+
+    Attributes:
+        came: versions that answer, and did not, or not from these files.
+        went: versions that answer no more.
+        refused: versions whose files cannot be served, with the reason; what was served of them before still is.
+        closing: handles that answer nothing new.
+    """
+
+    came: list[str]
+    went: list[str]
+    refused: dict[str, str]
+    closing: list[ModelHandle]
 
 
 class Registry:
@@ -62,6 +99,8 @@ class Registry:
         self._options = options or LoadOptions()
         self._loading: Limited[ModelHandle] | None = None
         self._stopped = False
+        self._unloaded: set[str] = set()
+        self.name = name
         self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models, self.tasks, name)}
         self._is_one_model = is_one_model(models)
         self.selection = Selection(self._models, self.tasks)
@@ -74,10 +113,13 @@ class Registry:
                 f"{', '.join(self.tasks)}{found.manifest.line('task')}.{_nearest(found.manifest.task, self.tasks)}"
             )
         state: VersionState = "failed" if problem else "loading"
-        versions = {
-            name: Version(name, "failed" if name in found.broken else state, found.broken.get(name, problem))
-            for name in sorted((*found.versions, *found.broken), key=version_key)
-        }
+        chosen = found.manifest.versions if found.manifest else "all"
+        named = chosen if isinstance(chosen, list) else [*found.versions, *found.broken]
+        reasons: dict[str, str | None] = {**dict.fromkeys(found.versions, problem), **found.broken}
+        versions = {}
+        for name in sorted(set(named), key=version_key):
+            reason = reasons.get(name, f"{found.name}/manifest.toml: `versions` names it, and there is no such folder.")
+            versions[name] = Version(name, "failed" if reason else state, reason)
         return Model(found.name, found.path, found.manifest, found.required, versions, problem, bare=found.bare)
 
     def __iter__(self) -> Iterator[Model]:
@@ -96,19 +138,70 @@ class Registry:
                 continue
             if model.problem:
                 log.error("model folder cannot be served", model=model.name, reason=model.problem)
-            for version in model.versions.values():
-                self._load(model, version)
+            self._load_versions(model)
         give_back_memory()
 
-    def _load(self, model: Model, version: Version) -> None:
-        """Load a version of a folder that can be served, and serve it; what is wrong with it is its reason."""
+    def _load_versions(
+        self,
+        model: Model,
+        before: Mapping[str, Version] | None = None,
+        now: ModelLook | None = None,
+        asked: Asked | None = None,
+        on_load: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Load the versions that a model's manifest chooses, but for those that are loaded as they are now.
+
+        Args:
+            model: of which nothing is loaded yet.
+            before: versions that were there before, by name.
+            now: what its folder looks like.
+            asked: what is asked for beside.
+            on_load: called with `name@version` before one is loaded.
+        """
+        before, asked = before or {}, asked or Asked()
+        chosen = model.manifest.versions if model.manifest else "all"
+        again = asked.again or model.name in asked.load
+        served = [version.handle for version in before.values() if version.handle]
+        like = served[-1] if served and not self._options.remember else None
+        done: dict[str, Version] = {}
+        for name in reversed(model.versions) if chosen == "latest" else model.versions:
+            version, was, known = model.versions[name], before.get(name), f"{model.name}@{name}"
+            if now is not None and name in now.versions and model.manifest:
+                version.made_from = now.versions[name], model.manifest.how_run
+            if was and was.handle and version.made_from and version.made_from == was.loaded_from:
+                done[name] = replace(was, state="ready", reason=None, made_from=was.loaded_from)
+            elif was and version.made_from and version.made_from == was.made_from and not (again and was.reason):
+                done[name] = was
+            else:
+                on_load(known)
+                if known in asked.known_bad:
+                    version.state, version.reason = "failed", asked.known_bad[known]
+                self._load(model, version, like=like)
+                if version.handle and now is not None and stamp(model.folder_of(name)) != now.versions.get(name, ()):
+                    changed = f"{model.name}/{name}: has changed while it was loaded; it is tried again."
+                    version.state, version.reason, version.handle = "failed", changed, None
+                version.loaded_from = version.made_from
+                if was and was.handle and version.handle is None:
+                    version.state, version.handle, version.loaded_from = "ready", was.handle, was.loaded_from
+                    version.reason = f"{version.reason} What was loaded before is served."
+                done[name] = version
+            if chosen == "latest" and done[name].state == "ready":
+                break
+        if done.keys() != model.versions.keys() or any(done[name] is not model.versions[name] for name in done):
+            model.versions = {name: done[name] for name in model.versions if name in done}
+
+    def _load(self, model: Model, version: Version, like: ModelHandle | None = None) -> None:
+        """Load a version of a folder that can be served, and serve it; what is wrong with it is its reason.
+
+        `like` is a version of it that is served.
+        """
         if model.problem or model.manifest is None:
             return
         if version.state == "failed":
             log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
         else:
             try:
-                version.handle = self._loaded(model, model.manifest, version.name)
+                version.handle = self._loaded(model, model.manifest, version.name, like)
             except Stopped:
                 return
             except ManifestInvalid as error:
@@ -118,9 +211,8 @@ class Registry:
             else:
                 version.state, version.reason = "ready", None
             self.selection.update(self._models)
-        self._announce(model, version)
 
-    def _loaded(self, model: Model, manifest: Manifest, version: str) -> ModelHandle:
+    def _loaded(self, model: Model, manifest: Manifest, version: str, like: ModelHandle | None = None) -> ModelHandle:
         """A version, loaded within the time for it, by a thread of its own.
 
         Raises:
@@ -131,10 +223,11 @@ class Registry:
         task, limit_s = self.tasks[manifest.task], self._options.load_timeout_s
         begun = time.perf_counter()
         folder, known = model.folder_of(version), {"model": model.name, "version": version}
+        options = replace(self._options, like=like)
         self._loading = Limited(
             f"load-{model.name}@{version}",
             lambda stop: load_version(
-                folder, manifest, task, self._options, stop=stop, ref=ModelRef(name=model.name, version=version)
+                folder, manifest, task, options, stop=stop, ref=ModelRef(name=model.name, version=version)
             ),
         )
         try:
@@ -162,11 +255,69 @@ class Registry:
         log.info("model ready", **known, task=task.name, seconds=round(time.perf_counter() - begun, 2))
         return handle
 
+    def expect_traffic(self) -> None:
+        """What is measured from now on is measured beside traffic, and is not to be remembered for good."""
+        self._options = replace(self._options, remember=False)
+
     def stop_loading(self) -> None:
         """Load nothing more, and give up what is being loaded. From another thread."""
         self._stopped = True
         if loading := self._loading:
             loading.stop()
+
+    # --- the folders change
+
+    def renew(
+        self,
+        now: Look,
+        names: AbstractSet[str],
+        asked: Asked | None = None,
+        on_load: Callable[[str], None] = lambda _: None,
+    ) -> Changes:
+        """Serve what the folders hold now. Blocking; only what has changed is loaded.
+
+        What cannot be served changes nothing for what was served before: that goes on, and its reason says why.
+
+        Args:
+            now: what the repository looks like.
+            names: models to look at; the others stay as they are.
+            asked: what is to change beside.
+            on_load: called with `name@version` before one is loaded.
+
+        Raises:
+            ManifestInvalid: the repository cannot be read.
+        """
+        asked = asked or Asked()
+        found = {each.name: each for each in scan(self.path, self.tasks, self.name)}
+        before = self._models
+        self._unloaded = (self._unloaded | set(asked.unload)) - set(asked.load)
+        models = {name: model for name, model in before.items() if name not in names}
+        for name in sorted(names & found.keys()):
+            models[name] = self._renewed(found[name], before.get(name), now.get(name, ModelLook()), asked, on_load)
+        self._unloaded &= models.keys()
+        self._update(models)
+        return _changes(before, self._models)
+
+    def _renewed(
+        self, found: FoundModel, before: Model | None, now: ModelLook, asked: Asked, on_load: Callable[[str], None]
+    ) -> Model:
+        model = self._model(found)
+        had = before.versions if before else {}
+        if before and model.problem and any(version.handle for version in had.values()):
+            log.error("model folder cannot be served", model=model.name, reason=model.problem)
+            reason = f"{model.problem} What was loaded before is served."
+            versions = {name: replace(version, reason=reason) for name, version in had.items()}
+            return replace(before, versions=versions)
+        if model.name in self._unloaded:
+            for version in model.versions.values():
+                version.state, version.reason = "unloaded", f"{model.name}: was unloaded."
+        else:
+            if model.problem:
+                log.error("model folder cannot be served", model=model.name, reason=model.problem)
+            self._load_versions(model, had, now, asked, on_load)
+        model.held_default = before.default_version if before else None
+        model.yields = before is None and not any(version.handle for version in model.versions.values())
+        return model
 
     # --- versions come and go
 
@@ -200,6 +351,7 @@ class Registry:
         model.versions = {each: versions[each] for each in sorted(versions, key=version_key)}
         self._update(self._models | {name: model})
         self._load(model, added)
+        self._announce(model, added)
         give_back_memory()
         return added
 
@@ -289,12 +441,15 @@ class Registry:
         """Tell the metrics of this process which models there are: of a process forked after loading, nobody has."""
         for model in self:
             for version in model.versions.values():
-                self._announce(model, version)
+                if version.state != "unloaded":  # on purpose: no alarm
+                    self._announce(model, version)
 
     @staticmethod
     def _announce(model: Model, version: Version) -> None:
         telemetry.announce_model(model.name)
+        is_refused = version.state == "failed" or (version.state == "ready" and version.reason is not None)
         telemetry.MODEL_READY.labels(model.name, version.name).set(version.state == "ready")
+        telemetry.MODEL_REFUSED.labels(model.name, version.name).set(is_refused)
 
     def publish_statistics(self, worker: int) -> None:
         """Let the other workers know what the models have done in this one."""
@@ -322,7 +477,7 @@ class Registry:
 
     def unready(self) -> dict[str, str]:
         """Models that must be ready and are not, with the reason; also when nothing at all is ready."""
-        missing = {m.name: m.reason for m in self if m.required and not m.is_ready}
+        missing = {m.name: m.reason for m in self if m.required and not m.is_ready and not m.is_unloaded}
         if not missing and not any(m.is_ready for m in self):
             return {m.name: m.reason for m in self} or {"models": f"the repository {self.path.name!r} is empty"}
         return missing
@@ -333,3 +488,22 @@ class Registry:
         handles = [v.handle for m in self for v in m.versions.values() if v.handle]
         closed = [handle.close(max(0.0, until - time.monotonic())) for handle in handles]
         return all(closed)
+
+
+def _changes(before: Mapping[str, Model], after: Mapping[str, Model]) -> Changes:
+    """What two states of a registry differ in."""
+
+    def versions(models: Mapping[str, Model]) -> dict[str, Version]:
+        return {f"{m.name}@{v.name}": v for m in models.values() for v in m.versions.values()}
+
+    old, new = versions(before), versions(after)
+    handles = {id(version.handle): version.handle for version in old.values() if version.handle}
+    came = [name for name, version in new.items() if version.handle and id(version.handle) not in handles]
+    went = [name for name, version in old.items() if version.handle and not (name in new and new[name].handle)]
+    refused = {
+        name: version.reason
+        for name, version in new.items()
+        if version.reason and version.state != "unloaded" and (name not in old or old[name].reason != version.reason)
+    }
+    kept = {id(version.handle) for version in new.values()}
+    return Changes(came, went, refused, [handle for key, handle in handles.items() if key not in kept])

@@ -55,6 +55,11 @@ class FoundModel:
         return self.path if self.bare else self.path / version
 
 
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder is none of ours: hidden, half-copied, or an editor's copy."""
+    return _IGNORED.search(name) is not None
+
+
 def scan(models: Path, tasks: Mapping[str, type[AnyTask]] | None = None, name: str = "") -> list[FoundModel]:
     """Read every model folder, sorted by name. Hidden folders and plain files are not models.
 
@@ -69,24 +74,28 @@ def scan(models: Path, tasks: Mapping[str, type[AnyTask]] | None = None, name: s
         ManifestInvalid: the repository itself is not there or cannot be read.
     """
     check_repository(models)
-    folders = _folders(models)
     if is_one_model(models):
-        given = models.name if models.name not in ("", "..") else models.resolve().name  # not where a link leads
-        return [read_folder(models.resolve(), tasks, name=name or printable(given))]
-    return [read_folder(folder, tasks) for folder in folders]
+        return [read_folder(models.resolve(), tasks, name=name or name_of(models))]
+    return [read_folder(folder, tasks) for folder in _folders(models)]
+
+
+def name_of(models: Path) -> str:
+    """What the one model is called whose folder is served: as the folder is, not where a link leads."""
+    return printable(models.name if models.name not in ("", "..") else models.resolve().name)
 
 
 def is_one_model(folder: Path) -> bool:
     """Whether a folder is no repository, but one model's: its manifest, its graph or its versions lie in it."""
     folders = _folders(folder)
     # os.path.exists, unlike Path.exists, takes a folder that may not be entered for one without the file.
-    if any(os.path.exists(p / "manifest.toml") and not _has_graph(p) for p in folders):  # noqa: PTH110
+    if any(os.path.exists(p / "manifest.toml") and not has_graph(p) for p in folders):  # noqa: PTH110
         return False
-    has_versions = bool(folders) and all(p.name.isdecimal() and _has_graph(p) for p in folders)
+    has_versions = bool(folders) and all(p.name.isdecimal() and has_graph(p) for p in folders)
     return (folder / "manifest.toml").exists() or (folder / GRAPH).exists() or has_versions
 
 
-def _has_graph(folder: Path) -> bool:
+def has_graph(folder: Path) -> bool:
+    """Whether a graph lies in a folder."""
     try:
         return any(path.suffix == ".onnx" for path in folder.iterdir())
     except OSError:
@@ -161,6 +170,11 @@ def read_folder(
         problem = (
             f"{name}/manifest.toml: default_version {manifest.default_version!r} is not among its versions: "
             f"{', '.join(versions)}{manifest.line('default_version')}."
+        )
+    elif manifest and not manifest.serves(manifest.default_version):
+        problem = (
+            f"{name}/manifest.toml: default_version {manifest.default_version!r} is not among those that `versions` "
+            f"chooses{manifest.line('versions')}; leave out one of the two keys, or write it there, too."
         )
     return FoundModel(name, folder, None if problem else manifest, versions, required, problem, broken, bare)
 

@@ -32,7 +32,8 @@ class Selection:
             model.choose_default()
         defaults: dict[str, Model] = {}
         for model in sorted(
-            models.values(), key=lambda m: (not (m.manifest and m.manifest.default), not m.is_ready, m.name)
+            models.values(),
+            key=lambda m: (not (m.manifest and m.manifest.default and not m.yields), not m.is_ready, m.name),
         ):
             if model.manifest:
                 defaults.setdefault(model.manifest.task, model)

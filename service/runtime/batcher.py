@@ -253,6 +253,9 @@ class Batcher:
         if self._admission.close():
             self._queue.put(None)
         self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            for recorder in (self._batch_rows, self._run_seconds, self._queue_seconds):
+                recorder.close()
         return not self._thread.is_alive()
 
     # --- on the event loop

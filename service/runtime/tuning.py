@@ -124,7 +124,7 @@ def _seconds(
     return clock() - begun
 
 
-def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tuning]) -> Tuning:
+def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tuning], *, keep: bool = True) -> Tuning:
     """The choice made earlier for this graph on this kind of machine, else a new one, which is then remembered.
 
     It is kept in the user's cache folder (`XDG_CACHE_HOME`); where that cannot be written, every start measures.
@@ -134,6 +134,7 @@ def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tu
         most_rows: as for `tune`.
         cores: as for `tune`.
         measure: what to call when nothing is remembered.
+        keep: whether a new choice is remembered: one made on a busy machine may be a bad one.
     """
     place = cache_place("tuning", _FORMAT, digest, most_rows, cores, processor_name(), ort.__version__)
     if place is None:
@@ -144,6 +145,8 @@ def remembered(digest: str, most_rows: int, cores: int, measure: Callable[[], Tu
     except (OSError, ValidationError):
         pass
     choice = measure()
+    if not keep:
+        return choice
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")

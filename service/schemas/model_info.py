@@ -17,8 +17,9 @@ class Tuning(BaseModel):
     lone_threads: int = Field(
         description="Threads of a run that has the machine to itself; all other runs take one each.", examples=[2]
     )
-    source: Literal["manifest", "measured", "remembered", "default"] = Field(
-        description="Who chose the batch size: the model's manifest; a measurement now or earlier; nobody, for want of "
+    source: Literal["manifest", "measured", "remembered", "inherited", "default"] = Field(
+        description="Who chose the batch size: the model's manifest; a measurement now or earlier; one of a "
+        "version before, whose graph looks the same; nobody, for want of "
         "a golden sample to measure with."
     )
     ms_per_row: dict[int, float] = Field(
@@ -61,7 +62,9 @@ class VersionInfo(BaseModel):
 
     version: str = Field(examples=["1"])
     state: Literal["ready", "loading", "failed", "unloaded"]
-    reason: str | None = Field(default=None, description="Why it is not ready.")
+    reason: str | None = Field(
+        default=None, description="Why it is not ready; of one that is, why what its folder holds now is not served."
+    )
     size_bytes: int | None = Field(
         default=None,
         description="Size of the graph files, and of the files beside them that have weights of theirs.",

@@ -75,13 +75,29 @@ class IndexRequest(BaseModel):
     ready: bool = Field(default=False, description="Only models that can infer.")
 
 
+class LoadRequest(BaseModel):
+    """What may be said with a request to load a model: nothing that has an effect."""
+
+    parameters: dict[str, Any] = Field(default={}, description="`config` and `file:` overrides are 501.")
+
+
+class UnloadRequest(BaseModel):
+    """What may be said with a request to unload a model."""
+
+    parameters: dict[str, Any] = Field(
+        default={}, description="`unload_dependents` has no effect: no model depends on another."
+    )
+
+
 class RepositoryEntry(BaseModel):
     """A version of a model in the repository."""
 
     name: str = Field(examples=["series-gru"])
     version: str | None = Field(default=None, description="Left out where the folder has none.", examples=["2"])
     state: RepositoryState = Field(examples=["READY"])
-    reason: str | None = Field(default=None, description="Why it cannot infer.")
+    reason: str | None = Field(
+        default=None, description="Why it cannot infer, or why what its folder holds now does not."
+    )
 
 
 class TensorConfiguration(BaseModel):

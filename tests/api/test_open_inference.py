@@ -237,7 +237,7 @@ def refused(answer: httpx.Response, status: int, *words: str) -> None:
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
 async def test_the_server_says_what_it_is(v2: httpx.AsyncClient, path: str) -> None:
     answer = await v2.get(path)
-    extensions = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
+    extensions = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
     assert answer.json() == {"name": "gridloop", "version": __version__, "extensions": extensions}
 
 

@@ -137,7 +137,7 @@ async def test_a_version_that_is_drained_answers_nothing_new(registry: Registry)
     draining = asyncio.create_task(asyncio.to_thread(registry.drain, "counter", "2", timeout_s=30))
     while registry.get("counter").versions["2"].state == "ready":  # noqa: ASYNC110
         await asyncio.sleep(0.001)
-    with pytest.raises(ModelNotReady, match="'counter@2' cannot be served: .*was taken out of service"):
+    with pytest.raises(ModelNotReady, match="'counter@2' is unloaded"):
         registry.resolve("counting", "counter@2")
     held.gate.set()
     assert json.loads((await held.task).value)["counts"] == [10.5]

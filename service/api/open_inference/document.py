@@ -12,11 +12,18 @@ from service import errors
 from service.api.open_inference.infer import PATHS
 from service.api.problems import PROBLEMS
 from service.api.tasks import INFERENCE_FAILURES
-from service.schemas.open_inference import IndexRequest, InferenceRequest, InferenceResponse, ProtocolError
+from service.schemas.open_inference import (
+    IndexRequest,
+    InferenceRequest,
+    InferenceResponse,
+    LoadRequest,
+    ProtocolError,
+    UnloadRequest,
+)
 
 TAG = "open inference protocol"
 
-SCHEMAS = (IndexRequest, InferenceRequest, InferenceResponse)
+SCHEMAS = (IndexRequest, InferenceRequest, InferenceResponse, LoadRequest, UnloadRequest)
 """Types of bodies that FastAPI does not know of."""
 
 MODEL_NAME: dict[str, Any] = {

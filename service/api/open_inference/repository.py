@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections.abc import Awaitable
+from pathlib import PurePosixPath
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from service import errors
 from service.api import reach
-from service.api.deps import ADMIN, KeyDep, RegistryDep
+from service.api.context import context_of
+from service.api.deps import ADMIN_API, ControlDep, KeyDep, RegistryDep
 from service.api.open_inference.document import ModelName, failures
 from service.api.open_inference.object import json_object
 from service.errors import BadRequest, NotOffered
 from service.registry.model import Model, VersionState
-from service.schemas.open_inference import IndexRequest, RepositoryEntry, RepositoryState
+from service.schemas.open_inference import IndexRequest, LoadRequest, RepositoryEntry, RepositoryState, UnloadRequest
 
 _STATES: dict[VersionState, RepositoryState] = {
     "loading": "LOADING",
@@ -32,6 +37,12 @@ _INDEX_BODY: dict[str, Any] = {
         },
     }
 }
+
+
+def _change_body(schema: type) -> dict[str, Any]:
+    reference = {"$ref": f"#/components/schemas/{schema.__name__}"}
+    return {"requestBody": {"required": False, "content": {"application/json": {"schema": reference}}}}
+
 
 router = APIRouter(prefix="/repository")
 
@@ -53,24 +64,101 @@ async def index(request: Request, registry: RegistryDep, key: KeyDep) -> list[Re
     return [entry for entry in entries if entry.state == "READY" or not only_ready]
 
 
-# Not in the OpenAPI document: nobody should make a client of what is not offered.
-@router.post("/models/{model_name}/load", dependencies=[ADMIN], include_in_schema=False)
-async def load(model_name: ModelName) -> None:
-    """Not there yet: 501."""
-    raise _restart("Loading", model_name)
-
-
-@router.post("/models/{model_name}/unload", dependencies=[ADMIN], include_in_schema=False)
-async def unload(model_name: ModelName) -> None:
-    """Not there yet: 501."""
-    raise _restart("Unloading", model_name)
-
-
-def _restart(what: str, model: str) -> NotOffered:
-    return NotOffered(
-        f"{what} a model while others are served",
-        f"Put the folder {errors.quoted(model)} into the model repository or take it out, and restart the server.",
+_CHANGES = failures(
+    (
+        errors.BadRequest,
+        errors.LoadRefused,
+        errors.NotAuthorised,
+        errors.NotAllowed,
+        errors.AdminApiOff,
+        errors.ModelNotFound,
+        errors.TooLarge,
+        errors.NotOffered,
+        errors.Draining,
+        errors.DeadlineExceeded,
     )
+)
+
+
+@router.post(
+    "/models/{model_name}/load",
+    summary="Serve a model as its folder is now",
+    status_code=200,
+    response_class=Response,
+    dependencies=[ADMIN_API],
+    responses=_CHANGES,
+    openapi_extra=_change_body(LoadRequest),
+)
+async def load(request: Request, model_name: ModelName, control: ControlDep) -> Response:
+    """Loads what has changed, and what was unloaded or has failed.
+
+    Answered with an empty body when every worker serves it. Where something cannot be served, what was served before
+    still is.
+    """
+    _check_parameters(await json_object(request))
+    await _in_time(request, control.load(_named(model_name, request)))
+    return Response()
+
+
+@router.post(
+    "/models/{model_name}/unload",
+    summary="Take a model out of service",
+    status_code=200,
+    response_class=Response,
+    dependencies=[ADMIN_API],
+    responses=_CHANGES,
+    openapi_extra=_change_body(UnloadRequest),
+)
+async def unload(request: Request, model_name: ModelName, control: ControlDep) -> Response:
+    """It stays listed, and is 503 for whoever asks it, until it is loaded again or the server is started anew.
+
+    Answered with an empty body when no worker begins anything more with it.
+    """
+    await json_object(request)
+    await _in_time(request, control.unload(_named(model_name, request)))
+    return Response()
+
+
+def _named(model: str, request: Request) -> str:
+    """The model, if it can be one.
+
+    Raises:
+        ModelNotFound: no folder that is served has such a name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", model):
+        raise errors.ModelNotFound(model, available=[each.name for each in request.app.state.registry])
+    return model
+
+
+def _check_parameters(sent: dict[str, Any]) -> None:
+    """Refuse what a load request may have in the protocol and changes nothing here."""
+    parameters = sent.get("parameters", {})
+    if type(parameters) is not dict:
+        raise BadRequest("`parameters` must be an object.")
+    for name in parameters:
+        path = PurePosixPath(name.removeprefix("file:"))
+        if name.startswith("file:") and (path.is_absolute() or ".." in path.parts):
+            raise BadRequest(f"{errors.quoted(name)} leads out of the model's folder.")
+    if any(name == "config" or name.startswith("file:") for name in parameters):
+        raise NotOffered(
+            "A configuration or file within a load request",
+            "Change the files of the model's folder, and send the request without them.",
+        )
+
+
+async def _in_time(request: Request, change: Awaitable[None]) -> None:
+    """Wait for a change: as long as the caller says, and else as long as it takes, which nobody can know.
+
+    Raises:
+        DeadlineExceeded: it took longer; it may still be made.
+    """
+    context = context_of(request.scope)
+    timeout_s = context.remaining_s if b"x-request-timeout" in context.headers else None
+    try:
+        async with asyncio.timeout(timeout_s):
+            await change
+    except TimeoutError:
+        raise errors.DeadlineExceeded(context.timeout_s) from None
 
 
 def _entries(model: Model) -> list[RepositoryEntry]:

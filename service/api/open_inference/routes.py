@@ -27,8 +27,8 @@ from service.schemas.open_inference import (
     ServerReady,
 )
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
-"""Those that are there as a whole: of the repository there is only the index, of logs and traces only a look."""
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
+"""Those that are there as a whole: of logs and traces there is only a look."""
 
 router = APIRouter(prefix="/v2", tags=[TAG])
 

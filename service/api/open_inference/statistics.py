@@ -28,7 +28,7 @@ async def all_statistics(registry: RegistryDep, workers: WorkersDep, key: KeyDep
     """Every version that is ready, of every model that the caller's API key reaches."""
     return ModelsStatistics(
         model_stats=[
-            _of(version.handle, workers.own)
+            _of(version.handle, workers.row)
             for model in reach.within(registry, key)
             for version in model.versions.values()
             if version.handle is not None
@@ -44,7 +44,7 @@ async def model_statistics(
     reach.for_tensors(registry, key, model_name, None)
     versions = registry.get(model_name.partition(":")[0]).versions.values()
     handles = [version.handle for version in versions if version.handle is not None]
-    return ModelsStatistics(model_stats=[_of(handle, workers.own) for handle in handles])
+    return ModelsStatistics(model_stats=[_of(handle, workers.row) for handle in handles])
 
 
 @router.get(
@@ -57,7 +57,7 @@ async def version_statistics(
 ) -> ModelsStatistics:
     """That version alone; all of its graphs are counted together."""
     handle, _ = reach.for_tensors(registry, key, model_name, model_version)
-    return ModelsStatistics(model_stats=[_of(handle, workers.own)])
+    return ModelsStatistics(model_stats=[_of(handle, workers.row)])
 
 
 def _of(handle: ModelHandle, worker: int) -> ModelStatistics:
