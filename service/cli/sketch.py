@@ -52,7 +52,7 @@ def sketch_command(source: Path, model: str, most: int, models: Path, task_folde
         raise click.ClickException(f"{task.name} tells no traits of its answers, or no row could be answered.")
     sketch = sketched(traits for traits in answers if traits)
     try:
-        path = write_sketch(models / handle.ref.name / handle.ref.version, sketch)
+        path = write_sketch(handle.task.folder.path, sketch)
     except OSError as error:
         raise click.ClickException(f"the sketch cannot be written: {error.strerror or error}.") from None
     if as_json:

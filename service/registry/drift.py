@@ -114,8 +114,7 @@ def _reference(values: Sequence[str | float]) -> Reference:
         return Reference(labels=tuple(common), shares=_shares(counts, len(common) + 1))
     numbers = np.array(values, np.float64)
     ends = np.quantile(numbers, np.linspace(0, 1, MOST_BINS + 1)[1:-1], method="lower")
-    edges = tuple(float(f"{edge:.6g}") for edge in dict.fromkeys(ends.tolist()))
-    edges = tuple(sorted(set(edges)))
+    edges = tuple(sorted({float(f"{edge:.6g}") for edge in ends.tolist()}))
     counts = Counter(bisect_left(edges, float(number)) for number in numbers)
     return Reference(edges=edges, shares=_shares(counts, len(edges) + 1))
 
@@ -144,7 +143,7 @@ def write_sketch(folder: Path, sketch: Sketch) -> Path:
     """Put a sketch beside a version's graph, whole or not at all."""
     path = folder / FILENAME
     new = folder / f".{FILENAME}.new"
-    text = orjson.dumps(sketch.model_dump(exclude_defaults=False), option=orjson.OPT_INDENT_2)
+    text = orjson.dumps(sketch.model_dump(), option=orjson.OPT_INDENT_2)
     new.write_bytes(text + b"\n")
     new.replace(path)
     return path
