@@ -74,6 +74,8 @@ async def _answer(handle: ModelHandle, rows: Sequence[Row], fields: Mapping[str,
                 problem = {"type": error.type, "detail": as_sentence(error)}
             except ValidationError as error:
                 problem = {"type": f"/problems/{ValidationFailed.slug}", "detail": as_sentence(error)}
+            except Exception as error:  # a bug in a task: the other rows go on
+                problem = {"type": f"/problems/{ServiceError.slug}", "detail": as_sentence(f"{error!r:.300}")}
             return orjson.dumps({**about, "error": problem})
 
     return await asyncio.gather(*(one(row) for row in rows))
@@ -108,6 +110,8 @@ def _request(task: AnyTask, row: Row, fields: Mapping[str, Any]) -> TaskInput:
     """
     if row.problem is not None:
         raise InvalidInput(row.problem)
+    if "model" in row.fields:
+        raise InvalidInput("`model`: one model answers all rows; leave it out, and name the model with --model.")
     given = {**fields, **row.fields}
     if row.file is not None:
         try:
