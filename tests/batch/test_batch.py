@@ -170,6 +170,8 @@ def test_a_block_needs_no_file_and_no_command_line(models: Path) -> None:
 
 
 def test_rows_are_batched_with_each_other(models: Path) -> None:
+    with (models / "colours/manifest.toml").open("a") as manifest:
+        manifest.write("\n[batching]\nmax_batch_size = 16\n")  # what would be measured is another on each machine
     handle = open_model(models, "image-classification", None, discover())
     folder = models / "colours/1/golden"
     answer_block(handle, [Row(number, {}, folder / "pink.png") for number in range(200)])
