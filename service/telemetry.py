@@ -98,6 +98,13 @@ DROPPED = Counter(
     ["model", "reason"],
 )
 FAILED_RUNS = Counter("gridloop_failed_runs", "Runs that the runtime refused.", ["model"])
+DRIFT = Gauge(
+    "gridloop_drift_index",
+    "Population stability index of a trait of the latest answers against the version's sketch; over 0.25 is another "
+    "distribution.",
+    ["model", "version", "trait"],
+    multiprocess_mode="livemostrecent",
+)
 REFUSED_FILES = Counter(
     "gridloop_refused_files",
     "Files of requests that could not be used, by kind of problem; others of the same request may have been answered.",

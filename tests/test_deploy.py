@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -148,6 +149,28 @@ def test_the_documented_metrics_are_those_of_the_service() -> None:
 def test_the_documented_alerts_are_those_that_are_configured() -> None:
     configured = re.findall(r"- alert: (\w+)", ALERTS)
     assert re.findall(r"^\| `(Gridloop\w+)` \|", OPERATIONS, re.MULTILINE) == configured
+
+
+# --- the alerts as Prometheus reads them
+
+
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool judges the rules: it comes with Prometheus")
+
+
+@needs_promtool
+@pytest.mark.parametrize("command", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")])
+def test_the_alerts_come_when_they_should(command: tuple[str, ...]) -> None:
+    assert PROMTOOL
+    done = subprocess.run(
+        [PROMTOOL, *command], cwd=ROOT / "deploy/prometheus", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_by_promtool() -> None:
+    tested = set(re.findall(r"alertname: (\w+)", (ROOT / "deploy/prometheus/alerts_test.yml").read_text("utf-8")))
+    assert tested == set(re.findall(r"- alert: (\w+)", ALERTS))
 
 
 # --- the dashboard as Grafana reads it

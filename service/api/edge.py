@@ -37,7 +37,7 @@ from service.api.context import (
 )
 from service.api.cors import Cors
 from service.api.gate import OPEN_PATHS, Gate
-from service.api.headers import answer_headers, common_headers, request_id, timeout_s, trace
+from service.api.headers import answer_headers, common_headers, is_kept, request_id, timeout_s, trace
 from service.api.traces import Traces, answered
 
 CROWDED_S = 0.05
@@ -145,7 +145,7 @@ class Edge:
         """Read what the headers say for every request alike, and refuse who may not ask."""
         headers = context.headers
         context.trace = trace(headers)
-        if context.trace is None and self._traces is not None:
+        if context.trace is None and self._traces is not None and scope["path"] not in _PROBES:
             context.trace = self._traces.new_trace()
         context.timeout_s = timeout_s(headers, self._default_timeout_s)
         if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
@@ -253,7 +253,8 @@ class Edge:
         route = path or str(getattr(scope.get("route"), "path", "none"))
         _seconds(route).observe(seconds)
         if context.trace is not None:
-            telemetry.note_exemplar(route, seconds, context.trace[3:35])
+            if is_kept(context.trace):
+                telemetry.note_exemplar(route, seconds, context.trace[3:35])
             if self._traces is not None and scope["path"] not in _PROBES:
                 self._traces.note(answered(context, scope, route, status, seconds))
         self._answered[route, scope["method"], status] += 1

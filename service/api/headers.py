@@ -51,6 +51,11 @@ def trace(headers: Mapping[bytes, bytes]) -> str | None:
     return f"00-{match[2].decode()}-{random.getrandbits(64):016x}-{match[4].decode()}"
 
 
+def is_kept(traceparent: str) -> bool:
+    """Whether whoever began a trace keeps it: the last bit of its flags."""
+    return int(traceparent[-1], 16) & 1 == 1
+
+
 def answer_headers(answer: Answer, context: RequestContext) -> list[tuple[bytes, bytes]]:
     """All headers of a whole answer."""
     if answer.status == 204:  # it has no body to tell of

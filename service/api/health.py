@@ -50,9 +50,10 @@ def unready(registry: Registry, gate: Gate, workers: Workers) -> NotReady | None
 
 
 @router.get("/metrics", summary="Prometheus metrics of all workers", response_class=PlainTextResponse)
-async def metrics(request: Request, workers: WorkersDep) -> Response:
+async def metrics(request: Request, workers: WorkersDep, registry: RegistryDep) -> Response:
     """Counts and times of requests, queues, batches and runs."""
     request.app.state.flush_metrics()
+    registry.tell_drift()
     telemetry.IN_FLIGHT.set(workers.all_in_flight)
     body, kind = await asyncio.to_thread(telemetry.exposition, request.headers.get("accept", ""))
     return Response(body, media_type=kind)

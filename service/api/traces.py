@@ -7,13 +7,12 @@ called is said by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,18 +107,22 @@ class Traces:
         )
         self._provider.add_span_processor(self._processor(self._make_exporter()))
         self._tracer = self._provider.get_tracer("gridloop", __version__)
+        self._maker = ThreadPoolExecutor(1, "traces")  # one: a span's ids are handed over by an attribute
 
     def stop(self) -> None:
         """Send what waits, for at most `STOP_S`."""
         if self._provider is not None:
-            self._make(self._taken())
+            self.flush()
+            self._maker.shutdown()
             ending = threading.Thread(target=self._provider.shutdown, daemon=True)  # it may wait for its collector
             ending.start()
             ending.join(STOP_S)
             self._provider = None
 
-    def new_trace(self) -> str:
+    def new_trace(self) -> str | None:
         """A `traceparent` for a request that has come without: a new trace, and whether it is one that is kept."""
+        if self._provider is None:  # the server is ending
+            return None
         trace_id, span_id = random.getrandbits(128) or 1, random.getrandbits(64) or 1
         kept = self._provider.sampler.should_sample(None, trace_id, "request").decision.is_sampled()
         return f"00-{trace_id:032x}-{span_id:016x}-{kept:02x}"
@@ -132,12 +135,8 @@ class Traces:
     def flush(self) -> None:
         """Make the spans of what was noted, in another thread."""
         if self._waiting and self._provider is not None:
-            with suppress(RuntimeError):  # the loop's threads are gone: `stop` does it
-                asyncio.get_running_loop().run_in_executor(None, self._make, self._taken())
-
-    def _taken(self) -> list[Answered]:
-        taken, self._waiting = self._waiting, []
-        return taken
+            waiting, self._waiting = self._waiting, []
+            self._maker.submit(self._make, waiting)
 
     def _make(self, answers: list[Answered]) -> None:
         for answered in answers:

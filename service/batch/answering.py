@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from service.batch.rows import FILE, InputUnusable, Row
 from service.errors import InvalidInput, ServiceError, ValidationFailed, as_sentence
+from service.graph import Steps
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.registry import Registry
 from service.tasks import AnyTask
-from service.tasks.base import TaskInput, Upload
+from service.tasks.base import MediaAnswer, TaskInput, Upload
 
 PATIENCE_S = 3600.0
 """Time for one answer (seconds)."""
@@ -73,7 +74,29 @@ async def _answer(handle: ModelHandle, rows: Sequence[Row], fields: Mapping[str,
                 problem = {"type": error.type, "detail": as_sentence(error)}
             except ValidationError as error:
                 problem = {"type": f"/problems/{ValidationFailed.slug}", "detail": as_sentence(error)}
+            except Exception as error:  # a bug in a task: the other rows go on
+                problem = {"type": f"/problems/{ServiceError.slug}", "detail": as_sentence(f"{error!r:.300}")}
             return orjson.dumps({**about, "error": problem})
+
+    return await asyncio.gather(*(one(row) for row in rows))
+
+
+async def answer_traits(handle: ModelHandle, rows: Sequence[Row]) -> list[list[tuple[str, str | float]]]:
+    """What the answers to rows are like, for a sketch; nothing of one that cannot be answered."""
+    room = asyncio.Semaphore(handle.tuning.max_batch_size * BATCHES_AT_ONCE)
+
+    def steps(request: TaskInput) -> Steps[list[tuple[str, str | float]]]:
+        output = yield from handle.task.steps(request)
+        return [] if isinstance(output, MediaAnswer) else list(handle.task.traits(request, output))
+
+    async def one(row: Row) -> list[tuple[str, str | float]]:
+        async with room:
+            try:
+                request = _request(handle.task, row, {})
+                done = await handle.batcher.submit(steps(request), rows=request.rows, timeout_s=PATIENCE_S)
+            except (ServiceError, ValidationError):
+                return []
+            return done.value
 
     return await asyncio.gather(*(one(row) for row in rows))
 
@@ -87,6 +110,8 @@ def _request(task: AnyTask, row: Row, fields: Mapping[str, Any]) -> TaskInput:
     """
     if row.problem is not None:
         raise InvalidInput(row.problem)
+    if "model" in row.fields:
+        raise InvalidInput("`model`: one model answers all rows; leave it out, and name the model with --model.")
     given = {**fields, **row.fields}
     if row.file is not None:
         try:

@@ -101,7 +101,7 @@ def count_rows(source: Path) -> int | None:
     if source.is_dir():
         return sum(1 for _ in files_below(source))
     if source.suffix.lower() == ".parquet":
-        return int(_pyarrow("parquet").ParquetFile(source).metadata.num_rows)
+        return int(pyarrow_module("parquet").ParquetFile(source).metadata.num_rows)
     return None
 
 
@@ -155,12 +155,12 @@ def _cell(value: str, is_text: bool) -> Any:
 
 def _parquet(source: Path, _: type[AnyTask]) -> Iterator[dict[str, Any] | str]:
     """Fields of each row; a null is a field that is not given."""
-    for batch in _pyarrow("parquet").ParquetFile(source).iter_batches(batch_size=1024):
+    for batch in pyarrow_module("parquet").ParquetFile(source).iter_batches(batch_size=1024):
         for found in batch.to_pylist():
             yield {name: value for name, value in found.items() if value is not None}
 
 
-def _pyarrow(module: str) -> Any:
+def pyarrow_module(module: str) -> Any:
     """A module of pyarrow.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from service.batch.rows import FILE, InputUnusable, _pyarrow
+from service.batch.rows import FILE, InputUnusable, pyarrow_module
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
 """Kinds of files that answers are written as."""
@@ -40,7 +40,7 @@ class Spool:
         if target.suffix.lower() not in SUFFIXES:
             raise InputUnusable(f"{target.name}: answers are written as {', '.join(SUFFIXES)}.")
         if target.suffix.lower() == ".parquet":
-            _pyarrow("parquet")
+            pyarrow_module("parquet")
         self._target, self.path = target, target.with_name(f"{target.name}.part")
         self.done = self.failed = 0
         head = orjson.dumps({"of": of}) + b"\n"
@@ -78,7 +78,7 @@ class Spool:
 
     def _count(self, answer: bytes) -> None:
         self.done += 1
-        self.failed += b'"error":{"type"' in answer[:4096] and "error" in orjson.loads(answer)
+        self.failed += "error" in orjson.loads(answer)
 
     def finish(self) -> None:
         """Put the file that is asked for in its place, whole."""
@@ -109,10 +109,10 @@ class Spool:
             writer.writerows(["" if cell is None else cell for cell in _cells(line)] for line in self._lines())
 
     def _as_parquet(self, path: Path) -> None:
-        pyarrow = _pyarrow("pyarrow")
+        pyarrow = pyarrow_module("pyarrow")
         types = (pyarrow.int64(), *(pyarrow.string() for _ in _COLUMNS[1:]))
         schema = pyarrow.schema(list(zip(_COLUMNS, types, strict=True)))
-        with _pyarrow("parquet").ParquetWriter(path, schema) as writer:
+        with pyarrow_module("parquet").ParquetWriter(path, schema) as writer:
             cells: list[tuple[Any, ...]] = []
             for line in self._lines():
                 cells.append(_cells(line))

@@ -20,6 +20,7 @@ from service.cli.models import models_command
 from service.cli.openapi import openapi_command
 from service.cli.predict import predict_command
 from service.cli.serve import serve_command
+from service.cli.sketch import sketch_command
 
 __all__ = ["main"]
 
@@ -35,6 +36,7 @@ for command in (
     models_command,
     predict_command,
     batch_command,
+    sketch_command,
     bench_command,
     evaluate_command,
     check_command,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from service.errors import Draining
 from service.graph import Signature, Steps
+from service.registry.drift import Drift, read_sketch
 from service.registry.manifest import OfVersion
 from service.registry.prepared import PreparedGraph
 from service.runtime.batcher import Batcher
@@ -70,6 +71,7 @@ class ModelHandle:
         size_bytes: of all these files.
         tuning: how the main graph is run.
         statistics: what it has done, in all workers.
+        drift: how its answers compare with its sketch; None where it has none.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class ModelHandle:
         self.size_bytes = sum(session.size_bytes for session in sessions)
         sizes = [graph.signature.fixed_batch or tunings[name].max_batch_size for name, graph in graphs.items()]
         self.statistics = Statistics(options.workers, max(sizes))
+        sketch = read_sketch(task.folder.path)
+        self.drift = Drift(sketch, options.workers) if sketch else None
         self._options = options
         self._batcher: Batcher | None = None
         self._is_closed = False
@@ -131,6 +135,8 @@ class ModelHandle:
     def answer(self, request: TaskInput) -> Steps[bytes | MediaAnswer]:
         """The steps that answer a request; JSON as its bytes."""
         output: TaskOutput | MediaAnswer = yield from self.task.steps(request)
+        if self.drift is not None and not isinstance(output, MediaAnswer):
+            self.drift.note(self.task.traits(request, output))
         return output if isinstance(output, MediaAnswer) else output.to_json()
 
     def predict_now(self, request: TaskInput) -> TaskOutput | MediaAnswer:

@@ -457,6 +457,16 @@ class Registry:
             for version in model.versions.values():
                 if version.handle:
                     version.handle.statistics.publish(worker)
+                    if version.handle.drift:
+                        version.handle.drift.publish(worker)
+
+    def tell_drift(self) -> None:
+        """Set the metric of how far answers have drifted, from what all workers have counted."""
+        for model in self:
+            for version in model.versions.values():
+                if version.handle and version.handle.drift:
+                    for trait, index in version.handle.drift.indices().items():
+                        telemetry.DRIFT.labels(model.name, version.name, trait).set(index)
 
     def get(self, name: str) -> Model:
         """The model of that name, as `Selection.model` finds it."""

@@ -16,57 +16,29 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import filecmp
-import hashlib
-import json
 import multiprocessing
 import os
 import re
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 
 from service.errors import SettingUnusable
-from service.registry.archive import MAX_BYTES, MAX_FILES, SUFFIXES, RemoteUnusable, unpack
+from service.registry.archive import RemoteUnusable
+from service.registry.elsewhere import Elsewhere
+from service.registry.snapshots import update
 from service.runtime.cache import cache_place
 
 log = structlog.get_logger(__name__)
 
 REFRESH_S = 60.0
 """`refresh` asks the other side at most so often (seconds)."""
-TRIES = 3
-"""A repository that changes while it is fetched is fetched anew so often (count)."""
-
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+")
-_KEYS = ("ETag", "etag", "md5Hash", "Content-MD5", "crc32c", "content_hash", "Last-Modified", "LastModified", "mtime")
-"""Where a listing may say which content a file has, the best first."""
 _FORK = multiprocessing.get_context("fork")
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A file of the repository as it is listed.
-
-    Attributes:
-        path: where it is, in the other side's words.
-        size: in bytes; None where it is not told.
-        key: changes with its content; None where nothing of the kind is told.
-    """
-
-    path: str
-    size: int | None
-    key: str | None
-
-
-_Listing = Mapping[str, _File]
-"""Files by their name below the repository; an archive is one file without a name."""
 _asked: dict[Path, tuple[str, float]] = {}
 """The folders that were fetched, with their URL and when it was last asked (seconds of the monotonic clock)."""
 
@@ -155,7 +127,7 @@ def fetch(url: str, place: Path) -> bool:
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(place):
-            return _update(_Elsewhere(url), place)
+            return update(Elsewhere(url), place)
     except RemoteUnusable as error:
         raise RemoteUnusable(f"{name} {error}") from None
     except ImportError as error:
@@ -204,176 +176,6 @@ def _tell(answer: Connection, url: str, place: Path) -> None:
         answer.send(fetch(url, place))
     except RemoteUnusable as error:
         answer.send(error)
-
-
-class _Elsewhere:
-    """A repository as fsspec reaches it."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        self._system, self._root = fsspec.url_to_fs(url)
-        self.is_archive = urlsplit(url).path.lower().endswith(SUFFIXES)
-        if not self.is_archive and url.startswith(("http:", "https:")):
-            raise RemoteUnusable(f"is no archive ({', '.join(SUFFIXES)}): a web server's folders cannot be listed")
-
-    def listing(self) -> _Listing:
-        """What is there now.
-
-        Raises:
-            FileNotFoundError: nothing is.
-            RemoteUnusable: a name leads out of the folder, or there is too much.
-        """
-        self._system.invalidate_cache()
-        if self.is_archive:
-            return {"": _file(self._root, self._system.info(self._root))}
-        root = PurePosixPath(self._root)
-        found = self._system.find(self._root, detail=True)
-        files = {str(PurePosixPath(path).relative_to(root)): _file(path, about) for path, about in found.items()}
-        if not files:
-            raise FileNotFoundError(self._root)
-        for name in files:
-            if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
-                raise RemoteUnusable(f"holds {name!r}, a name that leads out of its folder")
-        if len(files) > MAX_FILES or sum(file.size or 0 for file in files.values()) > MAX_BYTES:
-            raise RemoteUnusable(f"holds more than {MAX_FILES:,} files or {MAX_BYTES / 1e9:g} GB")
-        return files
-
-    def get(self, file: _File, target: Path) -> None:
-        """Fetch one file.
-
-        Raises:
-            RemoteUnusable: it came short, or does not end.
-        """
-        from fsspec.callbacks import Callback
-
-        class Limit(Callback):  # type: ignore[misc]  # fsspec has no types
-            def relative_update(self, inc: int = 1) -> None:
-                super().relative_update(inc)
-                if self.value > MAX_BYTES:
-                    raise RemoteUnusable(f"is larger than {MAX_BYTES / 1e9:g} GB")
-
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._system.get_file(file.path, str(target), callback=Limit())
-        if file.size is not None and target.stat().st_size < file.size:  # more: it was sent compressed
-            raise RemoteUnusable(f"came short: {target.stat().st_size} of {file.size} bytes")
-
-
-def _file(path: str, about: Mapping[str, Any]) -> _File:
-    key = next((str(about[name]) for name in _KEYS if about.get(name)), None)
-    return _File(path, about.get("size"), key)
-
-
-def _update(elsewhere: _Elsewhere, place: Path) -> bool:
-    """Make a snapshot of what is there now, if it is not the current one, and make it that."""
-    current = place / "current"
-    before = current.resolve() if current.is_dir() else None
-    for _ in range(TRIES):
-        listing = elsewhere.listing()
-        name = _digest(listing)
-        if name is not None and (place / "snapshots" / name).is_dir():
-            return _point(place, name)
-        partial = place / "partial"
-        _remove(partial)
-        partial.mkdir()
-        try:
-            content = _download(elsewhere, listing, partial, before)
-        except (RemoteUnusable, FileNotFoundError):
-            if elsewhere.listing() == listing:
-                raise
-            continue  # a file was replaced or removed meanwhile
-        if elsewhere.listing() == listing:
-            name = name or content
-            break
-    else:
-        raise RemoteUnusable("changes while it is fetched; try again when the upload is done")
-    snapshot = place / "snapshots" / name
-    snapshot.parent.mkdir(exist_ok=True)
-    if snapshot.is_dir():  # nothing told that it is the same until it was here
-        _remove(partial)
-        return _point(place, name)
-    if before is not None:
-        _share_what_is_the_same(partial / "models", before)
-    _listing_of(partial / "models").write_text(json.dumps({key: asdict(file) for key, file in listing.items()}))
-    (partial / "models").rename(snapshot)
-    _listing_of(partial / "models").rename(_listing_of(snapshot))
-    _remove(partial)
-    return _point(place, name)
-
-
-def _download(elsewhere: _Elsewhere, listing: _Listing, partial: Path, before: Path | None) -> str:
-    """Fetch everything into `partial/models`; returns what stands for the content, where no listing tells."""
-    models = partial / "models"
-    if elsewhere.is_archive:
-        archive = partial / "archive"
-        elsewhere.get(listing[""], archive)
-        with archive.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-        unpack(archive, models)
-        return content
-    known = _known(before) if before is not None else {}
-    for name, file in listing.items():
-        if file.key is not None and known.get(name) == asdict(file) and before is not None:
-            (models / name).parent.mkdir(parents=True, exist_ok=True)
-            (models / name).hardlink_to(before / name)
-        else:
-            elsewhere.get(file, models / name)
-    return hashlib.sha256(os.urandom(16)).hexdigest()[:32]  # of files that tell nothing: always new
-
-
-def _listing_of(snapshot: Path) -> Path:
-    """The file that keeps what was listed when a snapshot was made."""
-    return snapshot.with_name(f"{snapshot.name}.json")
-
-
-def _known(snapshot: Path) -> Mapping[str, Any]:
-    """What was listed when a snapshot was made; nothing where that cannot be read."""
-    try:
-        found = json.loads(_listing_of(snapshot).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _share_what_is_the_same(models: Path, before: Path) -> None:
-    """Put the very file of the snapshot before in the place of a new one with the same content."""
-    for path in models.rglob("*"):
-        earlier = before / path.relative_to(models)
-        if path.is_file() and earlier.is_file() and not earlier.samefile(path) and filecmp.cmp(path, earlier, False):
-            path.unlink()
-            path.hardlink_to(earlier)
-
-
-def _digest(listing: _Listing) -> str | None:
-    """A name for what is listed; None where some file does not tell which content it has."""
-    if any(file.key is None for file in listing.values()):
-        return None
-    told = sorted((name, file.size, file.key) for name, file in listing.items())
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
-
-
-def _point(place: Path, name: str) -> bool:
-    """Make a snapshot the current one and keep the one before, which may be served. Returns whether it was another."""
-    current, target = place / "current", Path("snapshots") / name
-    if current.is_symlink() and current.readlink() == target:
-        return False
-    earlier = current.readlink().name if current.is_symlink() else None
-    new = place / "new"
-    new.unlink(missing_ok=True)
-    new.symlink_to(target)
-    new.replace(current)
-    kept = {name, earlier}
-    for snapshot in (place / "snapshots").iterdir():
-        if snapshot.name.removesuffix(".json") not in kept:
-            _remove(snapshot)
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

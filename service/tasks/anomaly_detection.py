@@ -190,6 +190,21 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         self._dtype = folder.signature.inputs["values"].dtype
         _ = folder.state_bounds  # raises where the state cannot travel
 
+    def traits(
+        self, request: AnomalyDetectionInput, answer: AnomalyDetectionOutput
+    ) -> Iterator[tuple[str, str | float]]:
+        scores = np.asarray(answer.scores)
+        if scores.size:
+            yield "anomalous_share", len(answer.anomalies) / scores.size
+            yield "score", float(scores.mean())
+        values, expected, lower, upper = (
+            np.asarray(column, np.float64) for column in (request.values, answer.expected, answer.lower, answer.upper)
+        )
+        with np.errstate(all="ignore"):  # numbers near the largest there are
+            residuals = np.abs(values - expected) / (upper - lower)  # of the band's width; NaN where there is none
+        if (known := residuals[np.isfinite(residuals)]).size:
+            yield "residual", float(np.median(known))
+
     def shown(self, request: AnomalyDetectionInput, answer: Mapping[str, Any]) -> Iterator[Shown]:
         columns = (request.values, answer["expected"], answer["scores"])
         rows = [(str(index), *(number(column[index]) for column in columns)) for index in answer["anomalies"]]

@@ -568,6 +568,14 @@ class Task(ABC, Generic[InputT, OutputT]):
         """
         yield from fields_shown({name: value for name, value in answer.items() if name not in ("model", "state")})
 
+    def traits(self, request: InputT, answer: OutputT) -> Iterator[tuple[str, str | float]]:
+        """What an answer and its request are like, by name: a label, or a number; the same few names in every answer.
+
+        How often each is seen is compared with the sketch of a version, where it has one, to notice that the inputs are
+        no longer those it was made for. NaN is passed over. This is called after every answer, so it must be quick.
+        """
+        yield from ()
+
     def other_answer(self, request: InputT) -> str | None:
         """The content type of the answer that a request asks for; None where that is JSON."""
         return self.other_answers.get(getattr(request, "format", "")) if self.other_answers else None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -261,6 +261,15 @@ class ImageClassification(PictureTask[ImageClassificationInput, ImageClassificat
                 "the energy of a picture cannot be told from probabilities.",
             )
         return None
+
+    def traits(
+        self, request: ImageClassificationInput, answer: ImageClassificationOutput
+    ) -> Iterator[tuple[str, str | float]]:
+        for result in cast(Sequence[Any], answer.results):
+            if isinstance(result, dict):  # as they are built, for speed; a file that cannot be used is none
+                best = result["predictions"][0]
+                yield "label", best["label"]
+                yield "confidence", best["score"]
 
     def shown_result(self, request: ImageClassificationInput, result: Mapping[str, Any]) -> Iterator[Shown]:
         rows = [(prediction["label"], f"{prediction['score']:.3f}") for prediction in result["predictions"]]

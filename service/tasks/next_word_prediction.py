@@ -36,7 +36,7 @@ from service.tasks.comparison import difference, ranking_difference
 from service.tasks.terminal import Shown, Table
 from service.text.normal_form import normalise, visible
 from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, split_chunk, unfinished_from
-from service.text.vocabulary import Vocabulary, proportional
+from service.text.vocabulary import UNKNOWN, Vocabulary, proportional
 
 __all__ = [
     "NextWordInput",
@@ -66,6 +66,8 @@ WORD_CHARS = 6
 """About the length of a word with its space (characters)."""
 MORE_WORDS = 16
 """Words that are looked at beyond those asked for, where an answer is compared with an expected one (count)."""
+TRAIT_CHARS = 400
+"""Of the end of a text, in which words are counted that the model does not have (characters)."""
 REMEMBERED_CHARS = 64
 """Longer chunks are seldom words, and are not remembered (characters)."""
 
@@ -503,6 +505,16 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
     def _read_words(self, words: NDArray[np.int64], states: NDArray[np.float32]) -> Run:
         """A run that reads one word (rows,) in each row, after a state (rows, S)."""
         return self._run(words[:, None], [1] * len(words), states)
+
+    def traits(self, request: NextWordInput, answer: NextWordOutput) -> Iterator[tuple[str, str | float]]:
+        if answer.predictions:
+            yield "confidence", answer.predictions[0].score
+        if (unknown := self.vocabulary.number.get(UNKNOWN)) is None:  # a text with another word was refused
+            return
+        words = visible(request.text[-TRAIT_CHARS:]).split()
+        tokens = [token for word in words[1:] for token in self._read_chunk(word)]  # the first may be cut
+        if tokens:
+            yield "unknown_words", sum(unknown in token.ids for token in tokens) / len(tokens)
 
     def shown(self, request: NextWordInput, answer: Mapping[str, Any]) -> Iterator[Shown]:
         rows = [(prediction["text"], f"{prediction['score']:.3f}") for prediction in answer["predictions"]]

@@ -174,7 +174,7 @@ async def test_a_failure_of_ours_is_an_error_and_a_callers_is_not(
 async def test_probes_and_scrapes_have_no_spans(collector: Collector, models: Path) -> None:
     async with running(models) as client:
         for path in ("/livez", "/readyz", "/metrics"):
-            await client.get(path)
+            assert "traceparent" not in (await client.get(path)).headers
     assert collector.spans == []
 
 
@@ -245,6 +245,13 @@ async def test_a_time_has_the_trace_of_a_request_that_took_it(models: Path) -> N
     ((le, exemplar),) = found.items()
     assert 0 < exemplar.value <= le
     assert exemplar.timestamp
+
+
+async def test_a_trace_that_nobody_keeps_is_no_example(models: Path) -> None:
+    async with running(models) as client:
+        await asked(client, traceparent=f"00-{'8' * 32}-{SPAN}-00")
+        answer = await client.get("/metrics", headers=OPEN_METRICS)
+    assert "8" * 32 not in answer.text
 
 
 async def test_a_scraper_that_takes_text_alone_gets_text(models: Path) -> None:

@@ -101,6 +101,28 @@ def test_rows_may_name_files_and_have_fields_of_their_own(models: Path, tmp_path
     assert "names no file" in found[3]["error"]["detail"]
 
 
+def test_a_row_cannot_choose_another_model(models: Path, tmp_path: Path) -> None:
+    source = written(tmp_path / "in.jsonl", [{"values": STEPS, "model": "other"}])
+    run(models, source, tmp_path / "out.jsonl", "--task", "anomaly-detection")
+    assert "one model answers all rows" in lines(tmp_path / "out.jsonl")[0]["error"]["detail"]
+
+
+def test_a_bug_in_a_task_is_the_error_of_its_row(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = open_model(models, "anomaly-detection", None, discover())
+    answer = handle.task.steps
+
+    def steps(request: Any) -> Any:
+        if len(request.values) == 1:
+            raise KeyError("oops")
+        return (yield from answer(request))
+
+    monkeypatch.setattr(handle.task, "steps", steps)
+    found = [json.loads(line) for line in answer_block(handle, [Row(0, {"values": [1]}), Row(1, {"values": STEPS})])]
+    assert found[0]["error"] == {"type": "/problems/internal-error", "detail": "KeyError('oops')."}
+    assert "output" in found[1]
+    handle.close()
+
+
 def test_csv_is_read_and_written(models: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text('\ufeffvalues,sensitivity\n"[1, 1, 1, 5]",\n"[1, 1]",low\nx,y,z\n', encoding="utf-8")
@@ -148,6 +170,8 @@ def test_a_block_needs_no_file_and_no_command_line(models: Path) -> None:
 
 
 def test_rows_are_batched_with_each_other(models: Path) -> None:
+    with (models / "colours/manifest.toml").open("a") as manifest:
+        manifest.write("\n[batching]\nmax_batch_size = 16\n")  # what would be measured is another on each machine
     handle = open_model(models, "image-classification", None, discover())
     folder = models / "colours/1/golden"
     answer_block(handle, [Row(number, {}, folder / "pink.png") for number in range(200)])

@@ -21,6 +21,7 @@ from service.cli import main
 from service.errors import SettingUnusable
 from service.registry import remote
 from service.registry.archive import RemoteUnusable
+from service.registry.elsewhere import Elsewhere
 from service.registry.installed import located
 from service.registry.registry import Registry
 from service.settings import Settings
@@ -144,6 +145,9 @@ def test_storage_without_folders_or_files_is_served() -> None:
     storage.pipe({"/bucket/m/manifest.toml": b'task = "tensor"', "/bucket/m/1/model.onnx": b"not one"})
     folder = located(Path("memory://bucket"))
     assert (folder / "m/1/model.onnx").read_bytes() == b"not one"
+    assert remote.refresh(folder, at_once=True) is False  # though it tells nothing of what its files hold
+    storage.pipe("/bucket/m/1/model.onnx", b"another")
+    assert remote.refresh(folder, at_once=True) is True
     storage.rm("/bucket", recursive=True)
 
 
@@ -237,14 +241,14 @@ def test_storage_that_changes_while_it_is_fetched_is_fetched_until_it_rests(
     stored: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a snapshot is never half of one upload and half of the next."""
-    get, changes = remote._Elsewhere.get, iter(range(1000))
+    get, changes = Elsewhere.get, iter(range(1000))
 
     def meddle(self: Any, file: Any, target: Path) -> None:
         get(self, file, target)
         if (number := next(changes, None)) is not None:
             (stored / "colours/card.md").write_text("#" * number)
 
-    monkeypatch.setattr(remote._Elsewhere, "get", meddle)
+    monkeypatch.setattr(Elsewhere, "get", meddle)
     with pytest.raises(RemoteUnusable, match="changes while it is fetched"):
         remote.fetch(f"file://{stored}", cache / "place")
     assert not (cache / "place/current").exists()
