@@ -40,6 +40,7 @@ DESCRIPTION = """
 
 * Pick a model with `model` (`name` or `name@version`), or leave it out for the task's default.
 * A `state` in an answer is the model's memory: send it with what comes next, to any replica.
+* Where a new version of a model is tried on some callers, `X-Canary-Key: <yourself>` keeps to one of the versions.
 * `X-Request-ID` is echoed, `X-Request-Timeout: <seconds>` is your deadline, `Server-Timing` says where the time went.
 * Every error is `application/problem+json` and says what to do.
 """

@@ -92,7 +92,8 @@ class TaskEndpoint:
 
     def _asked(self, context: RequestContext, request: TaskInput, size_bytes: int) -> Asked:
         context.check_deadline()
-        handle = reach.resolve(self._registry, context.key, self._task.name, request.model)
+        state = getattr(request, "state", None)
+        handle = reach.resolve(self._registry, context.key, self._task.name, request.model, context, state)
         context.model = handle.name
         return Asked(handle.batcher, handle.answer(request), request.rows, request.work or size_bytes, size_bytes)
 
@@ -107,7 +108,7 @@ class TaskEndpoint:
         if len(body) < EARLY_BYTES or b"model" in scope["query_string"] or b'"model"' in body:
             return
         with suppress(errors.ModelNotFound, errors.ModelNotReady):  # told once the body was found to be right
-            self._registry.resolve(self._task.name, None).batcher.check(context.remaining_s)
+            self._registry.resolve(self._task.name, None, context).batcher.check(context.remaining_s)
 
 
 def answer_headers(tasks: Iterable[type[AnyTask]]) -> list[str]:

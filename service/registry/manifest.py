@@ -40,6 +40,17 @@ class Batching(BaseModel):
     """Threads of a run that has the machine to itself (count); every other run takes one."""
 
 
+class Canary(BaseModel):
+    """A version that answers a share of the requests which name none."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    version: str
+    """Name of its folder."""
+    percent: Annotated[float, Field(ge=0, le=100)]
+    """Share of the callers that it answers (percent)."""
+
+
 class Claims(BaseModel):
     """What a model folder says of its weights; a version whose weights differ says its own."""
 
@@ -79,13 +90,33 @@ class Manifest(OfVersion):
     default_version: str | None = None
     """The version that answers when a request names none; left out: the highest that is ready."""
     batching: Batching = Batching()
+    canary: Canary | None = None
+    """A version on trial, which answers a share of the requests that name no version."""
 
     _text: str = PrivateAttr(default="")
 
     def line(self, key: str) -> str:
-        """In which line a key is written, as the end of a sentence about it; empty where it is not."""
-        number = line_of(self._text, [key])
+        """In which line a key is written, as the end of a sentence about it; empty where it is not.
+
+        Args:
+            key: dotted where it is in a table, such as `canary.version`.
+        """
+        number = line_of(self._text, key.split("."))
         return f" (line {number})" if number else ""
+
+    @property
+    def on_trial(self) -> set[str]:
+        """Versions that are tried beside the default one, and are not it for being the highest."""
+        return {self.canary.version} if self.canary else set()
+
+    @property
+    def named_versions(self) -> dict[str, str]:
+        """Versions that the manifest needs, by the key that names each."""
+        named = {
+            "default_version": self.default_version,
+            "canary.version": self.canary.version if self.canary else None,
+        }
+        return {key: version for key, version in named.items() if version is not None}
 
     def options(self, version: Path) -> dict[str, Any]:
         """All other keys and tables, such as `[preprocessing]`: the task checks them (`Task.Options`).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,26 @@ class Version:
     handle: ModelHandle | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CanaryShare:
+    """A version that answers a share of the callers who name none, always the same ones.
+
+    Attributes:
+        model: name of the model, so that another model's canary has other callers.
+        version: that is tried.
+        percent: share of the callers (0 to 100).
+    """
+
+    model: str
+    version: Version
+    percent: float
+
+    def takes(self, key: str) -> bool:
+        """Whether it answers a caller, whose key is hashed: whom a small share takes, a larger one takes, too."""
+        digest = hashlib.blake2b(f"{self.model}/{key}".encode(errors="replace"), digest_size=4).digest()
+        return int.from_bytes(digest) * 100 < self.percent * 2**32
+
+
 @dataclass(slots=True)
 class Model:
     """A model folder and its versions, oldest first; `versions` is replaced when one comes or goes, never changed."""
@@ -42,14 +63,28 @@ class Model:
     versions: dict[str, Version] = field(default_factory=dict)
     problem: str | None = None
     default_version: str | None = None
+    canary: CanaryShare | None = None
 
     def choose_default(self) -> None:
-        """Settle which version answers when none is named: the manifest's choice, else the highest that is ready."""
+        """Settle which version answers when none is named: the manifest's choice, else the highest that is ready.
+
+        One that is only on trial is chosen where there is no other; and one that is not ready, tried by nobody.
+        """
+        self.default_version = self._default_version()
+        tried = self.manifest.canary if self.manifest else None
+        version = self.versions.get(tried.version) if tried else None
+        usable = version is not None and version.handle is not None and version.name != self.default_version
+        self.canary = CanaryShare(self.name, version, tried.percent) if tried and version and usable else None
+
+    def _default_version(self) -> str | None:
         if self.manifest and self.manifest.default_version in self.versions:
-            self.default_version = self.manifest.default_version
-            return
+            return self.manifest.default_version
+        on_trial = self.manifest.on_trial if self.manifest else set()
         ready = [v.name for v in self.versions.values() if v.state == "ready"]
-        self.default_version = max(ready or self.versions, key=version_key, default=None)
+        for names in (set(ready) - on_trial, ready, self.versions.keys() - on_trial, self.versions):
+            if names:
+                return max(names, key=version_key)
+        return None
 
     @property
     def default_folder(self) -> Path:

@@ -16,7 +16,7 @@ from service.registry.loading import load_version
 from service.registry.manifest import Manifest
 from service.registry.model import Model, Version, VersionState
 from service.registry.repository import FoundModel, read_folder, scan, version_key
-from service.registry.selection import Selection
+from service.registry.selection import Caller, Selection
 from service.registry.time_limit import Limited, Stopped
 from service.runtime.memory import give_back_memory
 from service.tasks import AnyTask, check_type_names, discover
@@ -299,9 +299,11 @@ class Registry:
         """The model that answers requests of a task which name none, as `Selection.default` finds it."""
         return self.selection.default(task)
 
-    def resolve(self, task: str, asked: str | None) -> ModelHandle:
+    def resolve(
+        self, task: str, asked: str | None, caller: Caller | None = None, state: str | None = None
+    ) -> ModelHandle:
         """The handle that answers a request of a task, as `Selection.for_task` chooses it."""
-        return self.selection.for_task(task, asked)
+        return self.selection.for_task(task, asked, caller, state)
 
     @property
     def is_loading(self) -> bool:

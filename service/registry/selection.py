@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from service.errors import ModelNotFound, ModelNotReady
 from service.registry.handle import ModelHandle
-from service.registry.model import Model
+from service.registry.model import Model, Version
+from service.state import begun_by
 from service.tasks import AnyTask
+
+
+class Caller(Protocol):
+    """Who asks; only models with a canary look."""
+
+    @property
+    def canary_key(self) -> str:
+        """What tells this caller from others: who sends it again is answered by the same version."""
 
 
 class Selection:
@@ -58,12 +68,16 @@ class Selection:
             raise ModelNotFound(task, available=sorted(self._defaults), what="model for task")
         return self._defaults[task]
 
-    def for_task(self, task: str, asked: str | None) -> ModelHandle:
+    def for_task(
+        self, task: str, asked: str | None, caller: Caller | None = None, state: str | None = None
+    ) -> ModelHandle:
         """What answers a request at a task's endpoint.
 
         Args:
             task: the endpoint's name.
             asked: `name`, `name@version`, or None for the task's default.
+            caller: who may be answered by a canary; None where nobody is to be.
+            state: the token that came with the request: a stream goes on with the version that began it.
 
         Raises:
             ModelNotFound: no such model or version, or it serves another task.
@@ -77,7 +91,7 @@ class Selection:
             note = "" if wanted else " Leave out the '@' for the default version."
             there = [f"{name}@{version}" for version in model.versions]
             raise ModelNotFound(f"{name}@{wanted}", available=there, what="version", note=note)
-        version = model.versions.get(wanted or model.default_version or "")
+        version = model.versions.get(wanted) if wanted else _unnamed(model, caller, state)
         if version is None or version.handle is None:
             state = version.state if version else "failed"
             raise ModelNotReady(asked or model.name, state, model.problem or (version.reason if version else None))
@@ -93,12 +107,13 @@ class Selection:
             note=f" {model.name!r} serves {its_task}: POST {place}.",
         )
 
-    def for_tensors(self, asked: str, version: str | None) -> tuple[ModelHandle, str]:
+    def for_tensors(self, asked: str, version: str | None, caller: Caller | None = None) -> tuple[ModelHandle, str]:
         """What answers a request for the tensors of a graph, whatever the model's task.
 
         Args:
             asked: `name` for the model's main graph, `name:graph` for another one.
             version: None for the default.
+            caller: who may be answered by a canary; None where nobody is to be.
 
         Returns:
             The handle, and the graph's name among its graphs.
@@ -109,7 +124,7 @@ class Selection:
         """
         name, colon, graph = asked.partition(":")
         model = self.model(name)
-        found = model.versions.get(version or model.default_version or "")
+        found = model.versions.get(version) if version else _unnamed(model, caller)
         if version and found is None:
             raise ModelNotFound(version, available=list(model.versions), what=f"version of model {name!r}")
         if found is None:
@@ -120,3 +135,16 @@ class Selection:
         if colon and graph not in handle.graphs:
             raise ModelNotFound(graph, available=list(handle.graphs), what=f"graph of model {name!r}")
         return handle, graph or next(iter(handle.graphs))
+
+
+def _unnamed(model: Model, caller: Caller | None, state: str | None = None) -> Version | None:
+    """The version of a model that answers a request which names none."""
+    if state is not None and len(model.versions) > 1:
+        name, begun = begun_by(state) or ("", "")
+        version = model.versions.get(begun) if name == model.name else None
+        if version is not None and version.handle is not None:
+            return version
+    canary = model.canary
+    if canary is not None and caller is not None and canary.takes(caller.canary_key):
+        return canary.version
+    return model.versions.get(model.default_version or "")

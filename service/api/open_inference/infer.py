@@ -80,7 +80,7 @@ class InferEndpoint:
         context.check_deadline()
         size_bytes = len(body)
         asked, version = match(scope["path"]) or ("", None)
-        handle, graph = reach.for_tensors(self._registry, context.key, asked, version)
+        handle, graph = reach.for_tensors(self._registry, context.key, asked, version, context)
         context.model = handle.name
         handle.batcher.check(context.remaining_s)
         if json_bytes is None:
