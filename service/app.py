@@ -138,6 +138,8 @@ def create_app(
         lifespan=lifespan,
         generate_unique_id_function=document.operation_id,
     )
+    spare_cores = max(1, settings.plan().budget.cores - 1)
+    models.selection.is_busy = lambda: sum(workers.in_flight) > spare_cores
     addresses = Addresses(settings)
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     in_flight = BytesInFlight(settings.max_bytes_in_flight)

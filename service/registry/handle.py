@@ -6,6 +6,7 @@ same for each. `service.registry.loading` makes it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from service.errors import Draining
 from service.graph import Signature, Steps
 from service.registry.manifest import OfVersion
 from service.registry.prepared import PreparedGraph
+from service.registry.shadow import Shadow
 from service.runtime.batcher import Batcher
 from service.runtime.drive import drive
 from service.runtime.graphs import Graphs
@@ -66,6 +68,7 @@ class ModelHandle:
         size_bytes: of all these files.
         tuning: how the main graph is run.
         statistics: what it has done, in all workers.
+        shadow: what its answers are compared with; None where there is nothing.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class ModelHandle:
         self._options = options
         self._batcher: Batcher | None = None
         self._is_closed = False
+        self.shadow: Shadow | None = None
 
     async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes | MediaAnswer]:
         """Answer a request, batched with whatever else waits for this model.
@@ -126,8 +130,18 @@ class ModelHandle:
 
     def answer(self, request: TaskInput) -> Steps[bytes | MediaAnswer]:
         """The steps that answer a request; JSON as its bytes."""
+        shadow = self.shadow
+        begun = time.perf_counter() if shadow is not None else 0.0
         output: TaskOutput | MediaAnswer = yield from self.task.steps(request)
-        return output if isinstance(output, MediaAnswer) else output.to_json()
+        answer = output if isinstance(output, MediaAnswer) else output.to_json()
+        if shadow is not None:
+            shadow.offer(request, answer, time.perf_counter() - begun)
+        return answer
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether requests wait for their turn."""
+        return self._batcher is not None and self._batcher.waiting > 0
 
     def predict_now(self, request: TaskInput) -> TaskOutput | MediaAnswer:
         """Answer a request in the calling thread, unbatched: for the command line."""
@@ -137,4 +151,6 @@ class ModelHandle:
     def close(self, timeout_s: float | None = None) -> bool:
         """Finish what was accepted and release the thread; says whether that worked in time."""
         self._is_closed = True
+        if self.shadow is not None:
+            self.shadow.close()
         return self._batcher is None or self._batcher.close(timeout_s)

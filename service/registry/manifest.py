@@ -51,6 +51,19 @@ class Canary(BaseModel):
     """Share of the callers that it answers (percent)."""
 
 
+class Shadowing(BaseModel):
+    """A version whose answers are only compared with those that callers get."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    version: str
+    """Name of its folder."""
+    percent: Annotated[float, Field(ge=0, le=100)] = 100.0
+    """Share of the requests that are compared while the machine has time for it (percent)."""
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Largest difference of a number between answers that agree, as in golden samples."""
+
+
 class Claims(BaseModel):
     """What a model folder says of its weights; a version whose weights differ says its own."""
 
@@ -92,6 +105,8 @@ class Manifest(OfVersion):
     batching: Batching = Batching()
     canary: Canary | None = None
     """A version on trial, which answers a share of the requests that name no version."""
+    shadow: Shadowing | None = None
+    """A version whose answers nobody gets: they are compared with those of the default version."""
 
     _text: str = PrivateAttr(default="")
 
@@ -107,16 +122,14 @@ class Manifest(OfVersion):
     @property
     def on_trial(self) -> set[str]:
         """Versions that are tried beside the default one, and are not it for being the highest."""
-        return {self.canary.version} if self.canary else set()
+        return {tried.version for tried in (self.canary, self.shadow) if tried}
 
     @property
     def named_versions(self) -> dict[str, str]:
         """Versions that the manifest needs, by the key that names each."""
-        named = {
-            "default_version": self.default_version,
-            "canary.version": self.canary.version if self.canary else None,
-        }
-        return {key: version for key, version in named.items() if version is not None}
+        tried = {"canary.version": self.canary, "shadow.version": self.shadow}
+        named = {key: each.version for key, each in tried.items() if each}
+        return named if self.default_version is None else {"default_version": self.default_version, **named}
 
     def options(self, version: Path) -> dict[str, Any]:
         """All other keys and tables, such as `[preprocessing]`: the task checks them (`Task.Options`).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from service.errors import as_sentence
 from service.registry.handle import ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import version_key
+from service.registry.shadow import Shadow
 
 VersionState = Literal["loading", "ready", "failed", "unloaded"]
 
@@ -64,6 +66,7 @@ class Model:
     problem: str | None = None
     default_version: str | None = None
     canary: CanaryShare | None = None
+    shadow: Shadow | None = None
 
     def choose_default(self) -> None:
         """Settle which version answers when none is named: the manifest's choice, else the highest that is ready.
@@ -71,10 +74,29 @@ class Model:
         One that is only on trial is chosen where there is no other; and one that is not ready, tried by nobody.
         """
         self.default_version = self._default_version()
-        tried = self.manifest.canary if self.manifest else None
-        version = self.versions.get(tried.version) if tried else None
-        usable = version is not None and version.handle is not None and version.name != self.default_version
-        self.canary = CanaryShare(self.name, version, tried.percent) if tried and version and usable else None
+        canary = self.manifest.canary if self.manifest else None
+        version = self._tried(canary.version) if canary else None
+        self.canary = CanaryShare(self.name, version, canary.percent) if canary and version else None
+
+    def choose_shadow(self, is_busy: Callable[[], bool]) -> None:
+        """Settle which version is compared with the default one; `is_busy` says when the machine has no time for it."""
+        declared = self.manifest.shadow if self.manifest else None
+        version = self._tried(declared.version) if declared else None
+        served = self.versions[self.default_version].handle if version and self.default_version else None
+        tried, before = version.handle if version else None, self.shadow
+        if before and before.served is served and before.tried is tried and before.declared == declared:
+            return
+        if before:
+            before.served.shadow = None
+            before.close()
+        self.shadow = None
+        if served and tried and declared:
+            self.shadow = served.shadow = Shadow(served, tried, declared, is_busy)
+
+    def _tried(self, name: str) -> Version | None:
+        """A version on trial, where it can answer and is not the default."""
+        version = self.versions.get(name)
+        return version if version and version.handle and name != self.default_version else None
 
     def _default_version(self) -> str | None:
         if self.manifest and self.manifest.default_version in self.versions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from service.errors import ModelNotFound, ModelNotReady
@@ -26,11 +26,15 @@ class Selection:
     Args:
         models: by name.
         tasks: the tasks that the server has, by name.
+
+    Attributes:
+        is_busy: whether so many requests are being answered that nothing else should be done; the server says so.
     """
 
     def __init__(self, models: Mapping[str, Model], tasks: Mapping[str, type[AnyTask]]) -> None:
         self._models, self._tasks = models, tasks
         self._defaults: dict[str, Model] = {}
+        self.is_busy: Callable[[], bool] = lambda: False
         self.update(models)
 
     def update(self, models: Mapping[str, Model]) -> None:
@@ -40,6 +44,7 @@ class Selection:
         """
         for model in models.values():
             model.choose_default()
+            model.choose_shadow(lambda: self.is_busy())
         defaults: dict[str, Model] = {}
         for model in sorted(
             models.values(), key=lambda m: (not (m.manifest and m.manifest.default), not m.is_ready, m.name)

@@ -87,7 +87,8 @@ class InferEndpoint:
             body = json_text(context.headers.get(b"content-type"), body)
         sent = context.headers.get(b"accept-encoding")
         encoding = accepted(sent) if sent is not None else None
-        steps = self._codec(handle, asked, graph).steps(body, json_bytes, encoding, since=context.started)
+        watch = handle.shadow.offer_run if handle.shadow is not None else None
+        steps = self._codec(handle, asked, graph).steps(body, json_bytes, encoding, since=context.started, watch=watch)
         rows = _rows(body) if json_bytes != 0 else 1
         return Asked(handle.batcher, steps, rows, size_bytes, size_bytes)
 
