@@ -19,6 +19,7 @@ from service.api import document, health, home, pages, problems
 from service.api import models as model_routes
 from service.api.address import Address, Addresses
 from service.api.call import Endpoint
+from service.api.compare import CompareEndpoint
 from service.api.context import Workers
 from service.api.cors import Cors
 from service.api.edge import Edge
@@ -144,7 +145,10 @@ def create_app(
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     in_flight = BytesInFlight(settings.max_bytes_in_flight)
     app.state.settings, app.state.in_flight = settings, in_flight
-    endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())}
+    endpoints: dict[str, Endpoint] = {
+        e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())
+    }
+    endpoints |= {e.path: e for e in (CompareEndpoint(task, settings, models, in_flight) for task in routed.values())}
     infer = InferEndpoint(settings, models, in_flight)
 
     def endpoint_of(path: str) -> Endpoint | None:

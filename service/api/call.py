@@ -29,10 +29,13 @@ CLIENT_LEFT = 499
 class Endpoint(Protocol):
     """Answers POST requests past the framework's stack; `path` is their label in the metrics.
 
+    Where `is_short` is false, a request is never answered the short way.
+
     All of it raises what `problems` knows.
     """
 
     path: str
+    is_short: bool
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         """Receive the body and answer."""

@@ -50,7 +50,8 @@ INFERENCE_FAILURES = (
     errors.DeadlineExceeded,
 )
 """How any request that reaches a model may fail."""
-_FAILURES = (*INFERENCE_FAILURES, errors.ValidationFailed, errors.InvalidInput)
+FAILURES = (*INFERENCE_FAILURES, errors.ValidationFailed, errors.InvalidInput)
+"""How a request to a task may fail."""
 
 
 class TaskEndpoint:
@@ -65,6 +66,8 @@ class TaskEndpoint:
         registry: where its models are.
         in_flight: where large bodies are counted.
     """
+
+    is_short = True
 
     def __init__(self, task: type[AnyTask], settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
         self.path = f"/v1/{task.name}"
@@ -184,7 +187,7 @@ def path_item(
         takes: reference to the schema of the body; None where that is files.
         gives: reference to the schema of the answer.
     """
-    failures = (*_FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else _FAILURES
+    failures = (*FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else FAILURES
     responses = {
         "200": _success(task, gives),
         **{str(status): entry for status, entry in openapi_responses(failures, f"/v1/{task.name}").items()},
@@ -194,7 +197,7 @@ def path_item(
         "post": {
             "tags": ["tasks"],
             "summary": task.summary,
-            "description": f"{description}\n\n{_files_in_words(task)}" if takes is None else description,
+            "description": f"{description}\n\n{files_in_words(task)}" if takes is None else description,
             "operationId": task.name.replace("-", "_"),
             **(_media_request(task) if takes is None else _json_request(task, takes)),
             "responses": responses,
@@ -260,7 +263,8 @@ def _media_request(task: type[AnyTask]) -> dict[str, Any]:
     }
 
 
-def _files_in_words(task: type[AnyTask]) -> str:
+def files_in_words(task: type[AnyTask]) -> str:
+    """How files are sent to a task."""
     kinds = ", ".join(f"`{kind}`" for kind in task.media if kind != RAW_FILE)
     return (
         "Files are parts named `file` of a form; the fields below may be parts of it, too. Or one file is the body "

@@ -57,6 +57,7 @@ class InferEndpoint:
     """
 
     path = PATHS[0]
+    is_short = True
 
     def __init__(self, settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
         self._settings, self._registry, self._in_flight = settings, registry, in_flight
