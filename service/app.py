@@ -66,6 +66,7 @@ def make_registry(settings: Settings, tasks: Mapping[str, type[AnyTask]] | None 
         tune=True,
         load_timeout_s=settings.load_timeout_s,
         workers=settings.plan().workers,
+        lazy=True,
     )
     return Registry(settings.models, options, dict(discover(settings.tasks) if tasks is None else tasks))
 
@@ -77,14 +78,21 @@ def say_ready(settings: Settings, registry: Registry) -> None:
         f"{model.name}@{version.name}": version.reason
         for model in registry
         for version in model.versions.values()
-        if version.state != "ready"
+        if version.state not in ("ready", "lazy")
     }
+    lazy = [
+        f"{model.name}@{version.name}"
+        for model in registry
+        for version in model.versions.values()
+        if version.state == "lazy"
+    ]
     failed |= {model.name: model.problem for model in registry if not model.versions}
     log.info(
         "ready",
         url=settings.host if settings.host.startswith(UNIX) else url,
         docs=f"{url}/docs",
         models=[model.name for model in registry if model.is_ready],
+        **({"lazy": lazy} if lazy else {}),
         **({"failed": failed} if failed else {}),
     )
 

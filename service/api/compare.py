@@ -162,7 +162,9 @@ class CompareEndpoint:
         begun = time.perf_counter()
         handle: ModelHandle | None = None
         try:
-            handle = reach.resolve(self._registry, context.key, self._task.name, name)
+            handle = await reach.when_loaded(
+                lambda: reach.resolve(self._registry, context.key, self._task.name, name), context
+            )
             context.model = context.model or handle.name
             done = await handle.batcher.submit(
                 handle.answer(request),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
+from service.api.context import RequestContext
 from service.errors import ModelNotFound, NotAllowed, quoted
 from service.keys import Key
+from service.registry.first_use import NotLoadedYet
 from service.registry.handle import ModelHandle
 from service.registry.model import Model
 from service.registry.registry import Registry
 from service.registry.selection import Caller
+
+T = TypeVar("T")
 
 
 def resolve(
@@ -49,6 +56,21 @@ def for_tensors(
     """
     get(registry, key, asked.partition(":")[0])
     return registry.selection.for_tensors(asked, version, caller)
+
+
+async def when_loaded(find: Callable[[], T], context: RequestContext) -> T:
+    """What a request asks for; where that is a version which is loaded when it is first asked for, as soon as it is.
+
+    Raises:
+        DeadlineExceeded: the time that the request allows has passed; the loading goes on.
+        ModelNotReady: it cannot be loaded.
+        Draining: the server stops.
+    """
+    while True:
+        try:
+            return find()
+        except NotLoadedYet as waiting:
+            await waiting.first_use.wait(context.remaining_s)
 
 
 def get(registry: Registry, key: Key | None, name: str) -> Model:

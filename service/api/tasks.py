@@ -79,7 +79,8 @@ class TaskEndpoint:
             body = await receive_body(self._settings, context.headers, scope, receive, counted)
             self._refuse_early(context, scope, body)
             request = await parse_input(self._task, self._settings, context, scope["query_string"], body)
-        return self.answer(await attended(self._asked(context, request, len(body)), context, receive))
+        asked = await reach.when_loaded(lambda: self._asked(context, request, len(body)), context)
+        return self.answer(await attended(asked, context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`."""

@@ -38,6 +38,7 @@ class LoadOptions:
         tune: whether to measure how each graph runs best.
         load_timeout_s: time for loading one version (seconds).
         workers: processes that will serve it.
+        lazy: whether versions that say so are loaded when they are first asked for.
     """
 
     cores: int = 1
@@ -47,6 +48,7 @@ class LoadOptions:
     tune: bool = False
     load_timeout_s: float = 120.0
     workers: int = 1
+    lazy: bool = False
 
 
 class ModelHandle:

@@ -82,6 +82,8 @@ class OfVersion(Claims):
 
     constants: dict[str, Finite] = {}
     """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
+    load: Literal["start", "lazy"] = "start"
+    """When it is loaded: `lazy` is when it is first asked for, unless it answers requests that name no model."""
     state_ranges: dict[str, list[StateRange]] = {}
     """Which numbers the graph can leave in its recurrent state, by input: state tokens with others are refused."""
 
@@ -146,8 +148,8 @@ class Manifest(OfVersion):
             raise ManifestInvalid(
                 _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only licence, [metrics], [constants], [state_ranges] and what the task reads, such as "
-                "[calibration].",
+                "Here may be only licence, load, [metrics], [constants], [state_ranges] and what the task reads, such "
+                "as [calibration].",
             )
         return dict(self.model_extra or {}) | own
 

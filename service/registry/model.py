@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 from service.errors import as_sentence
+from service.registry.first_use import FirstUse
 from service.registry.handle import ModelHandle
 from service.registry.manifest import Manifest
 from service.registry.repository import version_key
 from service.registry.shadow import Shadow
+from service.runtime.statistics import Statistics
 
-VersionState = Literal["loading", "ready", "failed", "unloaded"]
+VersionState = Literal["lazy", "loading", "ready", "failed", "unloaded"]
+
+
+AT_FIRST_USE = "is loaded when it is first asked for"
+"""Why a lazy version is not ready."""
 
 
 @dataclass(slots=True)
@@ -23,15 +29,27 @@ class Version:
 
     Attributes:
         name: of its folder.
-        state: "unloaded" once it was taken out of service.
+        state: "lazy" until it is first asked for, where it is loaded only then; "unloaded" once it was taken out of
+            service.
         reason: why it is not ready.
         handle: what answers; None unless it is ready.
+        first_use: loads it when it is first asked for; None where the server's start does.
+        statistics: of one that is loaded later: memory that all workers share is made before they are forked.
     """
 
     name: str
     state: VersionState = "loading"
     reason: str | None = None
     handle: ModelHandle | None = None
+    first_use: FirstUse | None = None
+    statistics: Statistics | None = None
+
+    @property
+    def rank(self) -> int:
+        """How well it would do as a default: ready, still loading, loaded when it is asked for, or none of these."""
+        if self.state in ("failed", "unloaded"):
+            return 3
+        return 2 if self.first_use else int(self.state == "loading")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +120,8 @@ class Model:
         if self.manifest and self.manifest.default_version in self.versions:
             return self.manifest.default_version
         on_trial = self.manifest.on_trial if self.manifest else set()
-        ready = [v.name for v in self.versions.values() if v.state == "ready"]
-        for names in (set(ready) - on_trial, ready, self.versions.keys() - on_trial, self.versions):
-            if names:
-                return max(names, key=version_key)
-        return None
+        names = sorted(self.versions, key=version_key, reverse=True)
+        return min(names, key=lambda name: self.versions[name].rank + 2.5 * (name in on_trial), default=None)
 
     @property
     def default_folder(self) -> Path:
@@ -120,14 +135,21 @@ class Model:
         return default is not None and self.versions[default].state == "ready"
 
     @property
+    def rank(self) -> int:
+        """How well it would do as its task's default: as `Version.rank` of its own default."""
+        return self.versions[self.default_version].rank if self.default_version else 3
+
+    @property
     def reason(self) -> str:
         """Why it is not ready, as a sentence."""
         if self.problem:
             return self.problem
+        if self.default_version and self.versions[self.default_version].state == "lazy":
+            return AT_FIRST_USE
         failed = [as_sentence(version.reason) for version in self.versions.values() if version.reason]
         return "is still loading" if self.is_loading or not failed else " ".join(failed)
 
     @property
     def is_loading(self) -> bool:
-        """Whether a version of it may still become ready."""
-        return any(version.state == "loading" for version in self.versions.values())
+        """Whether a version of it may still become ready by itself."""
+        return any(version.state == "loading" and not version.first_use for version in self.versions.values())

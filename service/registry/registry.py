@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -10,15 +11,17 @@ from pathlib import Path
 import structlog
 
 from service import telemetry
-from service.errors import ManifestInvalid, ModelNotFound
+from service.errors import Draining, ManifestInvalid, ModelNotFound
+from service.registry.first_use import FirstUse
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.loading import load_version
-from service.registry.manifest import Manifest
+from service.registry.manifest import MOST_ROWS, Manifest
 from service.registry.model import Model, Version, VersionState
 from service.registry.repository import FoundModel, read_folder, scan, version_key
 from service.registry.selection import Caller, Selection
 from service.registry.time_limit import Limited, Stopped
-from service.runtime.memory import give_back_memory
+from service.runtime.memory import give_back_freed_memory, give_back_memory
+from service.runtime.statistics import Statistics
 from service.tasks import AnyTask, check_type_names, discover
 
 log = structlog.get_logger(__name__)
@@ -28,6 +31,14 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     """A question that corrects a name, where one is near."""
     close = get_close_matches(name, known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _is_lazy(model: Model, version: Version) -> bool:
+    """Whether the manifest of a version, or else its model's, has it loaded when it is first asked for."""
+    try:
+        return model.manifest is not None and model.manifest.of_version(model.path / version.name).load == "lazy"
+    except ManifestInvalid:  # told when it is loaded
+        return False
 
 
 class Registry:
@@ -56,6 +67,7 @@ class Registry:
         self._options = options or LoadOptions()
         self._loading: Limited[ModelHandle] | None = None
         self._stopped = False
+        self._late = threading.Lock()  # held while a version is loaded that was first asked for
         self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models, self.tasks)}
         self.selection = Selection(self._models, self.tasks)
 
@@ -71,7 +83,34 @@ class Registry:
             name: Version(name, "failed" if name in found.broken else state, found.broken.get(name, problem))
             for name in sorted((*found.versions, *found.broken), key=version_key)
         }
-        return Model(found.name, found.path, found.manifest, found.required, versions, problem)
+        model = Model(found.name, found.path, found.manifest, found.required, versions, problem)
+        for version in versions.values():
+            if self._options.lazy and version.state == "loading" and _is_lazy(model, version):
+                self._load_at_first_use(model, version)
+        return model
+
+    def _load_at_first_use(self, model: Model, version: Version) -> None:
+        """Have a version loaded when somebody first asks for it."""
+
+        def load() -> None:
+            version.state = "loading"
+            with self._late:
+                self._load(model, version)
+                give_back_freed_memory()
+            if self._stopped:
+                raise Draining
+
+        version.state = "lazy"
+        version.first_use = FirstUse(f"{model.name}@{version.name}", load)
+        version.statistics = Statistics(self._options.workers, MOST_ROWS)
+
+    def _must_not_wait(self, model: Model, version: Version) -> bool:
+        """Whether a version answers requests that name no model, or no version while the model must be ready."""
+        manifest = model.manifest
+        if manifest is None or version.name in manifest.on_trial:
+            return True
+        is_default = self.default(manifest.task) is model or model.required
+        return is_default and version.name == model.default_version
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -97,11 +136,17 @@ class Registry:
         """Load a version of a folder that can be served, and serve it; what is wrong with it is its reason."""
         if model.problem or model.manifest is None:
             return
+        if version.state == "lazy":
+            if not self._must_not_wait(model, version):
+                return
+            version.state, version.first_use, version.statistics = "loading", None, None
         if version.state == "failed":
             log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
         else:
             try:
-                version.handle = self._loaded(model, model.manifest, version.name)
+                handle = self._loaded(model, model.manifest, version.name)
+                handle.statistics = version.statistics or handle.statistics
+                version.handle = handle
             except Stopped:
                 return
             except ManifestInvalid as error:
@@ -282,6 +327,8 @@ class Registry:
     @staticmethod
     def _announce(model: Model, version: Version) -> None:
         telemetry.announce_model(model.name)
+        if version.state == "lazy":  # neither ready nor in want of mending
+            return
         telemetry.MODEL_READY.labels(model.name, version.name).set(version.state == "ready")
 
     def publish_statistics(self, worker: int) -> None:

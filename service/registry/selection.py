@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from service.errors import ModelNotFound, ModelNotReady
+from service.registry.first_use import NotLoadedYet
 from service.registry.handle import ModelHandle
 from service.registry.model import Model, Version
 from service.state import begun_by
@@ -46,9 +47,7 @@ class Selection:
             model.choose_default()
             model.choose_shadow(lambda: self.is_busy())
         defaults: dict[str, Model] = {}
-        for model in sorted(
-            models.values(), key=lambda m: (not (m.manifest and m.manifest.default), not m.is_ready, m.name)
-        ):
+        for model in sorted(models.values(), key=lambda m: (not (m.manifest and m.manifest.default), m.rank, m.name)):
             if model.manifest:
                 defaults.setdefault(model.manifest.task, model)
         self._models, self._defaults = models, defaults
@@ -87,6 +86,7 @@ class Selection:
         Raises:
             ModelNotFound: no such model or version, or it serves another task.
             ModelNotReady: known, but not loaded.
+            NotLoadedYet: it is loaded when it is first asked for, which is now.
         """
         name, at, wanted = (asked or "").partition("@")
         model = self.model(name) if asked else self.default(task)
@@ -98,9 +98,16 @@ class Selection:
             raise ModelNotFound(f"{name}@{wanted}", available=there, what="version", note=note)
         version = model.versions.get(wanted) if wanted else _unnamed(model, caller, state)
         if version is None or version.handle is None:
+            self._refuse_to_wait(version, asked or model.name)
             state = version.state if version else "failed"
             raise ModelNotReady(asked or model.name, state, model.problem or (version.reason if version else None))
         return version.handle
+
+    @staticmethod
+    def _refuse_to_wait(version: Version | None, asked: str) -> None:
+        """Say what to wait for where a version is loaded when it is first asked for."""
+        if version is not None and version.first_use is not None and version.state in ("lazy", "loading"):
+            raise NotLoadedYet(asked, version.first_use)
 
     def _of_another_task(self, model: Model, its_task: str, task: str) -> ModelNotFound:
         other = self._tasks.get(its_task)
@@ -136,6 +143,7 @@ class Selection:
             raise ModelNotReady(name, "failed", model.problem)
         handle = found.handle
         if handle is None:
+            self._refuse_to_wait(found, name)
             raise ModelNotReady(name, found.state, found.reason)
         if colon and graph not in handle.graphs:
             raise ModelNotFound(graph, available=list(handle.graphs), what=f"graph of model {name!r}")

@@ -81,7 +81,7 @@ class RepositoryEntry(BaseModel):
     name: str = Field(examples=["series-gru"])
     version: str | None = Field(default=None, description="Left out where the folder has none.", examples=["2"])
     state: RepositoryState = Field(examples=["READY"])
-    reason: str | None = Field(default=None, description="Why it cannot infer.")
+    reason: str | None = Field(default=None, description="Why it cannot infer, or cannot at once.")
 
 
 class TensorConfiguration(BaseModel):

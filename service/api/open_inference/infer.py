@@ -71,7 +71,8 @@ class InferEndpoint:
             if len(body) > INLINE_BYTES and names_timeout(body, json_bytes):  # too much to be read by the event loop
                 loop = asyncio.get_running_loop()
                 context.shorten(await loop.run_in_executor(PARSERS, timeout_s, body, json_bytes))
-            return self.answer(await attended(self.ask(context, scope, body), context, receive))
+            asked = await reach.when_loaded(lambda: self.ask(context, scope, body), context)
+            return self.answer(await attended(asked, context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`. A parameter `timeout` shortens the time there is; that of a large body is known already."""
