@@ -159,13 +159,13 @@ class CompareEndpoint:
         self, context: RequestContext, path: str, request: TaskInput, size_bytes: int, name: str
     ) -> _Entry:
         """Ask one model."""
-        begun = time.perf_counter()
         handle: ModelHandle | None = None
         try:
             handle = await reach.when_loaded(
                 lambda: reach.resolve(self._registry, context.key, self._task.name, name), context
             )
             context.model = context.model or handle.name
+            begun = time.perf_counter()  # what is loaded now is not counted
             done = await handle.batcher.submit(
                 handle.answer(request),
                 rows=request.rows,

@@ -290,7 +290,8 @@ class Server:
             states = {entry["version"]: entry["state"] for entry in told.get("versions", [])}
             if states.get(wanted) not in ("lazy", "loading"):
                 break
-            self.ask(f"/v2/models/{quoted}/versions/{urllib.parse.quote(str(wanted), safe='')}")
+            for _ in range(2):  # workers are asked in turn: with one question more, the next one is another's
+                self.ask(f"/v2/models/{quoted}/versions/{urllib.parse.quote(str(wanted), safe='')}")
         return told
 
     def runs(self, model: str) -> tuple[float, float]:

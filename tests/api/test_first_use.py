@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from service.client.http import Server, split_url
 from service.registry import registry as registries
 from service.registry import time_limit
 from tests import graphs
@@ -190,6 +191,14 @@ async def test_a_small_request_waits_on_the_short_way_too(models: Path, gate: Ga
         assert [(status, told["model"]["name"]) for status, told in await asked] == [(200, "late")]
         assert served.begun == 2
         assert (served.answered(200), served.answered(499)) == (1, 1)
+
+
+async def test_a_client_that_measures_is_a_first_use(models: Path) -> None:
+    lazy(models)
+    async with serving(models) as served:
+        client = Server(split_url(f"http://127.0.0.1:{served.port}"))
+        told = await asyncio.to_thread(client.model, "late")
+        assert [version["state"] for version in told["versions"]] == ["ready"]
 
 
 async def test_a_server_that_stops_tells_those_who_wait(
