@@ -97,7 +97,7 @@ class Registry:
             with self._late:
                 self._load(model, version)
                 give_back_freed_memory()
-            if self._stopped:
+            if version.state == "loading":  # it was given up, as the server stops
                 raise Draining
 
         version.state = "lazy"
