@@ -19,6 +19,7 @@ from service.api import document, health, home, pages, problems
 from service.api import models as model_routes
 from service.api.address import Address, Addresses
 from service.api.call import Endpoint
+from service.api.compare import CompareEndpoint
 from service.api.context import Workers
 from service.api.control import OwnControl
 from service.api.cors import Cors
@@ -46,6 +47,7 @@ DESCRIPTION = """
 
 * Pick a model with `model` (`name` or `name@version`), or leave it out for the task's default.
 * A `state` in an answer is the model's memory: send it with what comes next, to any replica.
+* Where a new version of a model is tried on some callers, `X-Canary-Key: <yourself>` keeps to one of the versions.
 * `X-Request-ID` is echoed, `X-Request-Timeout: <seconds>` is your deadline, `Server-Timing` says where the time went.
 * Every error is `application/problem+json` and says what to do.
 """
@@ -74,6 +76,7 @@ def make_registry(
         tune=True,
         load_timeout_s=settings.load_timeout_s,
         workers=plan.workers * GENERATIONS,
+        lazy=True,
     )
     known = dict(discover(settings.tasks) if tasks is None else tasks)
     return Registry(settings.models, options, known, settings.model_name)
@@ -91,12 +94,19 @@ def summary(registry: Registry, most: int | None = None, most_chars: int | None 
         f"{model.name}@{version.name}": version.reason
         for model in registry
         for version in model.versions.values()
-        if version.state != "ready"
+        if version.state not in ("ready", "lazy")
     }
+    lazy = [
+        f"{model.name}@{version.name}"
+        for model in registry
+        for version in model.versions.values()
+        if version.state == "lazy"
+    ]
     failed |= {model.name: model.problem for model in registry if not model.versions}
     told = {name: (reason or "")[:most_chars] for name, reason in list(failed.items())[:most]}
     return {
         "models": [model.name for model in registry if model.is_ready][:most],
+        **({"lazy": lazy[:most]} if lazy else {}),
         **({"failed": told} if told else {}),
     }
 
@@ -168,12 +178,17 @@ def create_app(
         lifespan=lifespan,
         generate_unique_id_function=document.operation_id,
     )
+    spare_cores = max(1, settings.plan().budget.cores - 1)
+    models.selection.is_busy = lambda: sum(workers.in_flight) > spare_cores
     addresses = Addresses(settings)
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     in_flight = BytesInFlight(settings.max_bytes_in_flight)
     app.state.settings, app.state.in_flight = settings, in_flight
     app.state.control = OwnControl(models, settings.drain_timeout_s)
-    endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())}
+    endpoints: dict[str, Endpoint] = {
+        e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())
+    }
+    endpoints |= {e.path: e for e in (CompareEndpoint(task, settings, models, in_flight) for task in routed.values())}
     infer = InferEndpoint(settings, models, in_flight)
 
     def endpoint_of(path: str) -> Endpoint | None:

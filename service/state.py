@@ -14,6 +14,7 @@ that passes, a graph may compute what does not, and then the request is refused,
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -177,6 +178,26 @@ def unpack(model: str, version: str, token: str) -> State:
         return State(_arrays(header["arrays"], payload), dict(header["extra"]))
     except (ValueError, KeyError, TypeError):
         raise InvalidState("is not a state token of this service") from None
+
+
+_BEGINS = re.compile(rb'.{%d}\{"model":\["([^"\\]*)","([^"\\]*)"\]' % (_CHECKSUM_BYTES + 4), re.DOTALL)
+_BEGINS_CHARS = 400
+
+
+def begun_by(token: str) -> tuple[str, str] | None:
+    """Which model and version say that they made a token; only `unpack` finds out whether it is so.
+
+    Returns:
+        None for what is no token, or where the names are very long.
+    """
+    whole = token[: min(len(token), _BEGINS_CHARS) // 4 * 4]
+    if "+" in whole or "/" in whole:  # as in `unpack`
+        return None
+    try:
+        found = _BEGINS.match(pybase64.b64decode(whole.encode("ascii"), altchars=b"-_", validate=True))
+        return (found[1].decode(), found[2].decode()) if found else None
+    except ValueError:
+        return None
 
 
 def _text(data: bytes) -> str:

@@ -110,6 +110,19 @@ REFUSED_FILES = Counter(
     "Files of requests that could not be used, by kind of problem; others of the same request may have been answered.",
     ["model", "problem"],
 )
+SHADOW_OUTCOMES = ("agreed", "differed", "dropped", "failed")
+"""Answers that were compared, and agreed or not; copies for which there was no time; those that got no answer."""
+SHADOW_REQUESTS = Counter(
+    "gridloop_shadow_requests",
+    f"Copies of answered requests offered to a version in the shadow, by outcome: {', '.join(SHADOW_OUTCOMES)}.",
+    ["model", "version", "outcome"],
+)
+SHADOW_SECONDS = Histogram(
+    "gridloop_shadow_seconds",
+    "Time of compared answers without the queue: of the version that answered (served), and of the one in the shadow.",
+    ["model", "version", "answer"],
+    buckets=_LATENCY_BUCKETS_S,
+)
 LOST_LOG_LINES = Counter(
     "gridloop_lost_log_lines", "Log lines that could not be written: a full disk, or a reader that stalls or is gone."
 )

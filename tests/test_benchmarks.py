@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -152,3 +154,13 @@ def test_a_section_becomes_a_plot(tmp_path: Path, has_memory: bool):
     before = file.read_bytes()
     growth.plot("models", section(*points), file)
     assert file.read_bytes() == before  # so that a plot differs only where numbers do
+
+
+def test_a_tensor_is_the_same_as_json_and_as_bytes():
+    tensors = script("tensors")
+    drawn = np.random.default_rng(0).normal(size=(1, 3, 2, 2)).astype(np.float32)
+    (as_json, _), (as_bytes, headers) = tensors.as_json(drawn), tensors.as_bytes(drawn)
+    values = json.loads(as_json)["inputs"][0]["data"]
+    length = int(headers["Inference-Header-Content-Length"])
+    assert json.loads(as_bytes[:length])["inputs"][0]["parameters"] == {"binary_data_size": drawn.nbytes}
+    np.testing.assert_allclose(np.frombuffer(as_bytes[length:], np.float32), values, rtol=1e-6)

@@ -6,6 +6,7 @@ endpoint in a task of its own.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ from service.api.context import EXCHANGE, Answer, Asked, Exchange, RequestContex
 from service.api.headers import answer_headers
 from service.api.problems import answer_of
 from service.errors import InferenceFailed, ServiceError
+from service.registry.first_use import NotLoadedYet
 from service.runtime.job import Done, Job, Outcome
 
 if TYPE_CHECKING:
@@ -29,10 +31,13 @@ CLIENT_LEFT = 499
 class Endpoint(Protocol):
     """Answers POST requests past the framework's stack; `path` is their label in the metrics.
 
+    Where `is_short` is false, a request is never answered the short way.
+
     All of it raises what `problems` knows.
     """
 
     path: str
+    is_short: bool
 
     async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
         """Receive the body and answer."""
@@ -62,12 +67,13 @@ class Head:
 class Call:
     """A request on the short way: begun, worked on by a batcher, answered by whoever knows how it ended."""
 
-    __slots__ = ("_asked", "_context", "_edge", "_endpoint", "_exchange", "_job", "_scope")
+    __slots__ = ("_asked", "_context", "_edge", "_endpoint", "_exchange", "_job", "_scope", "_waiting")
 
     def __init__(self, edge: Edge, endpoint: Endpoint, exchange: Exchange, scope: Any) -> None:
         self._edge, self._endpoint, self._exchange, self._scope = edge, endpoint, exchange, scope
         self._asked: Asked | None = None
         self._job: Job | None = None
+        self._waiting: asyncio.Future[None] | None = None  # until the version is loaded
 
     def begin(self, arrived: int) -> None:
         """Check the request and hand it to its model; `arrived` requests are begun together."""
@@ -76,7 +82,15 @@ class Call:
         self._exchange.on_disconnect = self._leave
         try:
             edge.admit(context, scope)
-            self._asked = asked = self._endpoint.ask(context, scope, self._exchange.whole_body() or b"")
+        except Exception as error:
+            self._end(error)
+        else:
+            self._ask(self._exchange.whole_body() or b"")
+
+    def _ask(self, body: bytes) -> None:
+        context = self._context
+        try:
+            self._asked = asked = self._endpoint.ask(context, self._scope, body)
             self._job = asked.batcher.begin(
                 asked.steps,
                 self._end,
@@ -87,8 +101,18 @@ class Call:
                 work=asked.work,
                 size_bytes=asked.size_bytes,
             )
+        except NotLoadedYet as first:
+            self._waiting = asyncio.ensure_future(self._ask_when_loaded(first, body))
         except Exception as error:
             self._end(error)
+
+    async def _ask_when_loaded(self, first: NotLoadedYet, body: bytes) -> None:
+        try:
+            await first.first_use.wait(self._context.remaining_s)
+        except Exception as error:
+            self._end(error)
+        else:
+            self._ask(body)
 
     def _end(self, outcome: Outcome[Any]) -> None:
         context = self._context
@@ -104,6 +128,8 @@ class Call:
         self._count(answer.status)
 
     def _leave(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
         if self._asked and self._job:
             self._asked.batcher.abandon(self._job)
         self._count(CLIENT_LEFT)

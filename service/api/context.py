@@ -23,6 +23,10 @@ HEADERS = "gridloop.headers"
 """Key of the ASGI scope for the headers as `RequestContext` has them, once somebody has looked at them."""
 
 
+CANARY_HEADER = b"x-canary-key"
+"""Header of a request, in lower case: whoever sends the same value is answered by the same version of a model."""
+
+
 @dataclass(slots=True)
 class Workers:
     """What the workers of a server know of each other: an entry for each, in memory that all share.
@@ -143,6 +147,12 @@ class RequestContext:
     def remaining_s(self) -> float:
         """Seconds left until the deadline; not below 0."""
         return max(0.0, self.started + self.timeout_s - time.perf_counter())
+
+    @property
+    def canary_key(self) -> str:
+        """What tells this caller from others where a canary answers some: their own word, else the request's id."""
+        key = self.headers.get(CANARY_HEADER)
+        return key.decode("latin-1") if key is not None else self.request_id
 
     def shorten(self, timeout_s: float | None) -> None:
         """Bring the deadline forward, where one is given that comes sooner."""

@@ -17,6 +17,7 @@ REQUEST_HEADERS = (
     "Content-Encoding",
     "Content-Type",
     "Inference-Header-Content-Length",
+    "X-Canary-Key",
     "X-Request-ID",
     "X-Request-Timeout",
     "traceparent",

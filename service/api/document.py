@@ -7,6 +7,7 @@ generators cannot express (a file as the body under a dozen content types) is sa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.api.compare import Comparison, comparison_path_item
 from service.api.gate import OPEN_PATHS
 from service.api.open_inference.document import SCHEMAS, path_items
 from service.api.tasks import path_item
@@ -48,6 +50,12 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
         f"/v1/{name}": path_item(task, takes=references.get(task.Input), gives=references[task.Output])
         for name, task in tasks.items()
     }
+    task_paths |= {
+        f"/v1/compare/{name}": comparison_path_item(
+            task, takes=references.get(task.Input), gives=references[_comparison(task)]
+        )
+        for name, task in tasks.items()
+    }
     document["paths"] = task_paths | document["paths"] | path_items()
     schemas = document["components"]["schemas"] | schemas
     document["components"]["schemas"] = {name: schemas[name] for name in sorted(schemas) if name not in _UNUSED}
@@ -59,13 +67,19 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
     return _with_plain_names(document)
 
 
+@cache
+def _comparison(task: type[AnyTask]) -> type[BaseModel]:
+    """The type of what `POST /v1/compare/<task>` answers."""
+    return Comparison[task.Output]  # type: ignore[name-defined]
+
+
 def _task_schemas(
     tasks: Mapping[str, type[AnyTask]],
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """References to the schemas of all tasks' bodies, by type, and the schemas by name."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(schema, "validation") for schema in (Problem, *SCHEMAS)]
     for task in tasks.values():
-        models.append((task.Output, "serialization"))
+        models += [(task.Output, "serialization"), (_comparison(task), "serialization")]
         if not issubclass(task.Input, MediaInput):  # the fields of these are query parameters
             models.append((task.Input, "validation"))
     found, defined = models_json_schema(models, ref_template=f"{_REFERENCE}{{model}}")

@@ -170,7 +170,7 @@ class Edge:
         if scope["method"] != "POST":
             return None
         path = without_prefix(scope["path"], self._addresses.root_path)  # a proxy's word goes the long way
-        if (endpoint := self._endpoint_of(path)) is None:
+        if (endpoint := self._endpoint_of(path)) is None or not endpoint.is_short:
             return None
         scope["path"] = path
         scope[HEADERS] = headers = dict(scope["headers"])

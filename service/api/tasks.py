@@ -50,7 +50,8 @@ INFERENCE_FAILURES = (
     errors.DeadlineExceeded,
 )
 """How any request that reaches a model may fail."""
-_FAILURES = (*INFERENCE_FAILURES, errors.ValidationFailed, errors.InvalidInput)
+FAILURES = (*INFERENCE_FAILURES, errors.ValidationFailed, errors.InvalidInput)
+"""How a request to a task may fail."""
 
 
 class TaskEndpoint:
@@ -66,6 +67,8 @@ class TaskEndpoint:
         in_flight: where large bodies are counted.
     """
 
+    is_short = True
+
     def __init__(self, task: type[AnyTask], settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
         self.path = f"/v1/{task.name}"
         self._task, self._settings, self._registry, self._in_flight = task, settings, registry, in_flight
@@ -76,7 +79,8 @@ class TaskEndpoint:
             body = await receive_body(self._settings, context.headers, scope, receive, counted)
             self._refuse_early(context, scope, body)
             request = await parse_input(self._task, self._settings, context, scope["query_string"], body)
-        return self.answer(await attended(self._asked(context, request, len(body)), context, receive))
+        asked = await reach.when_loaded(lambda: self._asked(context, request, len(body)), context)
+        return self.answer(await attended(asked, context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`."""
@@ -92,7 +96,8 @@ class TaskEndpoint:
 
     def _asked(self, context: RequestContext, request: TaskInput, size_bytes: int) -> Asked:
         context.check_deadline()
-        handle = reach.resolve(self._registry, context.key, self._task.name, request.model)
+        state = getattr(request, "state", None)
+        handle = reach.resolve(self._registry, context.key, self._task.name, request.model, context, state)
         context.model = handle.name
         return Asked(handle.batcher, handle.answer(request), request.rows, request.work or size_bytes, size_bytes)
 
@@ -107,7 +112,7 @@ class TaskEndpoint:
         if len(body) < EARLY_BYTES or b"model" in scope["query_string"] or b'"model"' in body:
             return
         with suppress(errors.ModelNotFound, errors.ModelNotReady):  # told once the body was found to be right
-            self._registry.resolve(self._task.name, None).batcher.check(context.remaining_s)
+            self._registry.resolve(self._task.name, None, context).batcher.check(context.remaining_s)
 
 
 def answer_headers(tasks: Iterable[type[AnyTask]]) -> list[str]:
@@ -183,7 +188,7 @@ def path_item(
         takes: reference to the schema of the body; None where that is files.
         gives: reference to the schema of the answer.
     """
-    failures = (*_FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else _FAILURES
+    failures = (*FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else FAILURES
     responses = {
         "200": _success(task, gives),
         **{str(status): entry for status, entry in openapi_responses(failures, f"/v1/{task.name}").items()},
@@ -193,7 +198,7 @@ def path_item(
         "post": {
             "tags": ["tasks"],
             "summary": task.summary,
-            "description": f"{description}\n\n{_files_in_words(task)}" if takes is None else description,
+            "description": f"{description}\n\n{files_in_words(task)}" if takes is None else description,
             "operationId": task.name.replace("-", "_"),
             **(_media_request(task) if takes is None else _json_request(task, takes)),
             "responses": responses,
@@ -259,7 +264,8 @@ def _media_request(task: type[AnyTask]) -> dict[str, Any]:
     }
 
 
-def _files_in_words(task: type[AnyTask]) -> str:
+def files_in_words(task: type[AnyTask]) -> str:
+    """How files are sent to a task."""
     kinds = ", ".join(f"`{kind}`" for kind in task.media if kind != RAW_FILE)
     return (
         "Files are parts named `file` of a form; the fields below may be parts of it, too. Or one file is the body "

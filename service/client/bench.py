@@ -5,7 +5,6 @@ report = measure("http://127.0.0.1:8000", "series-gru", connections=64, seconds=
 
 from __future__ import annotations
 
-import urllib.parse
 from pathlib import Path
 
 from service.client.http import ClientFailed, Server, split_url
@@ -40,7 +39,7 @@ def measure(
         raise ValueError(f"connections must be 1 to {MAX_CONNECTIONS}, seconds above 0 and at most {MAX_SECONDS:g}")
     server = Server(split_url(url), key)
     name, _, version = model.partition("@")
-    info = server.ask_json(f"/v1/models/{urllib.parse.quote(name, safe='')}")
+    info = server.model(name, version)
     version = version or info.get("default_version") or ""
     found = next((v for v in info.get("versions", []) if v["version"] == version), None)
     if found is None or found["state"] != "ready":

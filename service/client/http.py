@@ -29,6 +29,9 @@ LOOK_UP_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 30.0
 """Time for the answer to one question about the server (seconds)."""
 
+FIRST_USES = 16
+"""So often a lazy version is asked for, which each worker loads by itself, until one says that it is there (count)."""
+
 
 class ClientFailed(Exception):
     """The server could not be asked, or not measured; the message says why."""
@@ -269,6 +272,27 @@ class Server:
         if not isinstance(found, dict):
             raise ClientFailed(f"{target} is no JSON object: is this a Gridloop server?")
         return found
+
+    def model(self, name: str, version: str = "") -> dict[str, Any]:
+        """What the server says of a model, whose version is loaded where it was to wait for somebody to ask.
+
+        Args:
+            name: of the model.
+            version: of it; empty for the one that answers when none is named.
+
+        Raises:
+            ClientFailed: as `ask`.
+        """
+        quoted = urllib.parse.quote(name, safe="")
+        for _ in range(FIRST_USES):
+            told = self.ask_json(f"/v1/models/{quoted}")
+            wanted = version or told.get("default_version")
+            states = {entry["version"]: entry["state"] for entry in told.get("versions", [])}
+            if states.get(wanted) not in ("lazy", "loading"):
+                break
+            for _ in range(2):  # workers are asked in turn: with one question more, the next one is another's
+                self.ask(f"/v2/models/{quoted}/versions/{urllib.parse.quote(str(wanted), safe='')}")
+        return told
 
     def runs(self, model: str) -> tuple[float, float]:
         """Rows and runs of a model so far, over all workers; (0, 0) where there are no metrics."""

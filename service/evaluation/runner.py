@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +148,7 @@ def _load(models: Path, name: str, version: str, tasks: Mapping[str, type[AnyTas
 def _ask_server(server: Server, name: str, version: str) -> tuple[Subject, str]:
     """A model as a server has it, and the digest of its graph."""
     try:
-        told = server.ask_json(f"/v1/models/{urllib.parse.quote(name, safe='')}")
+        told = server.model(name, version)
     except ClientFailed as error:
         raise EvaluationFailed(str(error)) from error
     version = version or told.get("default_version") or ""

@@ -6,6 +6,7 @@ same for each. `service.registry.loading` makes it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from service.graph import Signature, Steps
 from service.registry.drift import Drift, read_sketch
 from service.registry.manifest import OfVersion
 from service.registry.prepared import PreparedGraph
+from service.registry.shadow import Shadow
 from service.runtime.batcher import Batcher
 from service.runtime.drive import drive
 from service.runtime.graphs import Graphs
@@ -39,6 +41,7 @@ class LoadOptions:
         like: a version of the same model that is served: graphs that look like its own are run as they are.
         load_timeout_s: time for loading one version (seconds).
         workers: processes that will serve it.
+        lazy: whether versions that say so are loaded when they are first asked for.
     """
 
     cores: int = 1
@@ -50,6 +53,7 @@ class LoadOptions:
     like: ModelHandle | None = None
     load_timeout_s: float = 120.0
     workers: int = 1
+    lazy: bool = False
 
 
 class ModelHandle:
@@ -72,6 +76,7 @@ class ModelHandle:
         tuning: how the main graph is run.
         statistics: what it has done, in all workers.
         drift: how its answers compare with its sketch; None where it has none.
+        shadow: what its answers are compared with; None where there is nothing.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class ModelHandle:
         self._options = options
         self._batcher: Batcher | None = None
         self._is_closed = False
+        self.shadow: Shadow | None = None
 
     async def predict(self, request: TaskInput, *, timeout_s: float) -> Done[bytes | MediaAnswer]:
         """Answer a request, batched with whatever else waits for this model.
@@ -134,10 +140,20 @@ class ModelHandle:
 
     def answer(self, request: TaskInput) -> Steps[bytes | MediaAnswer]:
         """The steps that answer a request; JSON as its bytes."""
+        shadow = self.shadow
+        begun = time.perf_counter() if shadow is not None else 0.0
         output: TaskOutput | MediaAnswer = yield from self.task.steps(request)
         if self.drift is not None and not isinstance(output, MediaAnswer):
             self.drift.note(self.task.traits(request, output))
-        return output if isinstance(output, MediaAnswer) else output.to_json()
+        answer = output if isinstance(output, MediaAnswer) else output.to_json()
+        if shadow is not None:
+            shadow.offer(request, answer, time.perf_counter() - begun)
+        return answer
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether requests wait for their turn."""
+        return self._batcher is not None and self._batcher.waiting > 0
 
     def predict_now(self, request: TaskInput) -> TaskOutput | MediaAnswer:
         """Answer a request in the calling thread, unbatched: for the command line."""
@@ -147,4 +163,6 @@ class ModelHandle:
     def close(self, timeout_s: float | None = None) -> bool:
         """Finish what was accepted and release the thread; says whether that worked in time."""
         self._is_closed = True
+        if self.shadow is not None:
+            self.shadow.close()
         return self._batcher is None or self._batcher.close(timeout_s)

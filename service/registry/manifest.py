@@ -40,7 +40,40 @@ class Batching(BaseModel):
     """Threads of a run that has the machine to itself (count); every other run takes one."""
 
 
-NOT_OF_VERSIONS = {"architecture", "default", "default_version", "description", "required", "versions"}
+class Canary(BaseModel):
+    """A version that answers a share of the requests which name none."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    version: str
+    """Name of its folder."""
+    percent: Annotated[float, Field(ge=0, le=100)]
+    """Share of the callers that it answers (percent)."""
+
+
+class Shadowing(BaseModel):
+    """A version whose answers are only compared with those that callers get."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    version: str
+    """Name of its folder."""
+    percent: Annotated[float, Field(ge=0, le=100)] = 100.0
+    """Share of the requests that are compared while the machine has time for it (percent)."""
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Largest difference of a number between answers that agree, as in golden samples."""
+
+
+NOT_OF_VERSIONS = {
+    "architecture",
+    "canary",
+    "default",
+    "default_version",
+    "description",
+    "required",
+    "shadow",
+    "versions",
+}
 """Keys of a manifest that change nothing in a version that is loaded."""
 
 
@@ -62,6 +95,8 @@ class OfVersion(Claims):
 
     constants: dict[str, Finite] = {}
     """Values of graph inputs that no request gives, by name, such as `keep_prob = 1.0`."""
+    load: Literal["start", "lazy"] = "start"
+    """When it is loaded: `lazy` is when it is first asked for, unless it answers requests that name no model."""
     state: dict[str, str] = {}
     """Recurrent state of graphs with names of their own for it: the input -> the output that goes on with it, such as
     `h0 = "hn"`. An input `x` with an output `next_x` needs no entry."""
@@ -88,6 +123,10 @@ class Manifest(OfVersion):
     versions: Literal["all", "latest"] | list[str] = "all"
     """Which versions are loaded: all; the highest that can be served; or those named, such as `["1", "3"]`."""
     batching: Batching = Batching()
+    canary: Canary | None = None
+    """A version on trial, which answers a share of the requests that name no version."""
+    shadow: Shadowing | None = None
+    """A version whose answers nobody gets: they are compared with those of the default version."""
 
     _text: str = PrivateAttr(default="")
     _folder: Path | None = PrivateAttr(default=None)
@@ -110,9 +149,25 @@ class Manifest(OfVersion):
         return self.model_dump_json(exclude=NOT_OF_VERSIONS)
 
     def line(self, key: str) -> str:
-        """In which line a key is written, as the end of a sentence about it; empty where it is not."""
-        number = line_of(self._text, [key])
+        """In which line a key is written, as the end of a sentence about it; empty where it is not.
+
+        Args:
+            key: dotted where it is in a table, such as `canary.version`.
+        """
+        number = line_of(self._text, key.split("."))
         return f" (line {number})" if number else ""
+
+    @property
+    def on_trial(self) -> set[str]:
+        """Versions that are tried beside the default one, and are not it for being the highest."""
+        return {tried.version for tried in (self.canary, self.shadow) if tried}
+
+    @property
+    def named_versions(self) -> dict[str, str]:
+        """Versions that the manifest needs, by the key that names each."""
+        tried = {"canary.version": self.canary, "shadow.version": self.shadow}
+        named = {key: each.version for key, each in tried.items() if each}
+        return named if self.default_version is None else {"default_version": self.default_version, **named}
 
     def options(self, version: Path) -> dict[str, Any]:
         """All other keys and tables, such as `[preprocessing]`: the task checks them (`Task.Options`).
@@ -129,8 +184,8 @@ class Manifest(OfVersion):
             raise ManifestInvalid(
                 _where(version),
                 f"{', '.join(common)} holds for every version; write it in {version.parent.name}/{FILENAME}. "
-                "Here may be only licence, [metrics], [constants], [state], [state_ranges] and what the task reads, "
-                "such as [calibration].",
+                "Here may be only licence, load, [metrics], [constants], [state], [state_ranges] and what the task "
+                "reads, such as [calibration].",
             )
         return dict(self.model_extra or {}) | own
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,16 +13,18 @@ from pathlib import Path
 import structlog
 
 from service import telemetry
-from service.errors import ManifestInvalid, ModelNotFound
+from service.errors import Draining, ManifestInvalid, ModelNotFound
+from service.registry.first_use import FirstUse
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.loading import load_version
-from service.registry.manifest import Manifest
+from service.registry.manifest import MOST_ROWS, Manifest
 from service.registry.model import Model, Version, VersionState
 from service.registry.repository import FoundModel, is_one_model, read_folder, scan, version_key
-from service.registry.selection import Selection
+from service.registry.selection import Caller, Selection
 from service.registry.time_limit import Limited, Stopped
 from service.registry.watcher import Look, ModelLook, stamp
-from service.runtime.memory import give_back_memory
+from service.runtime.memory import give_back_freed_memory, give_back_memory
+from service.runtime.statistics import Statistics
 from service.tasks import AnyTask, check_type_names, discover
 from service.tasks.base import ModelRef
 
@@ -68,6 +71,14 @@ class Changes:
     closing: list[ModelHandle]
 
 
+def _is_lazy(model: Model, version: Version) -> bool:
+    """Whether the manifest of a version, or else its model's, has it loaded when it is first asked for."""
+    try:
+        return model.manifest is not None and model.manifest.of_version(model.folder_of(version.name)).load == "lazy"
+    except ManifestInvalid:  # told when it is loaded
+        return False
+
+
 class Registry:
     """All models of a repository.
 
@@ -99,6 +110,7 @@ class Registry:
         self._options = options or LoadOptions()
         self._loading: Limited[ModelHandle] | None = None
         self._stopped = False
+        self._late = threading.Lock()  # held while a version is loaded that was first asked for
         self._unloaded: set[str] = set()
         self.name = name
         self._models: dict[str, Model] = {found.name: self._model(found) for found in scan(models, self.tasks, name)}
@@ -120,7 +132,37 @@ class Registry:
         for name in sorted(set(named), key=version_key):
             reason = reasons.get(name, f"{found.name}/manifest.toml: `versions` names it, and there is no such folder.")
             versions[name] = Version(name, "failed" if reason else state, reason)
-        return Model(found.name, found.path, found.manifest, found.required, versions, problem, bare=found.bare)
+        model = Model(found.name, found.path, found.manifest, found.required, versions, problem, bare=found.bare)
+        for version in versions.values():
+            if self._options.lazy and version.state == "loading" and _is_lazy(model, version):
+                self._load_at_first_use(model.name, version)
+        return model
+
+    def _load_at_first_use(self, name: str, version: Version) -> None:
+        """Have a version of a model loaded when somebody first asks for it."""
+
+        def load() -> None:
+            model = self._models[name]  # as it is by then: it may have been renewed since
+            asked = model.versions[version.name]
+            asked.state = "loading"
+            with self._late:
+                self._load(model, asked)
+                self._announce(model, asked)
+                give_back_freed_memory()
+            if asked.state == "loading":  # it was given up, as the server stops
+                raise Draining
+
+        version.state = "lazy"
+        version.first_use = FirstUse(f"{name}@{version.name}", load)
+        version.statistics = Statistics(self._options.workers, MOST_ROWS)
+
+    def _must_not_wait(self, model: Model, version: Version) -> bool:
+        """Whether a version answers requests that name no model, or no version while the model must be ready."""
+        manifest = model.manifest
+        if manifest is None or version.name in manifest.on_trial:
+            return True
+        is_default = self.default(manifest.task) is model or model.required
+        return is_default and version.name == model.default_version
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -139,7 +181,23 @@ class Registry:
             if model.problem:
                 log.error("model folder cannot be served", model=model.name, reason=model.problem)
             self._load_versions(model)
+        self._load_what_must_not_wait(task)
         give_back_memory()
+
+    def _load_what_must_not_wait(
+        self, task: str | None = None, on_load: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Load the lazy versions that answer who names none; where one fails, the next may have to."""
+        while found := [
+            (model, version)
+            for model in self
+            if model.manifest and not model.problem and task in (None, model.manifest.task)
+            for version in model.versions.values()
+            if version.state == "lazy" and self._must_not_wait(model, version)
+        ]:
+            for model, version in found:
+                on_load(f"{model.name}@{version.name}")
+                self._load(model, version)
 
     def _load_versions(
         self,
@@ -160,7 +218,8 @@ class Registry:
         """
         before, asked = before or {}, asked or Asked()
         chosen = model.manifest.versions if model.manifest else "all"
-        again = asked.again or model.name in asked.load
+        wanted = model.name in asked.load
+        again = asked.again or wanted
         served = [version.handle for version in before.values() if version.handle]
         like = served[-1] if served and not self._options.remember else None
         done: dict[str, Version] = {}
@@ -170,12 +229,14 @@ class Registry:
                 version.made_from = now.versions[name], model.manifest.how_run
             if was and was.handle and version.made_from and version.made_from == was.loaded_from:
                 done[name] = replace(was, state="ready", reason=None, made_from=was.loaded_from)
-            elif was and version.made_from and version.made_from == was.made_from and not (again and was.reason):
+            elif known not in asked.known_bad and was and _is_as_it_was(version, was, again=again, wanted=wanted):
                 done[name] = was
+            elif known not in asked.known_bad and version.state == "lazy" and not wanted:
+                done[name] = version
             else:
                 on_load(known)
                 if known in asked.known_bad:
-                    version.state, version.reason = "failed", asked.known_bad[known]
+                    version.state, version.reason, version.first_use = "failed", asked.known_bad[known], None
                 self._load(model, version, like=like)
                 if version.handle and now is not None and stamp(model.folder_of(name)) != now.versions.get(name, ()):
                     changed = f"{model.name}/{name}: has changed while it was loaded; it is tried again."
@@ -185,7 +246,7 @@ class Registry:
                     version.state, version.handle, version.loaded_from = "ready", was.handle, was.loaded_from
                     version.reason = f"{version.reason} What was loaded before is served."
                 done[name] = version
-            if chosen == "latest" and done[name].state == "ready":
+            if chosen == "latest" and done[name].state in ("ready", "lazy"):
                 break
         if done.keys() != model.versions.keys() or any(done[name] is not model.versions[name] for name in done):
             model.versions = {name: done[name] for name in model.versions if name in done}
@@ -197,11 +258,15 @@ class Registry:
         """
         if model.problem or model.manifest is None:
             return
+        if version.state == "lazy":
+            version.state, version.first_use, version.statistics = "loading", None, None
         if version.state == "failed":
             log.error("model cannot be served", model=model.name, version=version.name, reason=version.reason)
         else:
             try:
-                version.handle = self._loaded(model, model.manifest, version.name, like)
+                handle = self._loaded(model, model.manifest, version.name, like)
+                handle.statistics = version.statistics or handle.statistics
+                version.handle = handle
             except Stopped:
                 return
             except ManifestInvalid as error:
@@ -296,6 +361,7 @@ class Registry:
             models[name] = self._renewed(found[name], before.get(name), now.get(name, ModelLook()), asked, on_load)
         self._unloaded &= models.keys()
         self._update(models)
+        self._load_what_must_not_wait(on_load=on_load)
         return _changes(before, self._models)
 
     def _renewed(
@@ -311,12 +377,14 @@ class Registry:
         if model.name in self._unloaded:
             for version in model.versions.values():
                 version.state, version.reason = "unloaded", f"{model.name}: was unloaded."
+                version.first_use = None
         else:
             if model.problem:
                 log.error("model folder cannot be served", model=model.name, reason=model.problem)
             self._load_versions(model, had, now, asked, on_load)
         model.held_default = before.default_version if before else None
-        model.yields = before is None and not any(version.handle for version in model.versions.values())
+        can_answer = any(version.handle or version.state == "lazy" for version in model.versions.values())
+        model.yields = before is None and not can_answer
         return model
 
     # --- versions come and go
@@ -447,6 +515,8 @@ class Registry:
     @staticmethod
     def _announce(model: Model, version: Version) -> None:
         telemetry.announce_model(model.name)
+        if version.state == "lazy":  # neither ready nor in want of mending
+            return
         is_refused = version.state == "failed" or (version.state == "ready" and version.reason is not None)
         telemetry.MODEL_READY.labels(model.name, version.name).set(version.state == "ready")
         telemetry.MODEL_REFUSED.labels(model.name, version.name).set(is_refused)
@@ -476,9 +546,11 @@ class Registry:
         """The model that answers requests of a task which name none, as `Selection.default` finds it."""
         return self.selection.default(task)
 
-    def resolve(self, task: str, asked: str | None) -> ModelHandle:
+    def resolve(
+        self, task: str, asked: str | None, caller: Caller | None = None, state: str | None = None
+    ) -> ModelHandle:
         """The handle that answers a request of a task, as `Selection.for_task` chooses it."""
-        return self.selection.for_task(task, asked)
+        return self.selection.for_task(task, asked, caller, state)
 
     @property
     def is_loading(self) -> bool:
@@ -498,6 +570,13 @@ class Registry:
         handles = [v.handle for m in self for v in m.versions.values() if v.handle]
         closed = [handle.close(max(0.0, until - time.monotonic())) for handle in handles]
         return all(closed)
+
+
+def _is_as_it_was(version: Version, was: Version, *, again: bool, wanted: bool) -> bool:
+    """Whether a version without a handle need not be loaded: it is made from the same, and not to be tried again."""
+    if version.made_from is None or version.made_from != was.made_from:
+        return False
+    return not (again and was.reason) and not (wanted and was.state == "lazy")
 
 
 def _changes(before: Mapping[str, Model], after: Mapping[str, Model]) -> Changes:

@@ -166,10 +166,11 @@ def read_folder(
         problem = f"{name}: {wrong}; rename the folder."
     elif manifest and not versions and not broken:
         problem = f"{name}: has no version folder with a {graph}; add `1/{graph}`."
-    elif manifest and manifest.default_version not in {None, *versions, *broken}:
+    elif manifest and (missing := _missing_version(manifest, {*versions, *broken})):
+        key, version = missing
         problem = (
-            f"{name}/manifest.toml: default_version {manifest.default_version!r} is not among its versions: "
-            f"{', '.join(versions)}{manifest.line('default_version')}."
+            f"{name}/manifest.toml: {key} {version!r} is not among its versions: "
+            f"{', '.join(versions)}{manifest.line(key)}."
         )
     elif manifest and not manifest.serves(manifest.default_version):
         problem = (
@@ -199,6 +200,11 @@ def _manifest(folder: Path) -> tuple[Manifest | None, str | None]:
         return read_manifest(folder), None
     except ManifestInvalid as error:
         return None, str(error)
+
+
+def _missing_version(manifest: Manifest, there: set[str]) -> tuple[str, str] | None:
+    """A key of the manifest that names a version which is not there, and that version."""
+    return next((named for named in manifest.named_versions.items() if named[1] not in there), None)
 
 
 def _version_problem(path: Path, graph: str, why: str) -> str | None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from service.errors import ModelNotFound, ModelNotReady
+from service.registry.first_use import NotLoadedYet
 from service.registry.handle import ModelHandle
-from service.registry.model import Model
+from service.registry.model import Model, Version
+from service.state import begun_by
 from service.tasks import AnyTask
+
+
+class Caller(Protocol):
+    """Who asks; only models with a canary look."""
+
+    @property
+    def canary_key(self) -> str:
+        """What tells this caller from others: who sends it again is answered by the same version."""
 
 
 class Selection:
@@ -16,11 +27,15 @@ class Selection:
     Args:
         models: by name.
         tasks: the tasks that the server has, by name.
+
+    Attributes:
+        is_busy: whether so many requests are being answered that nothing else should be done; the server says so.
     """
 
     def __init__(self, models: Mapping[str, Model], tasks: Mapping[str, type[AnyTask]]) -> None:
         self._models, self._tasks = models, tasks
         self._defaults: dict[str, Model] = {}
+        self.is_busy: Callable[[], bool] = lambda: False
         self.update(models)
 
     def update(self, models: Mapping[str, Model]) -> None:
@@ -30,10 +45,10 @@ class Selection:
         """
         for model in models.values():
             model.choose_default()
+            model.choose_shadow(lambda: self.is_busy())
         defaults: dict[str, Model] = {}
         for model in sorted(
-            models.values(),
-            key=lambda m: (not (m.manifest and m.manifest.default and not m.yields), not m.is_ready, m.name),
+            models.values(), key=lambda m: (not (m.manifest and m.manifest.default and not m.yields), m.rank, m.name)
         ):
             if model.manifest:
                 defaults.setdefault(model.manifest.task, model)
@@ -59,16 +74,21 @@ class Selection:
             raise ModelNotFound(task, available=sorted(self._defaults), what="model for task")
         return self._defaults[task]
 
-    def for_task(self, task: str, asked: str | None) -> ModelHandle:
+    def for_task(
+        self, task: str, asked: str | None, caller: Caller | None = None, state: str | None = None
+    ) -> ModelHandle:
         """What answers a request at a task's endpoint.
 
         Args:
             task: the endpoint's name.
             asked: `name`, `name@version`, or None for the task's default.
+            caller: who may be answered by a canary; None where nobody is to be.
+            state: the token that came with the request: a stream goes on with the version that began it.
 
         Raises:
             ModelNotFound: no such model or version, or it serves another task.
             ModelNotReady: known, but not loaded.
+            NotLoadedYet: it is loaded when it is first asked for, which is now.
         """
         name, at, wanted = (asked or "").partition("@")
         model = self.model(name) if asked else self.default(task)
@@ -78,11 +98,18 @@ class Selection:
             note = "" if wanted else " Leave out the '@' for the default version."
             there = [f"{name}@{version}" for version in model.versions]
             raise ModelNotFound(f"{name}@{wanted}", available=there, what="version", note=note)
-        version = model.versions.get(wanted or model.default_version or "")
+        version = model.versions.get(wanted) if wanted else _unnamed(model, caller, state)
         if version is None or version.handle is None:
+            self._refuse_to_wait(version, asked or model.name)
             state = version.state if version else "failed"
             raise ModelNotReady(asked or model.name, state, model.problem or (version.reason if version else None))
         return version.handle
+
+    @staticmethod
+    def _refuse_to_wait(version: Version | None, asked: str) -> None:
+        """Say what to wait for where a version is loaded when it is first asked for."""
+        if version is not None and version.first_use is not None and version.state in ("lazy", "loading"):
+            raise NotLoadedYet(asked, version.first_use)
 
     def _of_another_task(self, model: Model, its_task: str, task: str) -> ModelNotFound:
         other = self._tasks.get(its_task)
@@ -94,12 +121,13 @@ class Selection:
             note=f" {model.name!r} serves {its_task}: POST {place}.",
         )
 
-    def for_tensors(self, asked: str, version: str | None) -> tuple[ModelHandle, str]:
+    def for_tensors(self, asked: str, version: str | None, caller: Caller | None = None) -> tuple[ModelHandle, str]:
         """What answers a request for the tensors of a graph, whatever the model's task.
 
         Args:
             asked: `name` for the model's main graph, `name:graph` for another one.
             version: None for the default.
+            caller: who may be answered by a canary; None where nobody is to be.
 
         Returns:
             The handle, and the graph's name among its graphs.
@@ -110,14 +138,28 @@ class Selection:
         """
         name, colon, graph = asked.partition(":")
         model = self.model(name)
-        found = model.versions.get(version or model.default_version or "")
+        found = model.versions.get(version) if version else _unnamed(model, caller)
         if version and found is None:
             raise ModelNotFound(version, available=list(model.versions), what=f"version of model {name!r}")
         if found is None:
             raise ModelNotReady(name, "failed", model.problem)
         handle = found.handle
         if handle is None:
+            self._refuse_to_wait(found, name)
             raise ModelNotReady(name, found.state, found.reason)
         if colon and graph not in handle.graphs:
             raise ModelNotFound(graph, available=list(handle.graphs), what=f"graph of model {name!r}")
         return handle, graph or next(iter(handle.graphs))
+
+
+def _unnamed(model: Model, caller: Caller | None, state: str | None = None) -> Version | None:
+    """The version of a model that answers a request which names none."""
+    if state is not None and len(model.versions) > 1:
+        name, begun = begun_by(state) or ("", "")
+        version = model.versions.get(begun) if name == model.name else None
+        if version is not None and version.handle is not None:
+            return version
+    canary = model.canary
+    if canary is not None and caller is not None and canary.takes(caller.canary_key):
+        return canary.version
+    return model.versions.get(model.default_version or "")

@@ -204,10 +204,11 @@ class OnnxSession:
         keep_sums_exact(options)
         if self.copy:
             packed.prepare(options)
-        if self._has_free_shape:
-            # The arena keeps the largest block of every shape ever seen; with free shapes it only grows.
-            options.enable_cpu_mem_arena = False
-            options.enable_mem_pattern = False
+        # The runtime's arena keeps for each session, for ever, the most that a run of it has needed. glibc keeps what a
+        # run frees for all sessions together, and gives it back when nothing is done (`runtime.memory`). With a plan of
+        # the whole run, which takes one block, that is as quick; there is none where shapes differ.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = not self._has_free_shape
         if stop:
             stop.cover_opening(options)
         source: str | bytes = str(self.copy)
@@ -263,7 +264,6 @@ class OnnxSession:
         outputs: tuple[str, ...] = (),
         *,
         alone: bool = False,
-        keep_memory: bool = True,
         stop: Stop | None = None,
     ) -> dict[str, Array]:
         """Compute the outputs for one batch.
@@ -272,7 +272,6 @@ class OnnxSession:
             tensors: every input of the graph; when the graph's batch axis is fixed, fewer rows are padded.
             outputs: names of the outputs wanted; empty means all.
             alone: nothing else runs now, so every core may be used.
-            keep_memory: keep what the run needed for the next one.
             stop: ends the run early, from another thread.
 
         Returns:
@@ -290,8 +289,6 @@ class OnnxSession:
         names = list(outputs) or self._outputs
         session = self._wide_or_narrow() if alone else self._session
         options = stop.options if stop is not None else None
-        if not keep_memory and not self._has_free_shape:
-            options = _giving_memory_back(stop)
         try:
             values = session.run(names, feeds, options)
         except InvalidArgument as error:
@@ -348,15 +345,6 @@ def _value_in_use(spec: TensorSpec) -> float | None:
     if any(axis != 1 for axis in spec.shape):
         return None
     return _VALUES_IN_USE.get(spec.name.rpartition("/")[2].partition(":")[0].lower())
-
-
-def _giving_memory_back(stop: Stop | None) -> ort.RunOptions:
-    """Options of a run after which the arena is as small as can be."""
-    options = ort.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    if stop is not None:
-        stop.cover_run(options)
-    return options
 
 
 def _read_side_file(graph: Path, name: str) -> bytes:

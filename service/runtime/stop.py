@@ -16,18 +16,15 @@ class Stop:
         options: what the runtime is given for a run.
     """
 
-    __slots__ = ("_openings", "_runs", "options")
+    __slots__ = ("_openings", "options")
 
     def __init__(self) -> None:
         self.options = ort.RunOptions()
-        self._runs: tuple[ort.RunOptions, ...] = ()
         self._openings: tuple[ort.SessionOptions, ...] = ()
 
     def set(self) -> None:
         """End them; what has ended already does not mind."""
         self.options.terminate = True  # first: what is covered in this moment sees it, or is seen below
-        for run in self._runs:
-            run.terminate = True
         for opening in self._openings:
             opening.set_load_cancellation_flag(True)
 
@@ -35,12 +32,6 @@ class Stop:
     def is_set(self) -> bool:
         """Whether they were ended, or will be."""
         return bool(self.options.terminate)
-
-    def cover_run(self, options: ort.RunOptions) -> None:
-        """Cover a run with options of its own, beside those with `options`."""
-        self._runs = (*self._runs, options)
-        if self.is_set:
-            options.terminate = True
 
     def cover_opening(self, options: ort.SessionOptions) -> None:
         """Cover the opening of a graph with these options: it folds constants, which may be a loop without end."""

@@ -77,7 +77,6 @@ def tune(
             # Not by the wall clock: who else is busy while this is measured must not decide.
             times[size].append(_seconds(time.thread_time, session, feeds, outputs, alone=False, stop=stop))
         sizes = list(times)
-    session.run(one, outputs, keep_memory=False, stop=stop)  # what the large batches needed would stay for ever
     per_row = {size: min(taken) * 1e3 / size for size, taken in times.items()}
     run = _smallest({size: taken + RUN_COSTS_MS / size for size, taken in per_row.items()}, NEAR_BEST)
     turns = [run * n for n in range(1, most_rows // run + 1)] or [run]

@@ -61,7 +61,9 @@ class VersionInfo(BaseModel):
     """One version of a model."""
 
     version: str = Field(examples=["1"])
-    state: Literal["ready", "loading", "failed", "unloaded"]
+    state: Literal["ready", "lazy", "loading", "failed", "unloaded"] = Field(
+        description="`lazy`: it is loaded when it is first asked for, in each worker by itself."
+    )
     reason: str | None = Field(
         default=None, description="Why it is not ready; of one that is, why what its folder holds now is not served."
     )

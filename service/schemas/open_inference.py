@@ -96,7 +96,7 @@ class RepositoryEntry(BaseModel):
     version: str | None = Field(default=None, description="Left out where the folder has none.", examples=["2"])
     state: RepositoryState = Field(examples=["READY"])
     reason: str | None = Field(
-        default=None, description="Why it cannot infer, or why what its folder holds now does not."
+        default=None, description="Why it cannot infer, or cannot at once, or why what its folder holds now does not."
     )
 
 

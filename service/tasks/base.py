@@ -273,7 +273,7 @@ class TaskOptions(BaseModel):
 
 MANIFEST_KEYS = (
     *("licence", "metrics", "constants", "state", "state_ranges", "task", "architecture", "description", "required"),
-    *("default", "default_version", "versions", "batching"),
+    *("default", "default_version", "versions", "batching", "canary", "shadow", "load"),
 )
 """Keys that every manifest may have (`service.registry.manifest`), whatever the task."""
 

@@ -176,7 +176,7 @@ def test_a_version_may_have_a_licence_and_figures_of_its_own(tmp_path: Path) -> 
         ("[metrics]\naccuracy = []", "echo/2/manifest.toml: [metrics] accuracy = []: Input should be a valid number (line 2)."),
         ("[metrics]\naccuracy = nan", "echo/2/manifest.toml: [metrics] accuracy = nan: Input should be a finite number (line 2)."),
         ("[constants]\nx = 'one'", "echo/2/manifest.toml: [constants] x = 'one': Input should be a valid number, unable to parse string as a number (line 2)."),
-        ("required = true\ngain = 2", "echo/2/manifest.toml: required holds for every version; write it in echo/manifest.toml. Here may be only licence, [metrics], [constants], [state], [state_ranges] and what the task reads, such as [calibration]."),
+        ("required = true\ngain = 2", "echo/2/manifest.toml: required holds for every version; write it in echo/manifest.toml. Here may be only licence, load, [metrics], [constants], [state], [state_ranges] and what the task reads, such as [calibration]."),
         ("gain = ", "echo/2/manifest.toml: is not valid TOML"),
         ("gain = []", "echo/2/manifest.toml over echo/manifest.toml: gain = []: Input should be a valid number (line 1 of echo/2/manifest.toml)."),
     ],

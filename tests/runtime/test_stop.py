@@ -73,10 +73,3 @@ def test_what_is_done_while_a_version_is_loaded_is_stopped(tmp_path: Path, delay
             {"x": np.zeros((1, 1), np.float32)}, stop=stop
         )
     timer.join()
-
-
-def test_a_run_that_gives_its_memory_back_is_stopped_too(session: OnnxSession) -> None:
-    stop = Stop()
-    stop.set()
-    with pytest.raises(Exception, match="ONNXRuntimeError"):
-        session.run({"x": STUCK}, keep_memory=False, stop=stop)

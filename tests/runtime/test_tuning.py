@@ -30,9 +30,7 @@ class Timed:
         self.cost, self.now, self.lone_threads, self.pools = cost, 0.0, 1, 0
         self.rows: list[int] = []
 
-    def run(
-        self, tensors: Any, outputs: Any = (), *, alone: bool = False, keep_memory: bool = True, stop: Any = None
-    ) -> dict[str, Any]:
+    def run(self, tensors: Any, outputs: Any = (), *, alone: bool = False, stop: Any = None) -> dict[str, Any]:
         rows = len(tensors["x"])
         self.rows.append(rows)
         self.now += self.cost(rows, self.lone_threads if alone else 1) / 1e3

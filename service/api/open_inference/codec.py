@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -38,6 +38,10 @@ REMEMBERED_FRAMES = 256
 
 REMEMBERED_BYTES = 4096
 """Longest JSON, without its values, of a kind of request that is remembered (bytes)."""
+
+
+Watch = Callable[[Run, Mapping[str, Array], float], None]
+"""Is shown a run that was answered."""
 
 
 @dataclass(slots=True)
@@ -90,7 +94,13 @@ class Codec:
         self._frame_around: dict[tuple[bytes, bytes], Frame] = {}
 
     def steps(
-        self, body: bytes, json_bytes: int | None, encoding: Encoding | None = None, *, since: float = 0.0
+        self,
+        body: bytes,
+        json_bytes: int | None,
+        encoding: Encoding | None = None,
+        *,
+        since: float = 0.0,
+        watch: Watch | None = None,
     ) -> Steps[Reply]:
         """Answer a request.
 
@@ -100,6 +110,7 @@ class Codec:
                 the one input.
             encoding: how the answer may be compressed; None: it may not.
             since: when the request came, by `time.perf_counter`.
+            watch: is shown the run, its outputs and the seconds that it took.
 
         Raises:
             BadRequest: the request is malformed or does not fit the model.
@@ -117,7 +128,10 @@ class Codec:
             raise TooLarge("The answer", limit=limit, unit="bytes", setting=setting, actual=frame.answer_bytes)
         try:
             run = Run(tensors, frame.run_outputs, whole=self._interface.whole, graph=self._graph)
+            begun = time.perf_counter() if watch is not None else 0.0
             outputs = (yield run) if frame.rows else self._no_rows(frame)
+            if watch is not None and frame.rows:
+                watch(run, outputs, time.perf_counter() - begun)
         except InferenceFailed as failure:
             if isinstance(failure.__cause__, ValuesRefused):  # a typed task would never send them
                 raise BadRequest(f"The graph cannot compute with these values: {failure.__cause__}.") from None

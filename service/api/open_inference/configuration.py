@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from service.api import reach
+from service.api.context import context_of
 from service.api.deps import KeyDep, RegistryDep, SettingsDep
 from service.api.open_inference.document import OF_MODEL, ModelName, ModelVersion
 from service.api.open_inference.interface import GraphTensor, Interface
@@ -26,10 +27,10 @@ router = APIRouter()
 
 @router.get("/models/{model_name}/config", summary="How is a model served?", responses=OF_MODEL)
 async def model_config(
-    model_name: ModelName, registry: RegistryDep, settings: SettingsDep, key: KeyDep
+    request: Request, model_name: ModelName, registry: RegistryDep, settings: SettingsDep, key: KeyDep
 ) -> ModelConfiguration:
     """Largest batch, tensors and batching of the version that answers when none is named."""
-    return _configuration(registry, settings, key, model_name, None)
+    return await _configuration(request, registry, settings, key, model_name, None)
 
 
 @router.get(
@@ -38,16 +39,22 @@ async def model_config(
     responses=OF_MODEL,
 )
 async def version_config(
-    model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, settings: SettingsDep, key: KeyDep
+    request: Request,
+    model_name: ModelName,
+    model_version: ModelVersion,
+    registry: RegistryDep,
+    settings: SettingsDep,
+    key: KeyDep,
 ) -> ModelConfiguration:
     """Largest batch, tensors and batching."""
-    return _configuration(registry, settings, key, model_name, model_version)
+    return await _configuration(request, registry, settings, key, model_name, model_version)
 
 
-def _configuration(
-    registry: Registry, settings: Settings, key: Key | None, name: str, version: str | None
+async def _configuration(
+    request: Request, registry: Registry, settings: Settings, key: Key | None, name: str, version: str | None
 ) -> ModelConfiguration:
-    handle, graph = reach.for_tensors(registry, key, name, version)
+    context = context_of(request.scope)
+    handle, graph = await reach.when_loaded(lambda: reach.for_tensors(registry, key, name, version), context)
     interface = Interface(handle.graphs[graph].signature, whole=handle.task.runs_whole)
     batched, tuning = not interface.whole, handle.tunings[graph]
     preferred = [handle.graphs[graph].signature.fixed_batch or tuning.max_batch_size] if batched else []

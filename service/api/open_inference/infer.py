@@ -57,6 +57,7 @@ class InferEndpoint:
     """
 
     path = PATHS[0]
+    is_short = True
 
     def __init__(self, settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
         self._settings, self._registry, self._in_flight = settings, registry, in_flight
@@ -70,7 +71,8 @@ class InferEndpoint:
             if len(body) > INLINE_BYTES and names_timeout(body, json_bytes):  # too much to be read by the event loop
                 loop = asyncio.get_running_loop()
                 context.shorten(await loop.run_in_executor(PARSERS, timeout_s, body, json_bytes))
-            return self.answer(await attended(self.ask(context, scope, body), context, receive))
+            asked = await reach.when_loaded(lambda: self.ask(context, scope, body), context)
+            return self.answer(await attended(asked, context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
         """See `Endpoint`. A parameter `timeout` shortens the time there is; that of a large body is known already."""
@@ -80,14 +82,15 @@ class InferEndpoint:
         context.check_deadline()
         size_bytes = len(body)
         asked, version = match(scope["path"]) or ("", None)
-        handle, graph = reach.for_tensors(self._registry, context.key, asked, version)
+        handle, graph = reach.for_tensors(self._registry, context.key, asked, version, context)
         context.model = handle.name
         handle.batcher.check(context.remaining_s)
         if json_bytes is None:
             body = json_text(context.headers.get(b"content-type"), body)
         sent = context.headers.get(b"accept-encoding")
         encoding = accepted(sent) if sent is not None else None
-        steps = self._codec(handle, asked, graph).steps(body, json_bytes, encoding, since=context.started)
+        watch = handle.shadow.offer_run if handle.shadow is not None else None
+        steps = self._codec(handle, asked, graph).steps(body, json_bytes, encoding, since=context.started, watch=watch)
         rows = _rows(body) if json_bytes != 0 else 1
         return Asked(handle.batcher, steps, rows, size_bytes, size_bytes)
 

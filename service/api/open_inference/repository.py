@@ -17,10 +17,11 @@ from service.api.deps import ADMIN_API, ControlDep, KeyDep, RegistryDep
 from service.api.open_inference.document import ModelName, failures
 from service.api.open_inference.object import json_object
 from service.errors import BadRequest, NotOffered
-from service.registry.model import Model, VersionState
+from service.registry.model import AT_FIRST_USE, Model, VersionState
 from service.schemas.open_inference import IndexRequest, LoadRequest, RepositoryEntry, RepositoryState, UnloadRequest
 
 _STATES: dict[VersionState, RepositoryState] = {
+    "lazy": "READY",  # the first request waits, and is answered
     "loading": "LOADING",
     "ready": "READY",
     "failed": "UNAVAILABLE",
@@ -166,6 +167,11 @@ def _entries(model: Model) -> list[RepositoryEntry]:
     if not model.versions:
         return [RepositoryEntry(name=model.name, state="UNAVAILABLE", reason=model.problem)]
     return [
-        RepositoryEntry(name=model.name, version=name, state=_STATES[version.state], reason=version.reason)
+        RepositoryEntry(
+            name=model.name,
+            version=name,
+            state=_STATES[version.state],
+            reason=f"lazy: {AT_FIRST_USE}" if version.state == "lazy" else version.reason,
+        )
         for name, version in model.versions.items()
     ]

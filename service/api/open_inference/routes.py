@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from service import __version__, errors
 from service.api import health, reach
+from service.api.context import context_of
 from service.api.deps import GateDep, KeyDep, RegistryDep, WorkersDep
 from service.api.open_inference import configuration, observing, repository, statistics
 from service.api.open_inference.document import OF_MODEL, TAG, ModelName, ModelVersion, failures
 from service.api.open_inference.interface import Interface
 from service.keys import Key
+from service.registry.first_use import NotLoadedYet
 from service.registry.handle import ModelHandle
 from service.registry.model import Model
 from service.registry.registry import Registry
@@ -76,9 +79,9 @@ router.include_router(statistics.router)  # before the models: `stats` is none
     response_model_exclude_none=True,
     responses=OF_MODEL,
 )
-async def model_metadata(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelMetadata:
+async def model_metadata(request: Request, model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelMetadata:
     """Names, datatypes and shapes of a graph's tensors; of the version that answers when none is named."""
-    return _metadata(registry, model_name, None, key)
+    return await _metadata(request, registry, model_name, None, key)
 
 
 @router.get(
@@ -88,16 +91,17 @@ async def model_metadata(model_name: ModelName, registry: RegistryDep, key: KeyD
     responses=OF_MODEL,
 )
 async def version_metadata(
-    model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
+    request: Request, model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
 ) -> ModelMetadata:
     """Names, datatypes and shapes of the graph's tensors."""
-    return _metadata(registry, model_name, model_version, key)
+    return await _metadata(request, registry, model_name, model_version, key)
 
 
 @router.get("/models/{model_name}/ready", summary="Can a model infer?", responses=OF_MODEL)
 async def model_ready(model_name: ModelName, registry: RegistryDep, key: KeyDep) -> ModelReady:
     """200 when it can; 404 when there is no such model, 503 when it is not loaded."""
-    reach.for_tensors(registry, key, model_name, None)
+    with suppress(NotLoadedYet):  # the first request waits, and is answered
+        reach.for_tensors(registry, key, model_name, None)
     return ModelReady(name=model_name, ready=True)
 
 
@@ -110,7 +114,8 @@ async def version_ready(
     model_name: ModelName, model_version: ModelVersion, registry: RegistryDep, key: KeyDep
 ) -> ModelReady:
     """200 when it can; 404 when there is no such version, 503 when it is not loaded."""
-    reach.for_tensors(registry, key, model_name, model_version)
+    with suppress(NotLoadedYet):
+        reach.for_tensors(registry, key, model_name, model_version)
     return ModelReady(name=model_name, ready=True)
 
 
@@ -118,8 +123,11 @@ for part in (configuration, repository, observing):
     router.include_router(part.router)
 
 
-def _metadata(registry: Registry, name: str, version: str | None, key: Key | None) -> ModelMetadata:
-    handle, graph = reach.for_tensors(registry, key, name, version)
+async def _metadata(
+    request: Request, registry: Registry, name: str, version: str | None, key: Key | None
+) -> ModelMetadata:
+    context = context_of(request.scope)
+    handle, graph = await reach.when_loaded(lambda: reach.for_tensors(registry, key, name, version), context)
     ready = [v.name for v in registry.get(handle.ref.name).versions.values() if v.handle is not None]
     inputs, outputs = metadata(handle, graph)
     return ModelMetadata.model_validate(
@@ -128,8 +136,11 @@ def _metadata(registry: Registry, name: str, version: str | None, key: Key | Non
 
 
 def _names(model: Model) -> list[str]:
-    """What a model that is ready is asked by: its name, and that with each further graph's of its default version."""
-    handle = model.versions[model.default_version or ""].handle if model.is_ready else None
+    """What a model that can infer is asked by: its name, and that with each further graph's of its default version."""
+    default = model.versions.get(model.default_version or "")
+    if default is not None and default.state == "lazy":  # its graphs are not known yet
+        return [model.name]
+    handle = default.handle if default else None
     return [model.name, *(f"{model.name}:{graph}" for graph in list(handle.graphs)[1:])] if handle else []
 
 

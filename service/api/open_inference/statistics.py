@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from fastapi import APIRouter
 
 from service import errors
 from service.api import reach
 from service.api.deps import KeyDep, RegistryDep, WorkersDep
 from service.api.open_inference.document import OF_MODEL, ModelName, ModelVersion, failures
+from service.registry.first_use import NotLoadedYet
 from service.registry.handle import ModelHandle
 from service.runtime.statistics import Totals
 from service.schemas.open_inference import (
@@ -41,7 +44,8 @@ async def model_statistics(
     model_name: ModelName, registry: RegistryDep, workers: WorkersDep, key: KeyDep
 ) -> ModelsStatistics:
     """Every version of it that is ready; all graphs of a version are counted together."""
-    reach.for_tensors(registry, key, model_name, None)
+    with suppress(NotLoadedYet):  # it has done nothing
+        reach.for_tensors(registry, key, model_name, None)
     versions = registry.get(model_name.partition(":")[0]).versions.values()
     handles = [version.handle for version in versions if version.handle is not None]
     return ModelsStatistics(model_stats=[_of(handle, workers.row) for handle in handles])
