@@ -1,0 +1,1 @@
+import { FieldsInput } from "./fields.js"; export class SoundInput extends FieldsInput {}
