@@ -91,7 +91,7 @@ const item = (field) => (text) => {
   return field.itemType === "string" || Number.isNaN(Number(text)) ? text : Number(text);
 };
 
-const oneSentence = (text) => text.replaceAll("`", "").match(/^.*?[.:;](?=\s|$)/s)?.[0].replace(/[:;]$/, ".") ?? text;
+const oneSentence = (text) => text.replaceAll("`", "").match(/^.*?[.;](?=\s|$)/s)?.[0].replace(/;$/, ".") ?? text;
 
 function bounds({ minimum, maximum, type }) {
   if (type !== "integer" && type !== "number") return "";

@@ -19,7 +19,7 @@ export function markdown(text) {
       at = end + 1;
     } else if (/^#{1,6} /.test(line)) {
       const [, marks, title] = line.match(/^(#+) +(.*?)#*$/);
-      blocks.push(h(`h${Math.min(6, marks.length + 3)}`, {}, inline(title)));
+      blocks.push(h(`h${Math.min(6, marks.length + 1)}`, {}, inline(title)));
       at++;
     } else if (/^\s*\|/.test(line) && /^\s*\|?[\s:|-]+$/.test(lines[at + 1] ?? "")) {
       let end = at + 2;
@@ -53,7 +53,7 @@ function cells(line) {
 function table([head, , ...rows]) {
   const body = rows.map((row) => h("tr", {}, cells(row).map((cell) => h("td", {}, cell))));
   const first = h("tr", {}, cells(head).map((cell) => h("th", { scope: "col" }, cell)));
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" }, h("table", {}, h("thead", {}, first), h("tbody", {}, body)));
+  return h("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": "Table" }, h("table", {}, h("thead", {}, first), h("tbody", {}, body)));
 }
 
 function list(lines) {
@@ -68,7 +68,7 @@ function list(lines) {
 
 const MARKS = /(`+)(.+?)\1|\*\*(.+?)\*\*|\*([^*\s][^*]*?)\*|!\[([^\]]*)\]\([^)]*\)|\[([^\]]+)\]\(([^)\s]+)[^)]*\)|<(https?:\/\/[^>\s]+)>/;
 
-function inline(text) {
+export function inline(text) {
   const parts = [];
   for (let match; (match = MARKS.exec(text)); text = text.slice(match.index + match[0].length)) {
     parts.push(text.slice(0, match.index));

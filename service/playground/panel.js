@@ -6,6 +6,7 @@ import { Column } from "./column.js";
 import { details, fresh, h, replace } from "./dom.js";
 import { Form } from "./form.js";
 import { inputFor } from "./inputs/index.js";
+import { inline, markdown } from "./markdown.js";
 
 // Switched on here where a task has them: this page is for seeing why.
 const SWITCHED_ON = { explain: true, timestamps: true };
@@ -30,7 +31,12 @@ export class Panel {
 
   #draw(samples) {
     const { task } = this;
-    const heading = [h("h1", {}, task.summary), h("p", { class: "lead" }, task.description, " ", h("code", {}, `POST /${task.path}`))];
+    const [, opening, more] = task.description.match(/^(.*?[.](?=\s|$))?\s*(.*)$/s);
+    const heading = [
+      h("h1", {}, task.summary),
+      h("p", { class: "lead" }, inline(opening ?? ""), " ", h("code", {}, `POST /${task.path}`)),
+      more ? details("More about this task", markdown(more)) : null,
+    ];
     if (!this.choices.length) return h("section", { "data-panel": task.name }, heading, h("p", { class: "problem" }, "No model of this task is ready."));
     const first = this.#picker("Model", this.choices[0].value, null, (choice) => this.#choose(0, choice));
     const second = this.#picker("Beside it", "", "no other", (choice) => this.#choose(1, choice));

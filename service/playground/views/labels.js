@@ -20,7 +20,7 @@ export class LabelsView {
       this.side,
       abstain ? h("p", { class: "warning" }, "This is like nothing that the model was trained on: do not rely on its labels.") : null,
       bars(predictions.map(({ label, score }) => [label, score])),
-      set ? h("p", { class: "hint" }, `With ${percent(set.coverage)} coverage it is ${set.labels.length ? set.labels.join(" or ") : "none of its labels"}.`) : null,
+      set ? h("p", { class: "hint" }, set.labels.length ? `In ${Math.round(100 * set.coverage)} of 100 pictures, the truth is among: ${set.labels.join(", ")}.` : "It fits none of the labels.") : null,
       heatmap ? heatButton(this.picture, heatmap.values, `What speaks for “${heatmap.label}”`, true) : null,
     );
   }
