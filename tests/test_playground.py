@@ -327,9 +327,10 @@ def test_a_table_with_several_columns_is_read_by_the_one_that_is_chosen(server: 
     assert '"timestamps":["2026-01-01","2026-01-02"' in call
 
 
-def test_what_is_spoken_becomes_words_with_times(server: Server, page: Page) -> None:
+def test_what_is_spoken_becomes_words_while_and_after_it_is_spoken(server: Server, page: Page) -> None:
     steps.open_panel(page, server.url, "speech-recognition")
     steps.press(page, "Record")
+    page.wait_for("document.querySelector('.recorder .said')?.textContent.startsWith('four two ')")
     page.wait_for("parseFloat(document.querySelector('.clock')?.textContent) > 2.6")
     steps.press(page, "Stop, and ask")
     steps.wait_for_answer(page, "speech-recognition")

@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import mimetypes
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from fastapi import APIRouter, Request
@@ -110,7 +110,7 @@ def _files() -> dict[str, Content]:
     return found
 
 
-@cache
+@lru_cache(maxsize=64)
 def _page(prefix: str) -> Content:
     """The page, for clients who know our paths below a prefix."""
     html = _files()["index.html"].data.decode()

@@ -68,6 +68,7 @@ export class Column {
     const { name, version } = got.answer?.model ?? {};
     const who = name ? `${name}@${version}` : (got.model ?? "");
     const says = `${who} answered in ${got.total_ms.toFixed(0)} ms${this.view.say ? `: ${this.view.say(got.answer ?? got.blob)}` : "."}`;
+    this.status.setAttribute("aria-live", this.panel.input.streaming ? "off" : "polite");
     if (this.status.textContent !== says) this.status.textContent = says;
     replace(this.times, timingBar(got));
     this.calls.show(request);

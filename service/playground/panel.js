@@ -46,6 +46,7 @@ export class Panel {
     const form = h(
       "form",
       {
+        novalidate: true, // the service says what is wrong, also of fields that are folded away
         onsubmit: (event) => {
           event.preventDefault();
           this.ask();

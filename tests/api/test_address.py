@@ -215,6 +215,7 @@ async def test_a_key_is_needed_below_the_prefix_too(models: Path) -> None:
         ("/mlx", "/ml", "/mlx"),
         ("/ml/ml/v1", "/ml", "/ml/v1"),
         ("/v1/models", "/v1", "/v1/models"),
+        ("/playground/app.js", "/playground", "/playground/app.js"),
         ("/v1/ml/v1/models", "/v1/ml", "/v1/models"),
         ("/v2/models/steps", "/v2/models", "/v2/models/steps"),
         ("/x", "", "/x"),

@@ -9,7 +9,7 @@ import { size } from "../numbers.js";
 const KEPT = 300; // states for each model; deleting further back sends the text anew
 
 export class TextInput {
-  handles = new Set(["text", "state", "explain"]);
+  handles = new Set(["text", "state"]);
   live = true;
   carriesState = true;
 
@@ -83,7 +83,7 @@ export class TextInput {
     while (kept.length && !text.startsWith(kept.at(-1).text)) kept.pop();
     const last = kept.at(-1);
     if (!last && !text) return null;
-    const json = { model: column.choice.value, text: last ? text.slice(last.text.length) : text, explain: true, ...fields };
+    const json = { model: column.choice.value, text: last ? text.slice(last.text.length) : text, ...fields };
     if (last) json.state = last.state;
     column.memory.whole = text;
     return { path: this.task.path, json };
