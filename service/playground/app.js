@@ -122,6 +122,11 @@ function overview() {
   );
 }
 
+// A file that is dropped beside its field would take the browser away from the page.
+for (const name of ["dragover", "drop"]) {
+  addEventListener(name, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
+}
+
 addEventListener("hashchange", () => {
   route();
   main.focus({ preventScroll: true });

@@ -4,7 +4,7 @@ const TIME = /time|date|stamp|month|day|year|hour/i;
 const MISSING = /^(|na|nan|null|none|-)$/i;
 
 const isNumber = (text) => text !== "" && Number.isFinite(Number(text));
-const isTime = (text) => !isNumber(text) && !Number.isNaN(Date.parse(text));
+const isTime = (text) => /\d[-/:]\d/.test(text) && !Number.isNaN(Date.parse(text)); // "1 2 3" is a date to some browsers
 
 // Returns { columns: [{ name, values }], timestamps: [texts or numbers] or null }.
 // Throws an Error with a sentence where there are no numbers.

@@ -59,7 +59,7 @@ export function heatButton(picture, rows, words, on = false) {
   const button = h("button", { type: "button", class: "small", "aria-pressed": String(on) }, words);
   button.addEventListener("click", () => {
     const pressed = button.getAttribute("aria-pressed") !== "true";
-    for (const other of button.closest(".view, .column, div").querySelectorAll("[aria-pressed=true]")) other.setAttribute("aria-pressed", "false");
+    for (const other of button.closest(".view").querySelectorAll("[aria-pressed=true]")) other.setAttribute("aria-pressed", "false");
     button.setAttribute("aria-pressed", String(pressed));
     picture.heat(pressed ? rows : null);
   });

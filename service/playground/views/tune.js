@@ -6,11 +6,14 @@
 import { ask } from "../api.js";
 import { downloadLink, h, library, replace } from "../dom.js";
 
+const NARROW = 560; // pixels
+
 export class TuneView {
   static fits = (answer) => typeof answer.abc === "string" && answer.abc.includes("K:");
 
   constructor() {
     this.sheet = h("div", { class: "sheet" });
+    new ResizeObserver(() => this.#resized()).observe(this.sheet);
     this.play = h("button", { type: "button", onclick: () => (this.playing ? this.leave() : this.#start()) }, "Play");
     this.files = h("span", { class: "row" });
     this.facts = h("p", { class: "hint" });
@@ -25,10 +28,26 @@ export class TuneView {
     const midi = h("button", { type: "button", class: "small" }, "Save as MIDI");
     midi.addEventListener("click", () => this.#midi(midi, request, seed, column));
     replace(this.files, downloadLink(new Blob([abc], { type: "text/vnd.abc" }), `tune-${seed}.abc`, "Save as ABC"), takesMidi(column) ? midi : null);
-    const ABCJS = await library("abcjs-basic-min.js", "ABCJS");
-    [this.tune] = underThePolicy(() => ABCJS.renderAbc(this.sheet, abc, { responsive: "resize", add_classes: true, staffwidth: 760, foregroundColor: "currentColor" }));
-    this.sheet.querySelector("svg")?.setAttribute("aria-label", `Sheet music of ${bars} bars`);
-    this.library = ABCJS;
+    this.library = await library("abcjs-basic-min.js", "ABCJS");
+    this.abc = abc;
+    this.label = `Sheet music of ${bars} bars`;
+    this.#draw();
+  }
+
+  // Two bars a line on a phone, four on a desk; drawn again when that changes, but not while it sounds.
+  #draw() {
+    const narrow = (this.sheet.clientWidth || document.getElementById("main").clientWidth) < NARROW;
+    this.narrow = narrow;
+    const wrap = { preferredMeasuresPerLine: narrow ? 2 : 4, minSpacing: 1.2, maxSpacing: 2.7 };
+    const options = { responsive: "resize", add_classes: true, staffwidth: narrow ? 340 : 760, wrap, foregroundColor: "currentColor" };
+    [this.tune] = underThePolicy(() => this.library.renderAbc(this.sheet, this.abc, options));
+    this.sheet.querySelector("svg")?.setAttribute("aria-label", this.label);
+    for (const gauge of document.querySelectorAll("body > svg")) gauge.setAttribute("aria-hidden", "true"); // abcjs measures text with it
+  }
+
+  #resized() {
+    const width = this.sheet.clientWidth;
+    if (this.tune && width && !this.playing && width < NARROW !== this.narrow) this.#draw();
   }
 
   async #midi(button, request, seed, column) {
