@@ -36,7 +36,7 @@ def take(page: Page, name: str, width: int) -> None:
     with Image.open(io.BytesIO(page.screenshot())) as shot:
         picture = shot.convert("RGB")
     # Text is smaller without loss, in few colours of which rare ones stay what they are; photographs are with loss.
-    few = picture.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).convert("RGB")
+    few = picture.quantize(160, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).convert("RGB")
     ways = (_webp(picture, quality=36), _webp(few, lossless=True))
     (FOLDER / f"{name}-{width}.webp").write_bytes(min(ways, key=len))
 
