@@ -447,6 +447,12 @@ def test_nothing_in_a_card_becomes_a_script_or_asks_another_host(server: Server,
     assert re.findall(r'(?:href|src)="([^"]*)"', html) == ["https://example.org/a"]
 
 
+def test_a_sample_that_the_document_holds_is_a_file(server: Server, page: Page) -> None:
+    """What a task on files of another kind than pictures and recordings has."""
+    script = "m.fileOf('data:audio/L16;rate=8000;base64,AAEC').arrayBuffer().then(b => [...new Uint8Array(b)])"
+    assert module(page, server, "api.js", script) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("pasted", "names", "values", "stamps"),
     [

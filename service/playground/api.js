@@ -53,6 +53,12 @@ export async function getFile(path) {
   return answer.blob();
 }
 
+// A file that the OpenAPI document holds; the page's policy lets nothing fetch it.
+export function fileOf(dataUrl) {
+  const [, kind, data] = dataUrl.match(/^data:([^;,]*)[^,]*;base64,(.*)$/s);
+  return new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], { type: kind });
+}
+
 // A request is a plain object, which `calls.js` can write down, too:
 //   { path, json }                          fields of a JSON body, or
 //   { path, query, file: { blob, name }, form }    one file, fields in the URL, and long fields as parts of the form.

@@ -1,6 +1,6 @@
 // The panel of a task: which model, what it is asked, and an answer for each of one or two models side by side.
 
-import { getFile } from "./api.js";
+import { fileOf, getFile } from "./api.js";
 import { choicesOf } from "./catalogue.js";
 import { Column } from "./column.js";
 import { details, fresh, h, replace } from "./dom.js";
@@ -121,7 +121,7 @@ export class Panel {
     try {
       this.form.reset();
       this.form.set({ ...this.initial, ...sample.fields });
-      const blob = sample.file ? await getFile(`playground/samples/${sample.file}`) : sample.url ? await (await fetch(sample.url)).blob() : null;
+      const blob = sample.file ? await getFile(`playground/samples/${sample.file}`) : sample.url ? fileOf(sample.url) : null;
       await this.input.useSample({ ...sample, blob, name: sample.file ?? `sample.${blob?.type.split("/")[1]}` });
       await this.ask();
     } catch (problem) {
