@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service import __version__, telemetry
-from service.api import document, health, home, pages, problems
+from service.api import document, health, pages, playground, problems
 from service.api import models as model_routes
 from service.api.address import Address, Addresses
 from service.api.call import Endpoint
@@ -197,7 +197,7 @@ def create_app(
     # The edge answers POST before these: they are there for 405.
     paths = (*endpoints, *PATHS)
     app.router.routes += [Route(path, _answered_by_the_edge, methods=["POST"]) for path in paths]
-    for module in (model_routes, open_inference_routes, health, home):
+    for module in (model_routes, open_inference_routes, health, playground):
         app.include_router(module.router)
     pages.mount(app)
     problems.install(app)

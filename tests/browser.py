@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -63,6 +64,8 @@ class Page:
             self.complaints.append(str(parameters["exceptionDetails"]))
         elif event.get("method") == "Log.entryAdded" and parameters["entry"]["level"] == "error":
             self.complaints.append(parameters["entry"]["text"])
+        elif event.get("method") == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "assert"):
+            self.complaints.append(str(parameters["args"]))
 
     def resize(self, width: int, height: int) -> None:
         """Give the page the size of another screen (pixels)."""
@@ -73,8 +76,9 @@ class Page:
         self._call("Page.navigate", url=url)
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression."""
-        return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+        """The value of a JavaScript expression, or of what it promises, as if a user had just clicked."""
+        options = {"returnByValue": True, "awaitPromise": True, "userGesture": True}
+        return self._call("Runtime.evaluate", expression=script, **options)["result"].get("value")
 
     def wait_for(self, script: str, *, patience_s: float = 60) -> Any:
         """The value of an expression, once it is neither false nor missing."""
@@ -84,21 +88,49 @@ class Page:
             time.sleep(0.05)
         return value
 
+    def type(self, text: str) -> None:
+        """Type letters into what has the focus."""
+        for letter in text:
+            self._call("Input.dispatchKeyEvent", type="char", text=letter)
+
+    def press(self, key: str, *, modifiers: int = 0) -> None:
+        """Press a key that is no letter, such as "Tab"; 8 is the modifier of Shift."""
+        code = {"Tab": 9, "Escape": 27, "Enter": 13, "ArrowRight": 39}[key]
+        named = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        text = {"text": "\r"} if key == "Enter" else {}
+        self._call("Input.dispatchKeyEvent", type="keyDown", **named, **text)
+        self._call("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    def prefer(self, scheme: str) -> None:
+        """Have the system say that it is "light" or "dark"."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call("Emulation.setEmulatedMedia", features=features)
+
+    def screenshot(self) -> bytes:
+        """The whole page, however long, as PNG."""
+        shot = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        return base64.b64decode(shot["data"])
+
     def close(self) -> None:
         self._out.close()
         self._in.close()
 
 
 @contextmanager
-def browsing(profile: Path) -> Iterator[Page]:
-    """A new browser with a profile of its own, which knows no host but this machine."""
+def browsing(profile: Path, *more: str) -> Iterator[Page]:
+    """A new browser with a profile of its own, which knows no host but this machine.
+
+    Args:
+        profile: an empty folder.
+        more: options of the command line.
+    """
     assert CHROMIUM
     read_by_browser, to_browser = os.pipe()
     from_browser, written_by_browser = os.pipe()
     moved = f"exec 3<&{read_by_browser} 4>&{written_by_browser}"  # the protocol's pipes have these numbers
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
-        f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", *more,
     ]  # fmt: skip
     browser = subprocess.Popen(
         ["bash", "-c", f'{moved}; exec "$0" "$@"', CHROMIUM, *options],

@@ -15,7 +15,7 @@ from service.settings import PREFIX, UNIX, Settings
 _AUTHORITY = re.compile(rb"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 """Host and port without anything that a shell or a page could take for something else."""
 _MAX_PREFIX_CHARS = 256
-_OWN_PATHS = re.compile(r"/(?:v1|v2)(?:/(?:models|health))?|/(?:docs|redoc|metrics)")
+_OWN_PATHS = re.compile(r"/(?:v1|v2)(?:/(?:models|health))?|/(?:docs|redoc|metrics|playground|static)")
 """Beginnings of our own routes: where the prefix is one, it cannot be told whether it is still before a path."""
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  the address to listen on is none to connect to
 

@@ -156,7 +156,7 @@ async def test_every_route_is_there_whether_or_not_the_proxy_takes_the_prefix_of
 
 
 @pytest.mark.parametrize(("settings", "headers"), WITH_PREFIX, ids=["setting", "header"])
-@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+@pytest.mark.parametrize("page", ["/", "/docs", "/redoc"])
 async def test_all_that_a_page_asks_for_is_below_the_prefix(
     models: Path, settings: dict[str, Any], headers: dict[str, str], page: str
 ) -> None:
@@ -178,7 +178,7 @@ async def test_all_that_a_page_asks_for_is_below_the_prefix(
 
 @pytest.mark.parametrize(("settings", "headers"), WITH_PREFIX, ids=["setting", "header"])
 @pytest.mark.parametrize(
-    ("path", "target"), [("/", "/ml/docs"), ("/ml", "/ml/docs"), ("/ml/", "/ml/docs"), ("/docs/?a=b", "/ml/docs?a=b")]
+    ("path", "target"), [("/docs/", "/ml/docs"), ("/ml/docs/", "/ml/docs"), ("/docs/?a=b", "/ml/docs?a=b")]
 )
 async def test_redirects_keep_the_prefix_and_by_naming_no_host_the_scheme(
     models: Path, settings: dict[str, Any], headers: dict[str, str], path: str, target: str
@@ -215,6 +215,7 @@ async def test_a_key_is_needed_below_the_prefix_too(models: Path) -> None:
         ("/mlx", "/ml", "/mlx"),
         ("/ml/ml/v1", "/ml", "/ml/v1"),
         ("/v1/models", "/v1", "/v1/models"),
+        ("/playground/app.js", "/playground", "/playground/app.js"),
         ("/v1/ml/v1/models", "/v1/ml", "/v1/models"),
         ("/v2/models/steps", "/v2/models", "/v2/models/steps"),
         ("/x", "", "/x"),

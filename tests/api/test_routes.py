@@ -100,9 +100,9 @@ async def test_no_number_in_an_answer_is_nan_or_infinite(client: httpx.AsyncClie
     assert not re.search(r"nan|inf", text, re.IGNORECASE)
 
 
-async def test_a_browser_at_the_root_is_led_to_the_documentation(client: httpx.AsyncClient) -> None:
+async def test_a_browser_at_the_root_finds_the_playground(client: httpx.AsyncClient) -> None:
     answer = await client.get("/")
-    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
 async def test_metrics_count_requests_rows_and_runs(client: httpx.AsyncClient) -> None:
