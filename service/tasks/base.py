@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ from service.errors import (
     quoted,
 )
 from service.files import read_text
-from service.graph import MAIN_GRAPH, Array, Run, Signature, Steps, TensorSpec
+from service.graph import MAIN_GRAPH, Array, Part, Run, Settled, Signature, Steps, TensorSpec
 from service.limits import Limits
 from service.manifest_problems import ManifestText, in_words
 from service.state import MAX_ARRAY_BYTES, Bounds, OutOfRange, State, StateRange, pack, unpack
@@ -62,6 +62,7 @@ __all__ = [
     "ModelRef",
     "NamedNumber",
     "Run",
+    "Settled",
     "Signature",
     "Steps",
     "Task",
@@ -73,6 +74,9 @@ __all__ = [
 ]
 
 log = structlog.get_logger(__name__)
+
+LAST_EVENTS = DONE, ERROR = ("done", "error")
+"""Names of the events that end an answer in parts: with the whole of it, or with a problem."""
 
 FILES_AT_ONCE = 32
 """Files decoded and run at a time (count): a request may hold thousands, whose tensors should not all be in memory."""
@@ -197,7 +201,7 @@ class TaskOutput(BaseModel):
 
     def to_json(self) -> bytes:
         """The answer as JSON bytes; a number that is not finite becomes null."""
-        return orjson.dumps(self, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        return _json(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +225,10 @@ class MediaAnswer:
         data = base64.b64encode(self.data).decode()
         fields = {"model": self.model.model_dump(), "content_type": self.content_type, "data": data}
         return orjson.dumps({**fields, **({"headers": dict(self.headers)} if self.headers else {})})
+
+
+def _json(value: BaseModel) -> bytes:
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _plain(value: Any) -> Any:
@@ -446,6 +454,8 @@ class Task(ABC, Generic[InputT, OutputT]):
         other_answers: content types of answers that are no JSON, by the value of the input's field `format` that asks
             for each, such as `{"png": "image/png"}`; every other value of that field means JSON.
         other_headers: headers of these answers, each with its meaning as a sentence.
+        events: types of the parts of an answer that are told as soon as they are settled, by the name of their event;
+            see `settled`. Without any, an answer comes as a whole.
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
         sample_data_url: a small file as a data URL, which the documentation page sends.
@@ -466,6 +476,7 @@ class Task(ABC, Generic[InputT, OutputT]):
     media: ClassVar[tuple[str, ...]] = ()
     other_answers: ClassVar[Mapping[str, str]] = {}
     other_headers: ClassVar[Mapping[str, str]] = {}
+    events: ClassVar[Mapping[str, type[BaseModel]]] = {}
     sample_file: ClassVar[str] = "file"
     sample_data_url: ClassVar[str] = ""
     file_reader: ClassVar[FileReader | None] = None
@@ -568,9 +579,20 @@ class Task(ABC, Generic[InputT, OutputT]):
         """
         yield from fields_shown({name: value for name, value in answer.items() if name not in ("model", "state")})
 
-    def other_answer(self, request: InputT) -> str | None:
+    @classmethod
+    def other_answer(cls, request: TaskInput) -> str | None:
         """The content type of the answer that a request asks for; None where that is JSON."""
-        return self.other_answers.get(getattr(request, "format", "")) if self.other_answers else None
+        return cls.other_answers.get(getattr(request, "format", "")) if cls.other_answers else None
+
+    @classmethod
+    def settled(cls, parts: Callable[[], Iterable[BaseModel]]) -> Settled:
+        """What to yield between runs when parts of the answer will not change any more.
+
+        Args:
+            parts: makes them, of the types in `events`; called at once where somebody reads them, else never.
+        """
+        names = {kind: name for name, kind in cls.events.items()}
+        return Settled(lambda: [Part(names[type(part)], _json(part)) for part in parts()])
 
     @abstractmethod
     def steps(self, request: InputT) -> Steps[OutputT | MediaAnswer]:

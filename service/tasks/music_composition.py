@@ -11,12 +11,13 @@ Each request draws from a generator of its own (`service/decoding/sampling.py`):
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from service.decoding.sampling import MAX_SEED, Draws, choose, surprisal
 from service.errors import InferenceFailed, InvalidInput, InvalidState, ManifestInvalid, TooLarge
@@ -33,6 +34,7 @@ from service.tasks.base import (
     ModelFolder,
     ModelReference,
     Run,
+    Settled,
     Steps,
     Task,
     TaskInput,
@@ -170,6 +172,26 @@ class MusicOutput(TaskOutput):
     state: str = Field(description="Send it back to have the tune go on, to any replica.")
 
 
+class MusicHead(BaseModel):
+    """What a tune begins with."""
+
+    abc: str = Field(
+        description="The header, and the prompt where there is one; the `abc` of all bars comes after it.",
+        examples=["X:1\nT:Tune 7\nM:6/8\nL:1/8\nK:D\n"],
+    )
+    key: str = Field(description="Of the tune.", examples=["D"])
+    meter: str = Field(description="Of the tune.", examples=["6/8"])
+    seed: int = Field(description="What the tune is drawn with.", examples=[7])
+
+
+class MusicBar(BaseModel):
+    """A composed bar that will not change any more: the first note after it is there, or the tune has ended."""
+
+    number: int = Field(description="Among those composed, from 1; the first may be an upbeat.", examples=[1])
+    abc: str = Field(description="With its bar line and the space or line break after it.", examples=["dfd cec | "])
+    surprisal: float = Field(description="Of its notes, in bits a note, as that of the whole tune.", examples=[1.2])
+
+
 class MusicOptions(TaskOptions):
     """How often keys and meters are drawn where a request leaves them out."""
 
@@ -199,6 +221,7 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
     options: MusicOptions
     other_answers: ClassVar[Mapping[str, str]] = {"midi": "audio/midi"}
     other_headers: ClassVar[Mapping[str, str]] = {"X-Seed": "The seed that the tune was drawn with."}
+    events: ClassVar[Mapping[str, type[BaseModel]]] = {"head": MusicHead, "bar": MusicBar}
     file_reader = FileReader(
         option="abc",
         help="ABC file: the tune that is gone on from.",
@@ -303,19 +326,25 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
 
     def _compose(
         self, score: Score, states: dict[str, NDArray[Any]], request: MusicInput, draws: Draws
-    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[dict[str, NDArray[Any]], float]]:
-        """Compose until all bars are full: the network's state then, and the mean surprisal of the notes."""
-        total, count = 0.0, 0
+    ) -> Generator[Run | Settled, Mapping[str, NDArray[Any]], tuple[dict[str, NDArray[Any]], list[list[float]]]]:
+        """Compose until all bars are full: the network's state then, and the surprisal of each bar's notes."""
+        bits: list[list[float]] = [[]]
+        told = 0
         while score.walk.bars_left:
             outputs = yield self._run([score.walk.features()], states)
             states = self._states(outputs)
             allowed = score.walk.allowed(score.held)
-            number, bits = choose(outputs["logits"][0, 0], allowed, request.temperature, request.top_p, draws())
+            number, surprise = choose(outputs["logits"][0, 0], allowed, request.temperature, request.top_p, draws())
             symbol = Symbol.numbered(number)
             score.add(symbol)
             if symbol.pitch != UPBEAT:
-                total, count = total + bits, count + 1
-        return states, total / count
+                bits[-1].append(surprise)
+            if len(score.bars) > len(bits):
+                bits.append([])
+            if (settled := score.settled()) > told:
+                yield self.settled(partial(_told, score, bits, range(told, settled)))
+                told = settled
+        return states, [bar for bar in bits if bar]
 
     # ---- encode
 
@@ -332,8 +361,10 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
         draws = Draws(seed)
         score, notes, states = self._begin(request, draws)
         states, prompt_surprisal = yield from self._read(notes, states)
-        states, mean = yield from self._compose(score, states, request, draws)
-        abc = score.abc(f"Tune {seed}")
+        head = score.head(f"Tune {seed}")
+        yield self.settled(lambda: [_head(score, head, seed)])
+        states, bits = yield from self._compose(score, states, request, draws)
+        abc = head + score.body()
         content_type = self.other_answer(request)
         if content_type is not None:
             tune = read(abc)
@@ -346,7 +377,7 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
             abc=abc,
             bars=request.bars,
             seed=seed,
-            surprisal=mean,
+            surprisal=_mean([each for bar in bits for each in bar]),
             prompt_surprisal=prompt_surprisal,
             state=state,
         )
@@ -357,6 +388,20 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
         if answer.get("prompt_surprisal") is not None:
             told += f"; the prompt {answer['prompt_surprisal']:.2f}"
         yield told
+
+
+def _head(score: Score, abc: str, seed: int) -> MusicHead:
+    walk = score.walk
+    return MusicHead(abc=abc, key=str(walk.key), meter=str(walk.meter), seed=seed)
+
+
+def _told(score: Score, bits: Sequence[Sequence[float]], places: range) -> list[MusicBar]:
+    """Composed bars that are settled."""
+    return [MusicBar(number=at + 1, abc=score.bar(at), surprisal=_mean(bits[at])) for at in places]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _cumulated(weights: Mapping[Any, float]) -> list[tuple[float, Any]]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -94,6 +95,17 @@ class SpokenWord(BaseModel):
     start_s: float = Field(description="Where it begins: seconds from the start of the first piece.", examples=[0.12])
     end_s: float = Field(description="Where it ends (seconds).", examples=[0.51])
     score: float = Field(description="Probability that this word was said here.", ge=0, le=1, examples=[0.97])
+
+
+class HeardWord(BaseModel):
+    """A word of a recording, which will not change any more. With `alternatives` above 1 there are none before the end.
+
+    A piece of a stream tells of its own words.
+    """
+
+    recording: int = Field(description="Place of the recording among those sent, from 0.", ge=0, examples=[0])
+    place: int = Field(description="Of the word in the `text`, from 0.", ge=0, examples=[1])
+    word: str = Field(examples=["two"])
 
 
 class SpeechResult(BaseModel):
@@ -242,11 +254,19 @@ class Heard:
 
 @dataclass
 class Text:
-    """What has been read: the alternatives for all of it, so many at most, and its words with their steps."""
+    """What has been read.
+
+    Attributes:
+        kept: alternatives for all of it, at most (count).
+        alternatives: best first.
+        words: with their steps.
+        told: words of the best that were told as they were settled (count).
+    """
 
     kept: int
     alternatives: list[Alternative] = field(default_factory=lambda: [Alternative((), 0.0)])
     words: list[tuple[int, int, int, float]] = field(default_factory=list)
+    told: int = 0
 
 
 class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutput, Heard]):
@@ -264,6 +284,7 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
     Input, Output = SpeechRecognitionInput, SpeechRecognitionOutput
     Options = SpeechOptions
     options: SpeechOptions
+    events: ClassVar[Mapping[str, type[BaseModel]]] = {"word": HeardWord}
     media: ClassVar[tuple[str, ...]] = (
         "audio/wav",
         "audio/flac",
@@ -405,9 +426,21 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
             outputs = yield Run({"samples": samples[None], **stream.tensors}, tuple(self._outputs))
             self._remember(stream, outputs, len(samples) // step)
             self._read(stream, text, timestamps=request.timestamps)
+            if text.kept == 1:
+                yield self.settled(partial(self._new_words, request, file, text))
         if request.final:
             self._read(stream, text, timestamps=request.timestamps, to_the_end=True)
+        if text.kept == 1:
+            yield self.settled(partial(self._new_words, request, file, text))
         return self._result(request, file, heard, text)
+
+    def _new_words(self, request: SpeechRecognitionInput, file: Upload, text: Text) -> Iterator[HeardWord]:
+        """Words that are read and were not told yet."""
+        labels = text.alternatives[0].labels
+        told, text.told = text.told, len(labels)
+        for place in range(told, len(labels)):
+            recording = next(at for at, other in enumerate(request.files) if other is file)
+            yield HeardWord(recording=recording, place=place, word=self.labels[labels[place] - 1])
 
     def _remember(self, stream: Stream, outputs: Mapping[str, Array], steps: int) -> None:
         log_probs = outputs["log_probs"][0]

@@ -32,6 +32,7 @@ from service.tasks.base import Upload
 from service.tasks.speech_recognition import SpeechRecognition, SpeechRecognitionInput
 from tests import graphs
 from tests.conftest import running
+from tests.parts import told
 
 RATE, STEP = 8000, 80
 MANIFEST = """
@@ -487,3 +488,22 @@ def test_nothing_is_heard_in_silence_and_noise(digits: ModelHandle) -> None:
     ):
         result = ask(digits, encoded(sound, RATE, "WAV", None), timestamps=True)["results"][0]
         assert result["text"] == "" and result["words"] == [] and 0 < result["score"] <= 1
+
+
+# --------------------------------------------------------------------------------------------------------- word by word
+
+
+def test_the_words_told_are_those_of_the_texts(handle: ModelHandle) -> None:
+    sounds = [wav(levels(1000, 0, 2000, 0, 1000)), b"no sound", wav(levels(2000, 0))]
+    files = tuple(Upload(data) for data in sounds)
+    events, answer = told(handle, SpeechRecognitionInput(files=files))
+    for place, result in enumerate(answer["results"]):
+        words = [part.data["word"] for part in events if part.data["recording"] == place]
+        assert " ".join(words) == result.get("text", "")
+    assert [part.data["place"] for part in events] == [0, 1, 2, 0]
+
+
+def test_words_that_other_alternatives_may_still_change_are_not_told(handle: ModelHandle) -> None:
+    request = SpeechRecognitionInput(files=(Upload(wav(levels(1000, 0, 2000, 0))),), alternatives=3)
+    events, answer = told(handle, request)
+    assert (events, answer["results"][0]["text"]) == ([], "one two")
