@@ -20,7 +20,7 @@ from tests.test_docs import assert_alike
 from tests.test_server import Server, serving
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("docs/tasks/*.md")), ROOT / "docs/open-inference.md"]
+PAGES = [*sorted(ROOT.glob("docs/tasks/*.md")), ROOT / "docs/open-inference.md", ROOT / "docs/streaming.md"]
 SERVED = "127.0.0.1:8000"
 
 

@@ -45,7 +45,12 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
         operation["responses"].pop("422", None)
     references, schemas = _task_schemas(tasks)
     task_paths = {
-        f"/v1/{name}": path_item(task, takes=references.get(task.Input), gives=references[task.Output])
+        f"/v1/{name}": path_item(
+            task,
+            takes=references.get(task.Input),
+            gives=references[task.Output],
+            tells={event: references[kind] for event, kind in task.events.items()},
+        )
         for name, task in tasks.items()
     }
     document["paths"] = task_paths | document["paths"] | path_items()
@@ -65,7 +70,7 @@ def _task_schemas(
     """References to the schemas of all tasks' bodies, by type, and the schemas by name."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(schema, "validation") for schema in (Problem, *SCHEMAS)]
     for task in tasks.values():
-        models.append((task.Output, "serialization"))
+        models += [(schema, "serialization") for schema in (task.Output, *task.events.values())]
         if not issubclass(task.Input, MediaInput):  # the fields of these are query parameters
             models.append((task.Input, "validation"))
     found, defined = models_json_schema(models, ref_template=f"{_REFERENCE}{{model}}")

@@ -48,6 +48,9 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
     errors.NotAuthorised: Kind(401, "API key needed", errors.NotAuthorised()),
     errors.NotAllowed: Kind(403, "API key not allowed", errors.NotAllowed("shop", "ask model 'cifar10-cnn'")),
     errors.ModelNotFound: Kind(404, "Model not found", errors.ModelNotFound("cifar", available=["cifar10-cnn"])),
+    errors.NotAcceptable: Kind(
+        406, "Answer not acceptable", errors.NotAcceptable("text/event-stream", ["application/json"])
+    ),
     errors.BodyTimeout: Kind(408, "Request body too slow", errors.BodyTimeout(20)),
     errors.TooLarge: Kind(
         413,
@@ -186,7 +189,7 @@ def openapi_responses(kinds: Iterable[type[errors.ServiceError]], instance: str)
         _, body, _ = problem_of(kind.example, instance=instance, request_id="4f1c3c9be7a84a6d")
         entry = documented.setdefault(
             kind.status,
-            {"description": kind.title, "content": {MEDIA_TYPE: {"schema": _schema(), "examples": {}}}},
+            {"description": kind.title, "content": {MEDIA_TYPE: {"schema": problem_schema(), "examples": {}}}},
         )
         if kind.title not in entry["description"]:
             entry["description"] += f" · {kind.title}"
@@ -194,5 +197,6 @@ def openapi_responses(kinds: Iterable[type[errors.ServiceError]], instance: str)
     return documented
 
 
-def _schema() -> Mapping[str, str]:
+def problem_schema() -> Mapping[str, str]:
+    """The reference to a problem's schema."""
     return {"$ref": f"#/components/schemas/{Problem.__name__}"}
