@@ -26,7 +26,7 @@ from service.api.gate import Gate
 from service.api.in_flight import BytesInFlight
 from service.api.open_inference import routes as open_inference_routes
 from service.api.open_inference.infer import PATHS, InferEndpoint, match
-from service.api.tasks import TaskEndpoint, answer_headers
+from service.api.tasks import TaskEndpoint, ValidationEndpoint, answer_headers
 from service.keys import Keyring
 from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
@@ -141,7 +141,12 @@ def create_app(
     app.state.registry, app.state.gate, app.state.workers, app.state.addresses = models, gate, workers, addresses
     in_flight = BytesInFlight(settings.max_bytes_in_flight)
     app.state.settings, app.state.in_flight = settings, in_flight
-    endpoints = {e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())}
+    made = (
+        kind(task, settings, models, in_flight)
+        for kind in (TaskEndpoint, ValidationEndpoint)
+        for task in routed.values()
+    )
+    endpoints = {endpoint.path: endpoint for endpoint in made}
     infer = InferEndpoint(settings, models, in_flight)
 
     def endpoint_of(path: str) -> Endpoint | None:

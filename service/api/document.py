@@ -17,11 +17,12 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service.api.gate import OPEN_PATHS
 from service.api.open_inference.document import SCHEMAS, path_items
-from service.api.tasks import path_item
+from service.api.tasks import VALIDATE, path_item, validation_item
 from service.schemas.names import schema_name
 from service.schemas.problem import Problem
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput
+from service.tasks.validation import Validation
 
 _REFERENCE = "#/components/schemas/"
 _UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own form of 422, which is never sent
@@ -53,7 +54,11 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
         )
         for name, task in tasks.items()
     }
-    document["paths"] = task_paths | document["paths"] | path_items()
+    validations = {
+        f"/v1/{name}{VALIDATE}": validation_item(task, takes=references.get(task.Input), gives=references[Validation])
+        for name, task in tasks.items()
+    }
+    document["paths"] = task_paths | validations | document["paths"] | path_items()
     schemas = document["components"]["schemas"] | schemas
     document["components"]["schemas"] = {name: schemas[name] for name in sorted(schemas) if name not in _UNUSED}
     if secured:
@@ -69,6 +74,7 @@ def _task_schemas(
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """References to the schemas of all tasks' bodies, by type, and the schemas by name."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(schema, "validation") for schema in (Problem, *SCHEMAS)]
+    models.append((Validation, "serialization"))
     for task in tasks.values():
         models += [(schema, "serialization") for schema in (task.Output, *task.events.values())]
         if not issubclass(task.Input, MediaInput):  # the fields of these are query parameters

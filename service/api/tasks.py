@@ -17,6 +17,8 @@ from service.api.events import EventStream
 from service.api.in_flight import BytesInFlight
 from service.api.inputs import parse_input, parse_small_input
 from service.api.problems import openapi_responses, problem_schema
+from service.graph import Steps
+from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
 from service.runtime.job import Done
 from service.settings import Settings
@@ -28,6 +30,9 @@ EARLY_BYTES = 2048
 
 MODEL_HEADER = "X-Model"
 """Header of an answer that is no JSON: the model that really answered, as `name@version`."""
+
+VALIDATE = ":validate"
+"""After the path of a task: how would a request to it be read?"""
 
 RAW_FILE = "application/octet-stream"
 """The content type of a file that does not say what it is."""
@@ -113,7 +118,10 @@ class TaskEndpoint:
         context.check_deadline()
         handle = reach.resolve(self._registry, context.key, self._task.name, request.model)
         context.model = handle.name
-        return Asked(handle.batcher, handle.answer(request), request.rows, request.work or size_bytes, size_bytes)
+        return Asked(handle.batcher, self._steps(handle, request), request.rows, request.work or size_bytes, size_bytes)
+
+    def _steps(self, handle: ModelHandle, request: TaskInput) -> Steps[bytes | MediaAnswer]:
+        return handle.answer(request)
 
     def _refuse_early(self, context: RequestContext, scope: Any, body: bytes) -> None:
         """Refuse a request for the default model before its body is read, where no answer could be in time.
@@ -127,6 +135,24 @@ class TaskEndpoint:
             return
         with suppress(errors.ModelNotFound, errors.ModelNotReady):  # told once the body was found to be right
             self._registry.resolve(self._task.name, None).batcher.check(context.remaining_s)
+
+
+class ValidationEndpoint(TaskEndpoint):
+    """What answers one `POST /v1/<task>:validate`: takes and refuses what the task's endpoint does, and runs nothing.
+
+    It waits for the model's thread as a request does, and its deadline and the queue's limits are those of one.
+    """
+
+    def __init__(self, task: type[AnyTask], settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
+        super().__init__(task, settings, registry, in_flight)
+        self.path += VALIDATE
+
+    def _in_parts(self, wish: Wish, request: TaskInput) -> bool:
+        super()._in_parts(wish, request)  # refuses what the request itself would be refused for
+        return False
+
+    def _steps(self, handle: ModelHandle, request: TaskInput) -> Steps[bytes | MediaAnswer]:
+        return handle.validate(request)
 
 
 def answer_headers(tasks: Iterable[type[AnyTask]]) -> list[str]:
@@ -153,11 +179,7 @@ def path_item(
         gives: reference to the schema of the answer.
         tells: references to the schemas of its events, by name.
     """
-    failures = (*_FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else _FAILURES
-    responses = {
-        "200": _success(task, gives, tells),
-        **{str(status): entry for status, entry in openapi_responses(failures, f"/v1/{task.name}").items()},
-    }
+    responses = {"200": _success(task, gives, tells), **_failures(task)}
     description = inspect.cleandoc(task.__doc__ or "")
     return {
         "post": {
@@ -169,6 +191,33 @@ def path_item(
             "responses": responses,
         }
     }
+
+
+def validation_item(
+    task: type[AnyTask], *, takes: Mapping[str, str] | None, gives: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """A task's validation as an OpenAPI path item; `gives` is the reference to its schema, `takes` as above."""
+    success = {"description": "The request would be answered.", "content": {"application/json": {"schema": gives}}}
+    description = (
+        "Says what was understood of a request, without running the model: who would answer, the fields with their "
+        "defaults, what is in the files, what is left of the limits, the tensors of the first run. What the request "
+        "would be refused for, before that run, this is refused for."
+    )
+    return {
+        "post": {
+            "tags": ["validation"],
+            "summary": f"How would a request to {task.name} be read?",
+            "description": f"{description}\n\n{_files_in_words(task)}" if takes is None else description,
+            "operationId": f"validate_{task.name.replace('-', '_')}",
+            **(_media_request(task) if takes is None else _json_request(task, takes)),
+            "responses": {"200": success, **_failures(task)},
+        }
+    }
+
+
+def _failures(task: type[AnyTask]) -> dict[str, Any]:
+    kinds = (*_FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else _FAILURES
+    return {str(status): entry for status, entry in openapi_responses(kinds, f"/v1/{task.name}").items()}
 
 
 def _success(task: type[AnyTask], gives: Mapping[str, str], tells: Mapping[str, Any]) -> dict[str, Any]:

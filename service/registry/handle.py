@@ -22,6 +22,7 @@ from service.runtime.statistics import Statistics
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
 from service.tasks.base import Limits, MediaAnswer, ModelRef, TaskInput, TaskOutput
+from service.tasks.validation import validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,11 @@ class ModelHandle:
         """The steps that answer a request; JSON as its bytes."""
         output: TaskOutput | MediaAnswer = yield from self.task.steps(request)
         return output if isinstance(output, MediaAnswer) else output.to_json()
+
+    def validate(self, request: TaskInput) -> Steps[bytes]:
+        """The steps that say how a request would be read, as JSON; they run nothing."""
+        found = yield from validation(self.task, request)
+        return found.to_json()
 
     def predict_now(self, request: TaskInput) -> TaskOutput | MediaAnswer:
         """Answer a request in the calling thread, unbatched: for the command line."""

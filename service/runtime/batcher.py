@@ -422,13 +422,13 @@ class Batcher:
             return
         self._finished.append(job)
         self._admission.work_off(job, job.left_s)
-        if isinstance(job.outcome, Done):
+        if isinstance(job.outcome, Done) and job.timings.infer:  # what ran nothing says nothing of the model
             timings, now = job.timings, time.perf_counter()
             busy_s = timings.decode + job.run_s + timings.encode
             self.pace.note(job.kind, busy_s, now - job.begun, with_few=job.with_few)
             if not job.is_settled:  # too late: counted as a failure then
                 self._statistics.note_request(timings, now)
-        elif not job.is_settled:
+        elif not job.is_settled and not isinstance(job.outcome, Done):
             self._statistics.note_failure(job.timings.sum())
 
     def _go_on(self, job: Job) -> None:

@@ -23,6 +23,7 @@ from service.errors import TaskUnusable
 from service.schemas.names import refuse_shared_names
 from service.scripts import explain, load_script
 from service.tasks.base import LAST_EVENTS, MediaInput, Task
+from service.tasks.validation import Validation
 
 AnyTask = Task[Any, Any]
 
@@ -125,7 +126,7 @@ def check_type_names(tasks: Mapping[str, type[AnyTask]]) -> None:
     Raises:
         NameTaken: two do; a plug-in's is the one to be renamed.
     """
-    owners: dict[str, list[type[BaseModel]]] = {"the service": _service_types()}
+    owners: dict[str, list[type[BaseModel]]] = {"the service": [*_service_types(), Validation]}
     for name, task in sorted(tasks.items(), key=lambda item: not item[1].__module__.startswith(f"{__name__}.")):
         # The fields of a media input are query parameters: it has no schema of its own.
         inputs = [] if issubclass(task.Input, MediaInput) else [task.Input]

@@ -39,7 +39,7 @@ from service.graph import SEQUENCE_LENS
 from service.series import timestamps
 from service.series.grid import Grid, StepBack
 from service.state import LEADS_NOWHERE, OutOfRange
-from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
+from service.tasks.base import Array, Fact, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput, Understood
 from service.tasks.comparison import difference
 from service.tasks.series_file import SERIES_FILE
 from service.tasks.terminal import Shown, Table, number
@@ -277,6 +277,19 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         filled = np.full(length, np.nan)
         filled[places] = values
         return _Stream(filled, arrays, grid, places)
+
+    def understood(self, request: AnomalyDetectionInput) -> Understood:
+        """How many points there are, and their step, where stamps tell it."""
+        stream = self.decode(request)
+        step_ns = stream.grid.step_ns if stream.grid else None
+        points = len(request.values)
+        facts: dict[str, Fact] = {
+            "points": points,
+            "missing": request.values.count(None),
+            "missing_in_holes": len(stream.values) - points,
+            "step_s": None if step_ns is None else step_ns / 1e9,
+        }
+        return Understood(facts, {"max_series_points": points})
 
     def encode(
         self,

@@ -52,6 +52,7 @@ from service.tasks.terminal import Failure, FileReader, Shown, fields_shown
 
 __all__ = [
     "Array",
+    "Fact",
     "FailedFile",
     "FileProblem",
     "Limits",
@@ -70,6 +71,7 @@ __all__ = [
     "TaskOptions",
     "TaskOutput",
     "TensorSpec",
+    "Understood",
     "Upload",
 ]
 
@@ -260,6 +262,23 @@ class FailedFile(BaseModel):
 
     filename: str | None = Field(description="As sent with the part.", examples=["cat.jpg"])
     error: FileProblem = Field(description="Why there is no answer.")
+
+
+Fact = str | int | float | bool | None
+"""What a task tells of a request that it understood; its unit stands in its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What a task understood of a request, or of one of its files, before it runs anything.
+
+    Attributes:
+        facts: by name, such as `{"points": 14, "step_s": 3600.0}`.
+        used: how much of the server's limits, by the names of `Limits`.
+    """
+
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    used: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,6 +589,13 @@ class Task(ABC, Generic[InputT, OutputT]):
         """
         return difference(expected, got, tolerance)
 
+    def understood(self, request: InputT) -> Understood:
+        """What a caller would like to know of a request that `steps` has taken as far as its first run.
+
+        Told by `POST /v1/<name>:validate`, beside what every task has: the fields, the model and the tensors.
+        """
+        return Understood()
+
     def shown(self, request: InputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
         """What a terminal shows of an answer; which model gave it is shown already.
 
@@ -648,6 +674,10 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
             decoded: what `decode_file` made of them.
         """
 
+    def understood_file(self, file: Upload) -> Understood:
+        """The same as `understood`, of one file that can be used."""
+        return Understood()
+
     def shown(self, request: MediaInputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
         for result in answer["results"]:
             if "error" in result:
@@ -682,7 +712,7 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
         self._check_files(request)
         (file,) = request.files
         try:
-            decoded = self.decode_file(file, self._name_of(file, 0))
+            decoded = self.decode_file(file, self.name_of(file, 0))
         except _OF_ONE_FILE as error:
             telemetry.REFUSED_FILES.labels(self.folder.name, error.slug).inc()
             raise
@@ -707,7 +737,8 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
                 "for JSON, which answers all."
             )
 
-    def _name_of(self, file: Upload, place: int) -> str:
+    def name_of(self, file: Upload, place: int) -> str:
+        """What messages call a file, by its place among those sent."""
         return f"{self.noun} {quoted(file.filename) if file.filename else place + 1}"
 
     def each_file(self, request: MediaInputT) -> Steps[list[Any]]:
@@ -726,7 +757,7 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
             decoded: dict[int, DecodedT] = {}
             for place, file in enumerate(files[start : start + FILES_AT_ONCE], start):
                 try:
-                    decoded[place] = self.decode_file(file, self._name_of(file, place))
+                    decoded[place] = self.decode_file(file, self.name_of(file, place))
                 except _OF_ONE_FILE as error:
                     telemetry.REFUSED_FILES.labels(self.folder.name, error.slug).inc()
                     if len(files) == 1:

@@ -32,7 +32,18 @@ from service.series.fan import Fan
 from service.series.timestamps import LATEST_NS, Form, Stamps
 from service.state import State, pack, unpack
 from service.tables import choose_series, parse_table
-from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOptions, TaskOutput
+from service.tasks.base import (
+    Array,
+    Fact,
+    ModelFolder,
+    Run,
+    Steps,
+    Task,
+    TaskInput,
+    TaskOptions,
+    TaskOutput,
+    Understood,
+)
 from service.tasks.terminal import FileFields, FileReader, Shown, Table, number
 
 MAX_HORIZON = 1000
@@ -300,6 +311,20 @@ class Forecasting(Task[ForecastingInput, ForecastingOutput]):
             quantiles=found,
             state=token,
         )
+
+    def understood(self, request: ForecastingInput) -> Understood:
+        """How many points there are, their step where stamps tell it, and how many of them the model will read."""
+        stream = self.decode(request)
+        history, step = self.place(stream, request)
+        points = len(request.values)
+        facts: dict[str, Fact] = {
+            "points": points,
+            "missing": request.values.count(None),
+            "step": None if step is None else str(step),
+            "known_points_read": int((~np.isnan(history)).sum()),
+            "most_points_read": self.points,
+        }
+        return Understood(facts, {"max_series_points": points})
 
     # --------------------------------------------------------------------------------------------------------- stream
 

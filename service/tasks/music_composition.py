@@ -29,6 +29,7 @@ from service.music.theory import METERS, Key, Meter
 from service.music.walk import WIDTH, Walk
 from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import (
+    Fact,
     MediaAnswer,
     ModelField,
     ModelFolder,
@@ -40,6 +41,7 @@ from service.tasks.base import (
     TaskInput,
     TaskOptions,
     TaskOutput,
+    Understood,
 )
 from service.tasks.terminal import FileFields, FileReader, Shown
 
@@ -381,6 +383,18 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
             prompt_surprisal=prompt_surprisal,
             state=state,
         )
+
+    def understood(self, request: MusicInput) -> Understood:
+        """The tune that is to be composed, and what is there of it; key and meter are null where they are drawn."""
+        score, notes, _ = self._begin(request, Draws(request.seed or 0))
+        drawn = request.seed is None and request.prompt is None and request.state is None
+        facts: dict[str, Fact] = {
+            "key": None if drawn and request.key is None else str(score.walk.key),
+            "meter": None if drawn and request.meter is None else str(score.walk.meter),
+            "prompt_notes": len(notes),
+            "bars_to_compose": score.walk.bars_left,
+        }
+        return Understood(facts, {"max_text_chars": len(request.prompt or "")})
 
     def shown(self, request: MusicInput, answer: Mapping[str, Any]) -> Iterator[Shown]:
         yield str(answer["abc"]).rstrip("\n")

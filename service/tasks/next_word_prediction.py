@@ -32,6 +32,7 @@ from service.decoding.beam import BEAMS, search
 from service.errors import InferenceFailed, InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import (
+    Fact,
     ModelField,
     ModelFolder,
     ModelReference,
@@ -41,12 +42,13 @@ from service.tasks.base import (
     Task,
     TaskInput,
     TaskOutput,
+    Understood,
 )
 from service.tasks.comparison import difference, ranking_difference
 from service.tasks.terminal import Shown, Table
 from service.text.normal_form import normalise, visible
 from service.text.tokeniser import END, FRAGMENT, MAX_CHUNK_CHARS, PIECE, join, split_chunk, unfinished_from
-from service.text.vocabulary import Vocabulary, proportional
+from service.text.vocabulary import UNKNOWN, Vocabulary, proportional
 
 __all__ = [
     "NextWordInput",
@@ -611,6 +613,22 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             return answer
         told += surprisals(tokens[:finished], bits)
         return answer.model_copy(update={"tokens": told})
+
+    def understood(self, request: NextWordInput) -> Understood:
+        """How the text is cut into words and marks, those still pending in the state included."""
+        memory = self.memory(request)
+        text = visible(memory.pending + request.text)
+        cut = unfinished_from(text)
+        tokens = [*self._complete(text[:cut], memory.place), *self._read_chunk(text[cut:])]
+        unknown = self.vocabulary.number.get(UNKNOWN)
+        found = [token for token in tokens if token.text != END]
+        facts: dict[str, Fact] = {
+            "characters": len(request.text),
+            "tokens": len(found),
+            "unknown_tokens": sum(unknown in token.ids for token in found),
+            "last_chunk": text[cut:],
+        }
+        return Understood(facts, {"max_text_chars": len(request.text)})
 
     def widened(self, request: NextWordInput) -> NextWordInput:
         """The same text with a few more words; more continuations of several words would be another search."""

@@ -36,6 +36,7 @@ from service.media.audio import MOST_RATE, Resampler, Sound, is_recording, open_
 from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import (
     Array,
+    Fact,
     FailedFile,
     MediaInput,
     MediaTask,
@@ -44,6 +45,7 @@ from service.tasks.base import (
     Steps,
     TaskOptions,
     TaskOutput,
+    Understood,
     Upload,
 )
 from service.tasks.comparison import difference
@@ -338,13 +340,27 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
             )
         (file,) = request.files
         stream = self._fresh() if request.state is None else self._unpack(request.state)
-        heard = self._decode(file, self._name_of(file, 0), stream, final=request.final)
+        heard = self._decode(file, self.name_of(file, 0), stream, final=request.final)
         result = yield from self._answer(request, file, heard, stream)
         state = None if request.final else self._pack(stream, from_token=request.state is not None)
         return SpeechRecognitionOutput.model_construct(model=self.folder.ref, results=[result], state=state)
 
     def decode_file(self, file: Upload, what: str) -> Heard:
         return self._decode(file, what, self._fresh(), final=True)
+
+    def understood_file(self, file: Upload) -> Understood:
+        """What the recording is, by its header, and how long; null where only decoding tells."""
+        most_s = self.folder.limits.max_audio_s
+        with open_recording(file.data, "Recording", most_s=most_s, content_type=file.content_type) as recording:
+            seconds = recording.duration_s
+            facts: dict[str, Fact] = {
+                "format": recording.kind,
+                "sample_rate": recording.rate,
+                "channels": recording.channels,
+                "seconds": seconds,
+                "heard_at_rate": self.options.sound.rate,
+            }
+        return Understood(facts, {} if seconds is None else {"max_audio_s": seconds})
 
     def answer_files(
         self, request: SpeechRecognitionInput, files: Sequence[Upload], decoded: Sequence[Heard]
