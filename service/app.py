@@ -18,6 +18,7 @@ from service import __version__, telemetry
 from service.api import document, health, home, pages, problems
 from service.api import models as model_routes
 from service.api.address import Address, Addresses
+from service.api.azure_anomaly_detector import VERSIONS, DetectEndpoint
 from service.api.call import Endpoint
 from service.api.context import Workers
 from service.api.cors import Cors
@@ -32,6 +33,7 @@ from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.settings import UNIX, Settings
 from service.tasks import AnyTask, discover
+from service.tasks.anomaly_detection import AnomalyDetection
 
 log = structlog.get_logger(__name__)
 
@@ -146,7 +148,14 @@ def create_app(
         for kind in (TaskEndpoint, ValidationEndpoint)
         for task in routed.values()
     )
-    endpoints = {endpoint.path: endpoint for endpoint in made}
+    endpoints: dict[str, Endpoint] = {endpoint.path: endpoint for endpoint in made}
+    if AnomalyDetection.name in routed:
+        azure = [
+            DetectEndpoint(version, last=last, settings=settings, registry=models, in_flight=in_flight)
+            for version in VERSIONS
+            for last in (False, True)
+        ]
+        endpoints |= {endpoint.path: endpoint for endpoint in azure}
     infer = InferEndpoint(settings, models, in_flight)
 
     def endpoint_of(path: str) -> Endpoint | None:

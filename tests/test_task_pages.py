@@ -20,7 +20,7 @@ from tests.test_docs import assert_alike
 from tests.test_server import Server, serving
 
 ROOT = Path(__file__).parent.parent
-OTHER_PAGES = ("open-inference", "streaming", "validation")
+OTHER_PAGES = ("azure-anomaly-detector", "open-inference", "streaming", "validation")
 PAGES = [*sorted(ROOT.glob("docs/tasks/*.md")), *(ROOT / "docs" / f"{name}.md" for name in OTHER_PAGES)]
 SERVED = "127.0.0.1:8000"
 

@@ -15,12 +15,14 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.api import azure_anomaly_detector
 from service.api.gate import OPEN_PATHS
 from service.api.open_inference.document import SCHEMAS, path_items
 from service.api.tasks import VALIDATE, path_item, validation_item
 from service.schemas.names import schema_name
 from service.schemas.problem import Problem
 from service.tasks import AnyTask
+from service.tasks.anomaly_detection import AnomalyDetection
 from service.tasks.base import MediaInput
 from service.tasks.validation import Validation
 
@@ -59,6 +61,8 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
         for name, task in tasks.items()
     }
     document["paths"] = task_paths | validations | document["paths"] | path_items()
+    if AnomalyDetection.name in tasks:
+        document["paths"] |= azure_anomaly_detector.path_items(references)
     schemas = document["components"]["schemas"] | schemas
     document["components"]["schemas"] = {name: schemas[name] for name in sorted(schemas) if name not in _UNUSED}
     if secured:
@@ -74,6 +78,8 @@ def _task_schemas(
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """References to the schemas of all tasks' bodies, by type, and the schemas by name."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(schema, "validation") for schema in (Problem, *SCHEMAS)]
+    if AnomalyDetection.name in tasks:
+        models += [(schema, "validation") for schema in azure_anomaly_detector.SCHEMAS]
     models.append((Validation, "serialization"))
     for task in tasks.values():
         models += [(schema, "serialization") for schema in (task.Output, *task.events.values())]

@@ -1,6 +1,7 @@
 """Errors → `application/problem+json` (RFC 9457): the only table of error status codes, with their OpenAPI examples.
 
-Below `/v2` the Open Inference Protocol has its own form: `{"error": "…"}`.
+Below `/v2` the Open Inference Protocol has its own form, `{"error": "…"}`, and below `/anomalydetector` Azure's service
+has `{"code": "…", "message": "…"}`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from service.api.context import context_of
 from service.schemas.problem import Problem
 
 MEDIA_TYPE = "application/problem+json"
+AZURE = "/anomalydetector/"
+"""What paths begin with that are answered as Azure Anomaly Detector would."""
 MAX_DETAIL_CHARS = 2000
 """Length of a `detail` (characters): it may list every model of the server."""
 MAX_INSTANCE_CHARS = 200
@@ -153,7 +156,15 @@ def answer_of(error: Exception, *, path: str, request_id: str) -> tuple[int, str
     status, problem, headers = problem_of(error, instance=path, request_id=request_id)
     if path == "/v2" or path.startswith("/v2/"):
         return status, "application/json", orjson.dumps({"error": problem["detail"]}), headers
+    if path.startswith(AZURE):
+        code = getattr(error, "code", None) or "".join(word.capitalize() for word in _slug(problem).split("-"))
+        body = orjson.dumps({"code": code, "message": problem["detail"]})
+        return status, "application/json", body, headers | {"x-ms-error-code": code}
     return status, MEDIA_TYPE, orjson.dumps(problem), headers
+
+
+def _slug(problem: Mapping[str, Any]) -> str:
+    return str(problem["type"]).rpartition("/")[2]
 
 
 def respond(request: Request, error: Exception) -> Response:
