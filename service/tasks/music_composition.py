@@ -5,6 +5,9 @@ A model is a recurrent network over the symbols of `service/music/alphabet.py`: 
 and the output `logits` float32 (batch, time, symbols). What is in key, fits the bar and ends on time is no matter of
 the model: only symbols that lead there are drawn from. So every tune comes out right, and the model says which one.
 
+How surprising a note was, which `explain` tells, is its surprisal, -log2 of its probability (Shannon, "A Mathematical
+Theory of Communication", 1948), among the notes that would have fitted there.
+
 Each request draws from a generator of its own (`service/decoding/sampling.py`): the same seed composes the same tune.
 """
 
@@ -127,6 +130,11 @@ class MusicInput(TaskInput):
         "the seed.",
         examples=["abc"],
     )
+    explain: bool = Field(
+        default=False,
+        description="Add `surprisals`: how surprising each note was, bar by bar. With `format` = `abc`.",
+        examples=[False],
+    )
     model: ModelReference | None = ModelField
     state: str | None = Field(
         default=None,
@@ -172,6 +180,15 @@ class MusicOutput(TaskOutput):
         description="The same of the prompt's notes; null without any.", examples=[None]
     )
     state: str = Field(description="Send it back to have the tune go on, to any replica.")
+    surprisals: list[list[float]] | None = Field(
+        default=None,
+        description="Only with `explain`: of each composed note in bits, as `surprisal`, in the order of the answer, a "
+        "list for each composed bar; an upbeat is one. A tied note counts in each bar.",
+        examples=[[[3.1], [0.4, 1.2, 0.9]]],
+    )
+    prompt_surprisals: list[float] | None = Field(
+        default=None, description="Only with `explain`: the same of the prompt's notes.", examples=[[]]
+    )
 
 
 class MusicHead(BaseModel):
@@ -313,9 +330,9 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
 
     def _read(
         self, notes: list[Read], states: dict[str, NDArray[Any]]
-    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[dict[str, NDArray[Any]], float | None]]:
-        """Have the network read a prompt: its state behind it, and the mean surprisal of its notes."""
-        total = 0.0
+    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[dict[str, NDArray[Any]], list[float]]]:
+        """Have the network read a prompt: its state behind it, and the surprisal of each of its notes."""
+        bits: list[float] = []
         everything = np.ones(SYMBOLS, bool)
         for at in range(0, len(notes), MAX_RUN_NOTES):
             part = notes[at : at + MAX_RUN_NOTES]
@@ -323,8 +340,8 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
             states = self._states(outputs)
             for note, logits in zip(part, outputs["logits"][0], strict=False):
                 allowed = everything if note.allowed is None else note.allowed
-                total += surprisal(logits, allowed, note.number)
-        return states, total / len(notes) if notes else None
+                bits.append(surprisal(logits, allowed, note.number))
+        return states, bits
 
     def _compose(
         self, score: Score, states: dict[str, NDArray[Any]], request: MusicInput, draws: Draws
@@ -362,7 +379,7 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
         seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1)
         draws = Draws(seed)
         score, notes, states = self._begin(request, draws)
-        states, prompt_surprisal = yield from self._read(notes, states)
+        states, of_prompt = yield from self._read(notes, states)
         head = score.head(f"Tune {seed}")
         yield self.settled(lambda: [_head(score, head, seed)])
         states, bits = yield from self._compose(score, states, request, draws)
@@ -374,15 +391,18 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
             data = midi.write(sounding, tune.key, tune.meter)
             return MediaAnswer(self.folder.ref, data, content_type, {"X-Seed": str(seed)})
         state = self.folder.pack_state(states, remember(score.walk), from_token=request.state is not None)
-        return MusicOutput(
+        answer = MusicOutput(
             model=self.folder.ref,
             abc=abc,
             bars=request.bars,
             seed=seed,
             surprisal=_mean([each for bar in bits for each in bar]),
-            prompt_surprisal=prompt_surprisal,
+            prompt_surprisal=_mean(of_prompt) if of_prompt else None,
             state=state,
         )
+        if not request.explain:
+            return answer
+        return answer.model_copy(update={"surprisals": bits, "prompt_surprisals": of_prompt})
 
     def understood(self, request: MusicInput) -> Understood:
         """The tune that is to be composed, and what is there of it; key and meter are null where they are drawn."""

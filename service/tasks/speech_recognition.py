@@ -72,6 +72,9 @@ class SpeechRecognitionInput(MediaInput):
 
     timestamps: bool = Field(default=False, description="Tell for each word when it was said.")
     alternatives: int = Field(default=1, ge=1, le=10, description="How many texts to tell, the likeliest first.")
+    explain: bool = Field(
+        default=False, description="Add `frames`: how probable each word was at each moment.", examples=[False]
+    )
     final: bool = Field(
         default=True,
         description="False: more of this recording follows, in a request with the `state` of the answer.",
@@ -110,6 +113,21 @@ class HeardWord(BaseModel):
     word: str = Field(examples=["two"])
 
 
+class SpeechFrames(BaseModel):
+    """What the network heard, step by step: the probabilities that the texts are read from."""
+
+    start_s: float = Field(description="When the first step begins, from the first piece on.", examples=[0.0])
+    step_s: float = Field(description="How long a step is.", examples=[0.04])
+    labels: list[str] = Field(
+        description="Of the columns: the first, without a name, is that no word ends in this step.",
+        examples=[["", "one", "two"]],
+    )
+    probabilities: list[list[float]] = Field(
+        description="A row for each step, a column for each label; each row adds up to 1. The network tells a word "
+        "once, when it has heard enough of it, so later than it was said. The last steps are the silence after the end."
+    )
+
+
 class SpeechResult(BaseModel):
     """What was said in one recording, or in a piece of it."""
 
@@ -128,6 +146,7 @@ class SpeechResult(BaseModel):
     )
     alternatives: list[SpeechAlternative] = Field(description="The likeliest texts, all different; first is `text`.")
     words: list[SpokenWord] = Field(default=[], description="Only with `timestamps`; joined by spaces they are `text`.")
+    frames: SpeechFrames | None = Field(default=None, description="Only with `explain`.")
 
 
 class SpeechRecognitionOutput(TaskOutput):
@@ -437,10 +456,13 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
         stream.rest = sound[whole * step :]
         # What is best of the whole is best of each segment; of those after it, some may turn out to be the same.
         text = Text(1 if request.alternatives == 1 else ctc.BEAMS)
+        start_s, heard_steps = (stream.first + len(stream.log_probs)) * self._step_s, [stream.log_probs[:0]]
         for begin in range(0, whole, MOST_STEPS):
             samples = sound[begin * step : min(whole, begin + MOST_STEPS) * step]
             outputs = yield Run({"samples": samples[None], **stream.tensors}, tuple(self._outputs))
             self._remember(stream, outputs, len(samples) // step)
+            if request.explain:
+                heard_steps.append(np.exp(outputs["log_probs"][0]))
             self._read(stream, text, timestamps=request.timestamps)
             if text.kept == 1:
                 yield self.settled(partial(self._new_words, request, file, text))
@@ -448,7 +470,13 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
             self._read(stream, text, timestamps=request.timestamps, to_the_end=True)
         if text.kept == 1:
             yield self.settled(partial(self._new_words, request, file, text))
-        return self._result(request, file, heard, text)
+        result = self._result(request, file, heard, text)
+        if not request.explain:
+            return result
+        frames = SpeechFrames.model_construct(
+            start_s=start_s, step_s=self._step_s, labels=["", *self.labels], probabilities=np.concatenate(heard_steps)
+        )
+        return result.model_copy(update={"frames": frames})
 
     def _new_words(self, request: SpeechRecognitionInput, file: Upload, text: Text) -> Iterator[HeardWord]:
         """Words that are read and were not told yet."""

@@ -419,3 +419,24 @@ def test_the_surprisals_of_the_bars_are_those_of_the_tune(handle: ModelHandle) -
     notes = [sum(character.isalpha() for character in data["abc"]) for data in bars]
     whole = sum(data["surprisal"] * count for data, count in zip(bars, notes, strict=True)) / sum(notes)
     assert whole == pytest.approx(answer["surprisal"])
+
+
+# --------------------------------------------------------------------------------------------------------- surprisals
+
+
+@pytest.mark.parametrize("prompt", [None, PROMPT])
+def test_the_surprisals_of_the_notes_are_those_of_the_tune(ask: Ask, prompt: str | None) -> None:
+    """Their mean is the tune's, there is one for each note written, and without `explain` there are none."""
+    fields = {"bars": 6, "seed": 3, **({"prompt": prompt} if prompt else {"key": "D", "meter": "4/4"})}
+    answer = ask(**fields, explain=True)
+    notes = [bits for bar in answer["surprisals"] for bits in bar]
+    assert sum(notes) / len(notes) == pytest.approx(answer["surprisal"])
+    assert min(notes) >= 0
+    before = answer["prompt_surprisals"]
+    assert len(notes) + len(before) == len(heard(answer["abc"]))
+    assert (sum(before) / len(before) if before else None) == (
+        pytest.approx(answer["prompt_surprisal"]) if prompt else None
+    )
+    plain = ask(**fields)
+    assert not {"surprisals", "prompt_surprisals"} & plain.keys()
+    assert plain["abc"] == answer["abc"]
