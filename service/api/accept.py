@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from functools import lru_cache
 
 EVENT_STREAM = b"text/event-stream"
 """Content type of server-sent events."""
@@ -24,7 +23,6 @@ class Wish(Enum):
     EVENTS_ONLY = "events only"
 
 
-@lru_cache(maxsize=256)
 def wish(accept: bytes) -> Wish:
     """What an `Accept` header asks for.
 

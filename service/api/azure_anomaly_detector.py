@@ -25,7 +25,7 @@ from service.api.context import Answer, Asked, RequestContext
 from service.api.in_flight import BytesInFlight
 from service.api.inputs import json_text
 from service.api.problems import AZURE
-from service.errors import BadRequest, TooLarge, schema_problems
+from service.errors import BadRequest, InvalidInput, TooLarge, schema_problems
 from service.graph import Steps
 from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
@@ -168,7 +168,10 @@ class DetectEndpoint:
         width = 100 - (DEFAULT_SENSITIVITY if request.sensitivity is None else request.sensitivity)
         values: list[float | None] = [None if np.isnan(value) else value for value in series.values.tolist()]
         asked = AnomalyDetectionInput(values=values, sensitivity=1 / (width + 1))
-        found: Any = yield from handle.task.steps(asked)
+        try:
+            found: Any = yield from handle.task.steps(asked)
+        except InvalidInput as error:
+            raise Refused("InvalidSeries", str(error)) from None
         at = series.sent
         result = judged(
             series.values[at],
@@ -305,10 +308,11 @@ def judged(
     """
     blind = ~(np.isfinite(expected) & np.isfinite(upper))
     expected = np.where(blind, values, expected)
-    error = np.abs(values - expected)
-    with np.errstate(divide="ignore", invalid="ignore"):  # no score: the band is as wide as the model says
+    with np.errstate(all="ignore"):  # without a score the band is as wide as the model says; what overflows is cut
+        error = np.abs(values - expected)
         narrowed = np.where(scores > 0, error * (1 - scores) / scores, np.inf)
-    margins = np.minimum(np.where(blind, 0.0, upper - expected) / width, narrowed)
+        margins = np.fmin(np.where(blind, 0.0, upper - expected) / width, narrowed)
+        margins = np.nan_to_num(margins, nan=0.0)
     most = int(ratio * len(values))
     anomalous = is_anomaly & ~blind & (error > 0)
     if anomalous.sum() > most:
@@ -341,8 +345,11 @@ def _of_last(result: Mapping[str, Any]) -> dict[str, Any]:
 _FAILURES = {
     400: "The request cannot be used.",
     401: "An API key is needed.",
+    403: "The API key is for other models.",
     404: "There is no such route, or no model for it.",
-    413: "More points than the limit.",
+    408: "The request body came too slowly.",
+    413: "More points, or bytes, than the limit.",
+    415: "A content type or encoding that is not taken.",
     429: "Too many requests.",
     500: "The model failed.",
     503: "Try again later.",

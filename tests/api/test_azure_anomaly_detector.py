@@ -186,6 +186,7 @@ def series_with(place: int, **change: Any) -> dict[str, Any]:
         (series_with(4, timestamp=None), "InvalidSeries", "series[4].timestamp"),
         (series_with(4, value="much"), "InvalidSeries", "series.4.value"),
         (series_with(12, timestamp="2126-01-01T00:00:00Z"), "InvalidSeries", "steps"),
+        (series_with(4, value=1e308), "InvalidSeries", "Scale the series down"),
     ],
 )
 def test_what_is_wrong_is_called_as_that_service_calls_it(
@@ -223,6 +224,11 @@ def test_the_older_version_wants_to_know_the_granularity(client: httpx.Client) -
     assert (client.post(old, json=body(STEADY))).status_code == 200
     missing = client.post(old, json={"series": body(STEADY)["series"]})
     assert missing.json()["code"] == "RequiredGranularity"
+
+
+def test_huge_numbers_have_margins_all_the_same(client: httpx.Client) -> None:
+    found = client.post(ENTIRE, json=body([*STEADY, 1e30, -1e30, 1e30])).json()
+    assert all(isinstance(each, float) for name in LISTS[:3] for each in found[name])
 
 
 @pytest.mark.parametrize("width", [1, 5, 100])
