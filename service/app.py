@@ -18,6 +18,7 @@ from service import __version__, telemetry
 from service.api import document, health, pages, playground, problems
 from service.api import models as model_routes
 from service.api.address import Address, Addresses
+from service.api.azure_anomaly_detector import VERSIONS, DetectEndpoint
 from service.api.call import Endpoint
 from service.api.compare import CompareEndpoint
 from service.api.context import Workers
@@ -28,7 +29,7 @@ from service.api.gate import Gate
 from service.api.in_flight import BytesInFlight
 from service.api.open_inference import routes as open_inference_routes
 from service.api.open_inference.infer import PATHS, InferEndpoint, match
-from service.api.tasks import TaskEndpoint, answer_headers
+from service.api.tasks import TaskEndpoint, ValidationEndpoint, answer_headers
 from service.api.traces import make_traces
 from service.cpu import CpuBudget
 from service.keys import Keyring
@@ -36,6 +37,7 @@ from service.registry.handle import LoadOptions
 from service.registry.registry import Registry
 from service.settings import UNIX, Settings
 from service.tasks import AnyTask, discover
+from service.tasks.anomaly_detection import AnomalyDetection
 
 log = structlog.get_logger(__name__)
 
@@ -185,10 +187,19 @@ def create_app(
     in_flight = BytesInFlight(settings.max_bytes_in_flight)
     app.state.settings, app.state.in_flight = settings, in_flight
     app.state.control = OwnControl(models, settings.drain_timeout_s)
-    endpoints: dict[str, Endpoint] = {
-        e.path: e for e in (TaskEndpoint(task, settings, models, in_flight) for task in routed.values())
-    }
-    endpoints |= {e.path: e for e in (CompareEndpoint(task, settings, models, in_flight) for task in routed.values())}
+    made = (
+        kind(task, settings, models, in_flight)
+        for kind in (TaskEndpoint, ValidationEndpoint, CompareEndpoint)
+        for task in routed.values()
+    )
+    endpoints: dict[str, Endpoint] = {endpoint.path: endpoint for endpoint in made}
+    if AnomalyDetection.name in routed:
+        azure = [
+            DetectEndpoint(version, last=last, settings=settings, registry=models, in_flight=in_flight)
+            for version in VERSIONS
+            for last in (False, True)
+        ]
+        endpoints |= {endpoint.path: endpoint for endpoint in azure}
     infer = InferEndpoint(settings, models, in_flight)
 
     def endpoint_of(path: str) -> Endpoint | None:

@@ -15,6 +15,7 @@ short where it is long, so that the answer stays small whatever was sent.
     ├── NotAllowed              the API key does not reach so far
     ├── TooLarge                over a configured limit
     ├── UnsupportedMedia        a content type or encoding that is not taken here
+    ├── NotAcceptable           the answer has none of the content types that are wanted
     ├── BodyTimeout             the client sends too slowly
     ├── RateLimited             one client asks too often
     ├── ModelNotFound           no such model, version or task
@@ -272,6 +273,22 @@ class UnsupportedMedia(ServiceError):
 
     def __init__(self, what: str, got: str, accepted: Iterable[str], hint: str = "") -> None:
         sentences = f"{what} {quoted(got)} is not supported here. Send one of: {', '.join(accepted)}. {hint}"
+        super().__init__(sentences.rstrip())
+
+
+class NotAcceptable(ServiceError):
+    """An answer that would have none of the content types which the client takes.
+
+    Args:
+        wanted: what it takes.
+        given: content types that the answer may have.
+        why: another sentence that helps.
+    """
+
+    slug = "not-acceptable"
+
+    def __init__(self, wanted: str, given: Iterable[str], why: str = "") -> None:
+        sentences = f"This is not answered as {wanted}. Accept one of: {', '.join(given)}. {why}"
         super().__init__(sentences.rstrip())
 
 

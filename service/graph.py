@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -167,7 +167,48 @@ class Run:
         return (busy and self.when_busy) or self
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something of an answer that is settled while the rest is still worked on.
+
+    Attributes:
+        event: what kind of part it is.
+        data: the part as JSON.
+    """
+
+    event: str
+    data: bytes
+
+
+@dataclass(slots=True)
+class Settled:
+    """Parts of the answer that will not change any more: yielded between runs, and made only for who reads them.
+
+    Attributes:
+        parts: makes them; called at once, by the thread that works on the request, or never.
+    """
+
+    parts: Callable[[], Iterable[Part]]
+
+
 ResultT = TypeVar("ResultT")
 
-Steps = Generator[Run, Mapping[str, Array], ResultT]
-"""Yields runs, is sent the outputs of each (name -> array), returns the result."""
+Steps = Generator[Run | Settled, Mapping[str, Array], ResultT]
+"""Yields runs, is sent the outputs of each (name -> array), returns the result; may yield what is settled in between,
+and is sent nothing then."""
+
+
+def next_run(steps: Steps[Any], outputs: Mapping[str, Array] | None) -> Run:
+    """Let a request go on to its next run; what is settled meanwhile nobody reads here.
+
+    Args:
+        steps: of the request.
+        outputs: of the run before; None begins.
+
+    Raises:
+        StopIteration: it has returned its result.
+    """
+    asked = steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+    while isinstance(asked, Settled):
+        asked = next(steps)
+    return asked

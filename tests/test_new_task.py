@@ -49,7 +49,7 @@ def length(path: Path) -> Path:
 def printed(tmp_path: Path) -> Iterator[ModuleType]:
     """A module of the page's Python blocks."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     (tmp_path / "measure.py").write_text("\n\n".join(blocks))
     spec = importlib.util.spec_from_file_location("measure", tmp_path / "measure.py")
     assert spec and spec.loader
@@ -80,6 +80,20 @@ async def test_the_printed_task_of_two_graphs_answers(printed: ModuleType, tmp_p
     async with running(tmp_path / "models", tasks={"count": printed.Count}) as client:
         answer = await client.post("/v1/count", json={"x": 1, "steps": 4})
         assert answer.json() == {"model": {"name": "counter", "version": "1"}, "count": 40}
+
+
+async def test_the_printed_task_tells_its_parts(printed: ModuleType, tmp_path: Path) -> None:
+    folder = graphs.counting_model(tmp_path / "models")
+    (folder / "manifest.toml").write_text('task = "told-count"')
+    (folder / "1" / "golden.json").write_text('[{"input": {"x": 2, "steps": 3}, "output": {"count": 60}}]')
+    async with running(tmp_path / "models", tasks={"told-count": printed.ToldCount}) as client:
+        body, accept = {"x": 1, "steps": 2}, {"Accept": "text/event-stream"}
+        answer = await client.post("/v1/told-count", json=body, headers=accept)
+        assert re.findall(r"event: (.*)\n(?:.*\n)??data: (.*)\n", answer.text) == [
+            ("count", '{"count":10.0}'),
+            ("count", '{"count":20.0}'),
+            ("done", '{"model":{"name":"counter","version":"1"},"count":20.0}'),
+        ]
 
 
 async def test_the_printed_options_are_read_from_the_manifest(printed: ModuleType, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from tests.test_docs import assert_alike
 from tests.test_server import Server, serving
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted(ROOT.glob("docs/tasks/*.md")), ROOT / "docs/open-inference.md"]
+OTHER_PAGES = ("azure-anomaly-detector", "open-inference", "streaming", "validation")
+PAGES = [*sorted(ROOT.glob("docs/tasks/*.md")), *(ROOT / "docs" / f"{name}.md" for name in OTHER_PAGES)]
 FURTHER = [ROOT / "docs/migrating.md"]
 """Pages whose examples run, too, in whatever languages they have."""
 SERVED = "127.0.0.1:8000"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
-from service.api.context import EXCHANGE, Answer, Asked, Exchange, RequestContext
+from service.api.context import EXCHANGE, Answer, Asked, Exchange, RequestContext, StreamedAnswer
 from service.api.headers import answer_headers
 from service.api.problems import answer_of
 from service.errors import InferenceFailed, ServiceError
@@ -39,7 +39,7 @@ class Endpoint(Protocol):
     path: str
     is_short: bool
 
-    async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
+    async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer | StreamedAnswer:
         """Receive the body and answer."""
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:

@@ -17,13 +17,14 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from service import errors
 from service.api import reach
+from service.api.attended import Attended
 from service.api.body import receive_body
 from service.api.call import log_crash
 from service.api.context import Answer, Asked, RequestContext
 from service.api.in_flight import BytesInFlight
 from service.api.inputs import parse_input
 from service.api.problems import openapi_responses, problem_of
-from service.api.tasks import FAILURES, Attended, files_in_words, path_item
+from service.api.tasks import FAILURES, files_in_words, path_item
 from service.errors import ModelNotReady, ServiceError, ValidationFailed, schema_problems
 from service.registry.handle import ModelHandle
 from service.registry.registry import Registry

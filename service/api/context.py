@@ -77,6 +77,20 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+class StreamedAnswer(Protocol):
+    """An answer that is sent as it comes."""
+
+    async def send(self, receive: Any, send: Any) -> int:
+        """Send all of it by ASGI's messages, while its client is there.
+
+        Returns:
+            The status that it counts as: a stream that has begun may still fail.
+
+        Raises:
+            ClientDisconnected: the client has left.
+        """
+
+
 @dataclass(slots=True)
 class Asked:
     """What a request wants done: which steps, and where; the rest as `Batcher.begin` takes it."""

@@ -16,14 +16,17 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from service.api import azure_anomaly_detector
 from service.api.compare import Comparison, comparison_path_item
 from service.api.gate import OPEN_PATHS
 from service.api.open_inference.document import SCHEMAS, path_items
-from service.api.tasks import path_item
+from service.api.tasks import VALIDATE, path_item, validation_item
 from service.schemas.names import schema_name
 from service.schemas.problem import Problem
 from service.tasks import AnyTask
+from service.tasks.anomaly_detection import AnomalyDetection
 from service.tasks.base import MediaInput
+from service.tasks.validation import Validation
 
 _REFERENCE = "#/components/schemas/"
 _UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own form of 422, which is never sent
@@ -47,7 +50,12 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
         operation["responses"].pop("422", None)
     references, schemas = _task_schemas(tasks)
     task_paths = {
-        f"/v1/{name}": path_item(task, takes=references.get(task.Input), gives=references[task.Output])
+        f"/v1/{name}": path_item(
+            task,
+            takes=references.get(task.Input),
+            gives=references[task.Output],
+            tells={event: references[kind] for event, kind in task.events.items()},
+        )
         for name, task in tasks.items()
     }
     task_paths |= {
@@ -56,7 +64,13 @@ def openapi(app: FastAPI, tasks: Mapping[str, type[AnyTask]], *, secured: bool) 
         )
         for name, task in tasks.items()
     }
+    task_paths |= {
+        f"/v1/{name}{VALIDATE}": validation_item(task, takes=references.get(task.Input), gives=references[Validation])
+        for name, task in tasks.items()
+    }
     document["paths"] = task_paths | document["paths"] | path_items()
+    if AnomalyDetection.name in tasks:
+        document["paths"] |= azure_anomaly_detector.path_items(references)
     schemas = document["components"]["schemas"] | schemas
     document["components"]["schemas"] = {name: schemas[name] for name in sorted(schemas) if name not in _UNUSED}
     if secured:
@@ -78,8 +92,12 @@ def _task_schemas(
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, Any]]:
     """References to the schemas of all tasks' bodies, by type, and the schemas by name."""
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(schema, "validation") for schema in (Problem, *SCHEMAS)]
+    if AnomalyDetection.name in tasks:
+        models += [(schema, "validation") for schema in azure_anomaly_detector.SCHEMAS]
+    models.append((Validation, "serialization"))
     for task in tasks.values():
-        models += [(task.Output, "serialization"), (_comparison(task), "serialization")]
+        kinds = (task.Output, *task.events.values(), _comparison(task))
+        models += [(schema, "serialization") for schema in kinds]
         if not issubclass(task.Input, MediaInput):  # the fields of these are query parameters
             models.append((task.Input, "validation"))
     found, defined = models_json_schema(models, ref_template=f"{_REFERENCE}{{model}}")

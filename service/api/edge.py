@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 from service import telemetry
+from service.api.accept import EVENT_STREAM
 from service.api.address import Addresses, without_prefix
 from service.api.body import INLINE_BYTES
 from service.api.call import CLIENT_LEFT, Call, Endpoint, Head, log_crash, problem_answer
@@ -116,8 +117,11 @@ class Edge:
                 status = await self._through_framework(context, scope, receive, send)
             else:
                 answer = await endpoint(context, scope, receive)
-                await _send(answer, context, scope, send)
-                status = answer.status
+                if isinstance(answer, Answer):
+                    await _send(answer, context, scope, send)
+                    status = answer.status
+                else:
+                    status = await answer.send(receive, send)
         except ClientDisconnected:
             pass
         except _AlreadyAnswered as crash:
@@ -176,6 +180,8 @@ class Edge:
         scope[HEADERS] = headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         if not length.isdigit() or int(length) > self._small_bytes:
+            return None
+        if EVENT_STREAM in headers.get(b"accept", b"").lower():
             return None
         return None if b"expect" in headers or b"content-encoding" in headers else endpoint
 

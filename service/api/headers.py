@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from service.api.context import Answer, RequestContext, new_request_id
 from service.errors import BadRequest
+from service.runtime.job import Timings
 
 MAX_TIMEOUT_S = 3600.0
 """Longest deadline that a request may set (seconds)."""
@@ -70,16 +71,20 @@ def answer_headers(answer: Answer, context: RequestContext) -> list[tuple[bytes,
 
 def common_headers(context: RequestContext) -> list[tuple[bytes, bytes]]:
     """Headers of every answer: its id, where its time went, and how a browser and a proxy are to treat it."""
-    t = context.timings
-    timing = b"decode;dur=%.2f, queue;dur=%.2f, infer;dur=%.2f, encode;dur=%.2f" % (
-        t.decode * 1e3,
-        t.queue * 1e3,
-        t.infer * 1e3,
-        t.encode * 1e3,
-    )
+    timing = server_timing(context.timings)
     headers = [(b"x-request-id", context.request_id.encode()), (b"server-timing", timing), _NOSNIFF, *context.cors]
     if context.trace:
         headers.append((b"traceparent", context.trace.encode()))
     if context.closing:
         headers.append((b"connection", b"close"))
     return headers
+
+
+def server_timing(timings: Timings) -> bytes:
+    """Where the time went, as the header `Server-Timing` tells it (milliseconds)."""
+    return b"decode;dur=%.2f, queue;dur=%.2f, infer;dur=%.2f, encode;dur=%.2f" % (
+        timings.decode * 1e3,
+        timings.queue * 1e3,
+        timings.infer * 1e3,
+        timings.encode * 1e3,
+    )

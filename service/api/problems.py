@@ -1,6 +1,7 @@
 """Errors → `application/problem+json` (RFC 9457): the only table of error status codes, with their OpenAPI examples.
 
-Below `/v2` the Open Inference Protocol has its own form: `{"error": "…"}`.
+Below `/v2` the Open Inference Protocol has its own form, `{"error": "…"}`, and below `/anomalydetector` Azure's service
+has `{"code": "…", "message": "…"}`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from service.api.context import context_of
 from service.schemas.problem import Problem
 
 MEDIA_TYPE = "application/problem+json"
+AZURE = "/anomalydetector/"
+"""What paths begin with that are answered as Azure Anomaly Detector would."""
 MAX_DETAIL_CHARS = 2000
 """Length of a `detail` (characters): it may list every model of the server."""
 MAX_INSTANCE_CHARS = 200
@@ -54,6 +57,9 @@ PROBLEMS: dict[type[errors.ServiceError], Kind] = {
     errors.NotAuthorised: Kind(401, "API key needed", errors.NotAuthorised()),
     errors.NotAllowed: Kind(403, "API key not allowed", errors.NotAllowed("shop", "ask model 'cifar10-cnn'")),
     errors.ModelNotFound: Kind(404, "Model not found", errors.ModelNotFound("cifar", available=["cifar10-cnn"])),
+    errors.NotAcceptable: Kind(
+        406, "Answer not acceptable", errors.NotAcceptable("text/event-stream", ["application/json"])
+    ),
     errors.BodyTimeout: Kind(408, "Request body too slow", errors.BodyTimeout(20)),
     errors.TooLarge: Kind(
         413,
@@ -156,7 +162,15 @@ def answer_of(error: Exception, *, path: str, request_id: str) -> tuple[int, str
     status, problem, headers = problem_of(error, instance=path, request_id=request_id)
     if path == "/v2" or path.startswith("/v2/"):
         return status, "application/json", orjson.dumps({"error": problem["detail"]}), headers
+    if path.startswith(AZURE):
+        code = getattr(error, "code", None) or "".join(word.capitalize() for word in _slug(problem).split("-"))
+        body = orjson.dumps({"code": code, "message": problem["detail"]})
+        return status, "application/json", body, headers | {"x-ms-error-code": code}
     return status, MEDIA_TYPE, orjson.dumps(problem), headers
+
+
+def _slug(problem: Mapping[str, Any]) -> str:
+    return str(problem["type"]).rpartition("/")[2]
 
 
 def respond(request: Request, error: Exception) -> Response:
@@ -192,7 +206,7 @@ def openapi_responses(kinds: Iterable[type[errors.ServiceError]], instance: str)
         _, body, _ = problem_of(kind.example, instance=instance, request_id="4f1c3c9be7a84a6d")
         entry = documented.setdefault(
             kind.status,
-            {"description": kind.title, "content": {MEDIA_TYPE: {"schema": _schema(), "examples": {}}}},
+            {"description": kind.title, "content": {MEDIA_TYPE: {"schema": problem_schema(), "examples": {}}}},
         )
         if kind.title not in entry["description"]:
             entry["description"] += f" · {kind.title}"
@@ -200,5 +214,6 @@ def openapi_responses(kinds: Iterable[type[errors.ServiceError]], instance: str)
     return documented
 
 
-def _schema() -> Mapping[str, str]:
+def problem_schema() -> Mapping[str, str]:
+    """The reference to a problem's schema."""
     return {"$ref": f"#/components/schemas/{Problem.__name__}"}

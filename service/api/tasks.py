@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from service import errors
-from service.api import reach
-from service.api.body import INLINE_BYTES, receive_body
-from service.api.context import Answer, Asked, ClientDisconnected, RequestContext
+from service.api import accept, reach
+from service.api.accept import EVENT_STREAM, Wish
+from service.api.attended import attended
+from service.api.body import receive_body
+from service.api.context import Answer, Asked, RequestContext, StreamedAnswer
+from service.api.events import EventStream
 from service.api.in_flight import BytesInFlight
 from service.api.inputs import parse_input, parse_small_input
-from service.api.problems import openapi_responses
+from service.api.problems import openapi_responses, problem_schema
+from service.graph import Steps
+from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
 from service.runtime.job import Done
 from service.settings import Settings
 from service.tasks import AnyTask
-from service.tasks.base import MediaAnswer, TaskInput
-
-WATCH_AFTER_S = 0.05
-"""A request that takes longer is watched for its client hanging up (seconds); shorter ones are not worth a task."""
+from service.tasks.base import DONE, ERROR, MediaAnswer, TaskInput
 
 EARLY_BYTES = 2048
 """From this size of a body on, it is worth a look at the queue before it is read (bytes)."""
 
 MODEL_HEADER = "X-Model"
 """Header of an answer that is no JSON: the model that really answered, as `name@version`."""
+
+VALIDATE = ":validate"
+"""After the path of a task: how would a request to it be read?"""
 
 RAW_FILE = "application/octet-stream"
 """The content type of a file that does not say what it is."""
@@ -73,13 +77,17 @@ class TaskEndpoint:
         self.path = f"/v1/{task.name}"
         self._task, self._settings, self._registry, self._in_flight = task, settings, registry, in_flight
 
-    async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer:
+    async def __call__(self, context: RequestContext, scope: Any, receive: Any) -> Answer | StreamedAnswer:
         """See `Endpoint`."""
+        wish = accept.wish(context.headers.get(b"accept", b""))
         with self._in_flight.body() as counted:
             body = await receive_body(self._settings, context.headers, scope, receive, counted)
             self._refuse_early(context, scope, body)
             request = await parse_input(self._task, self._settings, context, scope["query_string"], body)
+            in_parts = self._in_parts(wish, request)
         asked = await reach.when_loaded(lambda: self._asked(context, request, len(body)), context)
+        if in_parts:
+            return await EventStream.begun(asked, context, receive, self.path)
         return self.answer(await attended(asked, context, receive))
 
     def ask(self, context: RequestContext, scope: Any, body: bytes) -> Asked:
@@ -94,12 +102,30 @@ class TaskEndpoint:
         value = done.value
         return _media_answer(value) if isinstance(value, MediaAnswer) else Answer(value)
 
+    def _in_parts(self, wish: Wish, request: TaskInput) -> bool:
+        """Whether a request is answered as a stream of events.
+
+        Raises:
+            NotAcceptable: nothing else is taken, and it does not come in parts.
+        """
+        if wish is Wish.WHOLE:
+            return False
+        other = self._task.other_answer(request)
+        if self._task.events and other is None:
+            return True
+        if wish is Wish.EVENTS_ONLY:
+            raise errors.NotAcceptable(EVENT_STREAM.decode(), [other or "application/json"])
+        return False
+
     def _asked(self, context: RequestContext, request: TaskInput, size_bytes: int) -> Asked:
         context.check_deadline()
         state = getattr(request, "state", None)
         handle = reach.resolve(self._registry, context.key, self._task.name, request.model, context, state)
         context.model = handle.name
-        return Asked(handle.batcher, handle.answer(request), request.rows, request.work or size_bytes, size_bytes)
+        return Asked(handle.batcher, self._steps(handle, request), request.rows, request.work or size_bytes, size_bytes)
+
+    def _steps(self, handle: ModelHandle, request: TaskInput) -> Steps[bytes | MediaAnswer]:
+        return handle.answer(request)
 
     def _refuse_early(self, context: RequestContext, scope: Any, body: bytes) -> None:
         """Refuse a request for the default model before its body is read, where no answer could be in time.
@@ -115,6 +141,24 @@ class TaskEndpoint:
             self._registry.resolve(self._task.name, None, context).batcher.check(context.remaining_s)
 
 
+class ValidationEndpoint(TaskEndpoint):
+    """What answers one `POST /v1/<task>:validate`: takes and refuses what the task's endpoint does, and runs nothing.
+
+    It waits for the model's thread as a request does, and its deadline and the queue's limits are those of one.
+    """
+
+    def __init__(self, task: type[AnyTask], settings: Settings, registry: Registry, in_flight: BytesInFlight) -> None:
+        super().__init__(task, settings, registry, in_flight)
+        self.path += VALIDATE
+
+    def _in_parts(self, wish: Wish, request: TaskInput) -> bool:
+        super()._in_parts(wish, request)  # refuses what the request itself would be refused for
+        return False
+
+    def _steps(self, handle: ModelHandle, request: TaskInput) -> Steps[bytes | MediaAnswer]:
+        return handle.validate(request)
+
+
 def answer_headers(tasks: Iterable[type[AnyTask]]) -> list[str]:
     """Headers that answers of these tasks may have because they are no JSON."""
     headers = [name for task in tasks if task.other_answers for name in (MODEL_HEADER, *task.other_headers)]
@@ -128,58 +172,8 @@ def _media_answer(answer: MediaAnswer) -> Answer:
     return Answer(answer.data, answer.content_type.encode(), headers=fields)
 
 
-async def attended(asked: Asked, context: RequestContext, receive: Any) -> Done[Any]:
-    """Have a request worked on for as long as its client is there."""
-    async with Attended(receive):
-        done: Done[Any] = await asked.batcher.submit(
-            asked.steps,
-            rows=asked.rows,
-            timeout_s=context.remaining_s,
-            alone=context.alone,
-            small=asked.size_bytes <= INLINE_BYTES,
-            work=asked.work,
-            size_bytes=asked.size_bytes,
-        )
-    context.timings = done.timings
-    return done
-
-
-class Attended:
-    """Cancels the block when the client hangs up, so that nobody works for a caller who has left."""
-
-    def __init__(self, receive: Any) -> None:
-        self._receive = receive
-        self._watcher: asyncio.Task[None] | None = None
-        self._has_left = False
-
-    async def __aenter__(self) -> None:
-        self._caller = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._watch)
-
-    def _watch(self) -> None:
-        self._watcher = asyncio.ensure_future(self._wait_for_disconnect())
-
-    async def _wait_for_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._has_left = True
-        if self._caller:
-            self._caller.cancel()
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self._timer.cancel()
-        if self._watcher and not self._watcher.done():
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
-        if kind is asyncio.CancelledError and self._has_left and self._caller:
-            self._caller.uncancel()
-            raise ClientDisconnected
-        return False
-
-
 def path_item(
-    task: type[AnyTask], *, takes: Mapping[str, str] | None, gives: Mapping[str, str]
+    task: type[AnyTask], *, takes: Mapping[str, str] | None, gives: Mapping[str, str], tells: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """A task's endpoint as an OpenAPI path item.
 
@@ -187,12 +181,9 @@ def path_item(
         task: what it answers with.
         takes: reference to the schema of the body; None where that is files.
         gives: reference to the schema of the answer.
+        tells: references to the schemas of its events, by name.
     """
-    failures = (*FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else FAILURES
-    responses = {
-        "200": _success(task, gives),
-        **{str(status): entry for status, entry in openapi_responses(failures, f"/v1/{task.name}").items()},
-    }
+    responses = {"200": _success(task, gives, tells), **_failures(task)}
     description = inspect.cleandoc(task.__doc__ or "")
     return {
         "post": {
@@ -206,28 +197,74 @@ def path_item(
     }
 
 
-def _success(task: type[AnyTask], gives: Mapping[str, str]) -> dict[str, Any]:
+def validation_item(
+    task: type[AnyTask], *, takes: Mapping[str, str] | None, gives: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """A task's validation as an OpenAPI path item; `gives` is the reference to its schema, `takes` as above."""
+    success = {"description": "The request would be answered.", "content": {"application/json": {"schema": gives}}}
+    description = (
+        "Says what was understood of a request, without running the model: who would answer, the fields with their "
+        "defaults, what is in the files, what is left of the limits, the tensors of the first run. What the request "
+        "would be refused for, before that run, this is refused for."
+    )
+    return {
+        "post": {
+            "tags": ["validation"],
+            "summary": f"How would a request to {task.name} be read?",
+            "description": f"{description}\n\n{_files_in_words(task)}" if takes is None else description,
+            "operationId": f"validate_{task.name.replace('-', '_')}",
+            **(_media_request(task) if takes is None else _json_request(task, takes)),
+            "responses": {"200": success, **_failures(task)},
+        }
+    }
+
+
+def _failures(task: type[AnyTask]) -> dict[str, Any]:
+    kinds = (*FAILURES, errors.NotAcceptable, *([errors.InvalidState] if "state" in task.Input.model_fields else []))
+    return {str(status): entry for status, entry in openapi_responses(kinds, f"/v1/{task.name}").items()}
+
+
+def _success(task: type[AnyTask], gives: Mapping[str, str], tells: Mapping[str, Any]) -> dict[str, Any]:
     """The answer in every content type that it may have."""
     others = task.other_answers
+    content: dict[str, Any] = {
+        "application/json": {"schema": gives},
+        **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in others.values()},
+    }
+    asked = [f"`{kind}` with `format` = `{name}`" for name, kind in others.items()]
+    if tells:
+        content[EVENT_STREAM.decode()] = {"schema": _event_schema({**tells, DONE: gives, ERROR: problem_schema()})}
+        asked.append(f"`{EVENT_STREAM.decode()}` with that in `Accept`, part by part")
     success = {
-        "description": "The answer.",
-        "content": {
-            "application/json": {"schema": gives},
-            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in others.values()},
-        },
+        "description": f"The answer: JSON, or {', '.join(asked)}." if asked else "The answer.",
+        "content": content,
     }
     if not others:
         return success
-    asked = ", ".join(f"`{kind}` with `format` = `{name}`" for name, kind in others.items())
     headers = {MODEL_HEADER: "The model that answered, as `name@version`.", **task.other_headers}
     return {
         **success,
-        "description": f"The answer: JSON, or {asked}.",
         "headers": {
             name: {"description": f"{meaning} Not with JSON.", "schema": {"type": "string"}}
             for name, meaning in headers.items()
         },
     }
+
+
+def _event_schema(data: Mapping[str, Any]) -> dict[str, Any]:
+    """One event of a stream, as most documents describe such streams: OpenAPI 3.1 has no word for them."""
+    kinds = [
+        {
+            "type": "object",
+            "properties": {"event": {"type": "string", "const": name}, "data": schema},
+            "required": ["event", "data"],
+        }
+        for name, schema in data.items()
+    ]
+    told = (
+        f"One of many events: the lines `event: …` and `data: …`, the data as JSON. The last is `{DONE}` or `{ERROR}`."
+    )
+    return {"description": told, "oneOf": kinds}
 
 
 def _json_request(task: type[AnyTask], takes: Mapping[str, str]) -> dict[str, Any]:

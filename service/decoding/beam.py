@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.graph import Run
+from service.graph import Run, Settled
 from service.state import OutOfRange
 from service.text.tokeniser import join
 from service.text.vocabulary import SUFFIXES, Vocabulary, proportional
@@ -52,7 +54,8 @@ def search(
     vocabulary: Vocabulary,
     read: Callable[[NDArray[np.int64], NDArray[np.float32]], Run],
     top_k: int,
-) -> Generator[Run, Mapping[str, NDArray[Any]], list[tuple[str, float]]]:
+    settled: Callable[[Callable[[], list[str]]], Settled] | None = None,
+) -> Generator[Run | Settled, Mapping[str, NDArray[Any]], list[tuple[str, float]]]:
     """Search for the most probable continuations.
 
     Args:
@@ -63,6 +66,8 @@ def search(
         read: makes the run that reads one token int64 (rows,) in each row, after a state float32 (rows, S); it has the
             outputs `logits` (rows, tokens) and `next_state` (rows, S).
         top_k: continuations wanted.
+        settled: what to yield after each run; it is given a function that tells the words with which the best
+            continuation will begin in any case.
 
     Returns:
         Continuations and their probabilities, best first.
@@ -102,6 +107,8 @@ def search(
                     glued, counts = mark not in SUFFIXES, mark != "@-@"
                     ahead.append(Beam(score, (*beam.tokens, mark), beam.words, token, state, glued, counts))
         beams = sorted(ahead, key=lambda beam: -beam.score)[:BEAMS]
+        if settled is not None:
+            yield settled(partial(_certain, beams, done))
     least = _least(done, top_k)
     ranked = sorted(((-score, text) for text, score in done.items() if score >= least))[:top_k]
     return [(text, min(-score, 1.0)) for score, text in ranked]
@@ -112,6 +119,19 @@ def _least(done: Mapping[str, float], top_k: int) -> float:
     if len(done) < top_k:
         return 0.0
     return float(np.partition(np.fromiter(done.values(), np.float64, len(done)), -top_k)[-top_k])
+
+
+def _certain(beams: Sequence[Beam], done: Mapping[str, float]) -> list[str]:
+    """The words that the best continuation begins with, whichever it will be.
+
+    The last word of an unfinished one may still get a suffix. One that is done may still be found on other ways, but
+    gains no more than all unfinished ones have.
+    """
+    ahead, best = sum(beam.score for beam in beams), max(done.values(), default=0.0)
+    left = [text.split() for text, score in done.items() if score + ahead >= best]
+    if ahead >= best:
+        left += [join(beam.tokens).split()[:-1] for beam in beams]
+    return [words[0] for words in takewhile(lambda words: len(set(words)) == 1, zip(*left, strict=False))]
 
 
 def _finish(done: dict[str, float], beam: Beam, last: Sequence[str], scores: NDArray[np.float64]) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import numpy as np
 
-from service.graph import Array, Run
+from service.graph import Array, Run, Settled
 from service.state import OutOfRange
 
 States = Mapping[str, Array]
@@ -86,8 +87,13 @@ class _Beam:
 
 
 def search(
-    states: States, read: Read, grammar: Grammar, beams: int, key: Callable[[Sequence[int]], Hashable] = tuple
-) -> Generator[Run, Mapping[str, Array], list[list[Sentence]]]:
+    states: States,
+    read: Read,
+    grammar: Grammar,
+    beams: int,
+    key: Callable[[Sequence[int]], Hashable] = tuple,
+    settled: Callable[[Callable[[], list[Sentence]]], Settled] | None = None,
+) -> Generator[Run | Settled, Mapping[str, Array], list[list[Sentence]]]:
     """Search for the most probable sentences about each of several things, in steps that all of them share.
 
     Args:
@@ -96,6 +102,8 @@ def search(
         grammar: of the decoder.
         beams: sentences kept from one word to the next, and found of each thing (count).
         key: what must tell the sentences about a thing apart, of their tokens.
+        settled: what to yield after each word; it is given a function that tells how far the best sentence about each
+            thing is certain by now.
 
     Returns:
         For each thing its sentences, best first: as many as `beams`, or fewer where there are no more.
@@ -141,10 +149,22 @@ def search(
             if len(beam.done) >= beams:
                 beam.going = []
         states = {name: outputs[f"next_{name}"] for name in states}
+        if settled is not None:
+            yield settled(lambda: [_certain(beam) for beam in found])
     for beam in found:
         for sentence in beam.going:  # as long as any may be
             beam.finish(sentence, key(sentence.tokens))
     return [sorted(beam.done.values(), key=lambda sentence: sentence.rank)[:beams] for beam in found]
+
+
+def _certain(beam: _Beam) -> Sentence:
+    """The beginning that all sentences share of which one will be the best; all of it once that is known."""
+    if not beam.going:
+        return min(beam.done.values(), key=lambda sentence: sentence.rank)
+    left = [*beam.going, *beam.done.values()]
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*(sentence.tokens for sentence in left), strict=False))
+    length, one = sum(1 for _ in same), left[0]
+    return replace(one, tokens=one.tokens[:length], logs=one.logs[:length], kept=one.kept[:length])
 
 
 def _log_probabilities(logits: Array, grammar: Grammar, *, may_end: bool) -> Array:

@@ -22,7 +22,7 @@ from service.cpu import cpu_budget, processor_name
 from service.errors import ServiceError, as_sentence
 from service.evaluation.base import Answer, Conversation, EvaluationFailed, Infer, Question
 from service.evaluation.transport import as_answer, task_request
-from service.graph import Array, Run, Steps
+from service.graph import Array, Run, Steps, next_run
 from service.registry.handle import ModelHandle
 from service.registry.prepared import PreparedGraph
 from service.runtime.drive import drive
@@ -145,7 +145,7 @@ def _noting(steps: Steps[T], last: list[Run]) -> Steps[T]:
     outputs: Mapping[str, Array] | None = None
     while True:
         try:
-            run = steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+            run = next_run(steps, outputs)
         except StopIteration as end:
             value: T = end.value
             return value

@@ -77,10 +77,14 @@ class Recording:
     Attributes:
         rate: samples a second.
         frames: samples of each channel by the header; None where it does not tell.
+        kind: of `FORMATS`, without its parameters.
+        channels: that are mixed down (count).
     """
 
     rate: int
     frames: int | None
+    kind: str
+    channels: int
     _what: str
     _file: soundfile.SoundFile | None
     _samples: Samples
@@ -165,7 +169,7 @@ def open_recording(data: bytes, what: str, *, most_s: float, content_type: str |
     except BaseException:
         file.close()
         raise
-    return Recording(file.samplerate, frames, what, file, np.empty(0, np.int16), most_s)
+    return Recording(file.samplerate, frames, kind, file.channels, what, file, np.empty(0, np.int16), most_s)
 
 
 def _open_bare(data: bytes, what: str, most_s: float, options: dict[bytes, bytes]) -> Recording:
@@ -183,7 +187,7 @@ def _open_bare(data: bytes, what: str, most_s: float, options: dict[bytes, bytes
     _check(what, rate, channels, whole, most_s)
     samples = np.frombuffer(data, order, whole * channels).reshape(whole, channels)
     mono = np.rint(samples.mean(axis=1)).astype(np.int16)
-    return Recording(rate, whole, what, None, mono, most_s)
+    return Recording(rate, whole, "audio/L16", channels, what, None, mono, most_s)
 
 
 def _check(what: str, rate: int, channels: int, frames: int | None, most_s: float) -> None:

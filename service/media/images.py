@@ -209,6 +209,38 @@ def open_picture(data: bytes, what: str, *, max_pixels: int, least: tuple[int, i
         raise InvalidInput(f"{what} is damaged or cut short ({error}). Send the whole file again.") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a picture's file says of it.
+
+    Attributes:
+        format: one of `FORMATS`.
+        mode: of its pixels as Pillow names it, such as "RGB".
+        width: of the picture displayed (pixels).
+        height: of the picture displayed (pixels).
+        orientation: how it lies in the file, as EXIF numbers it: 1 as it is displayed, 6 a quarter turn to the left.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+    orientation: int
+
+
+def header(data: bytes) -> Header:
+    """What the file of a picture says that `open_picture` has read."""
+    form = format_of(data) or ""
+    image = _opened(form, data)
+    if form == "PNG":  # whose metadata may come last
+        image.load()
+    turned = _orientation(image)
+    width, height = image.size
+    if _TURNS.get(turned) in _ON_THE_SIDE:
+        width, height = height, width
+    return Header(form, image.mode, width, height, turned if turned in _TURNS else 1)
+
+
 HEADER_BYTES = 64 * 1024
 """Largest file whose header is looked at to tell its pixels; of other formats than PNG (bytes)."""
 _PIXELS_PER_BYTE = 8

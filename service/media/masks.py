@@ -29,6 +29,11 @@ def mask_png(mask: Array) -> bytes:
     return _png(Image.fromarray(mask))
 
 
+def grey_png(values: Array) -> bytes:
+    """Encode numbers, uint8 (height, width), as a grey PNG of 8 bits."""
+    return _png(Image.fromarray(np.ascontiguousarray(values)))
+
+
 def mask_rle(mask: Array) -> dict[str, Any]:
     """Encode a mask, bool (height, width), as COCO's compressed run lengths, which `pycocotools.mask.decode` reads."""
     found = coco.encode(np.asfortranarray(mask, np.uint8))

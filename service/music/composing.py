@@ -32,6 +32,7 @@ REMEMBERED = max(LOOKBACKS) + 2
 UNIT = Fraction(1, 8)
 """What a note without a length lasts in a composed tune, in whole notes."""
 BARS_A_LINE = 4
+NEW_LINE = "\n"
 
 
 @dataclass(frozen=True)
@@ -101,25 +102,39 @@ class Score:
                 bar[-1] = replace(bar[-1], tied=True)
                 return
 
-    def abc(self, title: str) -> str:
-        """The whole tune."""
-        walk, prompt = self.walk, self.prompt
+    def head(self, title: str) -> str:
+        """What stands before the first composed bar: the header, and the prompt."""
+        prompt = self.prompt
         unit = prompt.unit if prompt is not None else UNIT
-        begin, altered, end = "", set[int](), "|]"
+        begin = _up_to_here(prompt, bool(self.start))[0] if prompt is not None else ""
+        return f"{header(self.walk.key, self.walk.meter, unit, (prompt.title if prompt else '') or title)}{begin}"
+
+    def settled(self) -> int:
+        """How many composed bars will not change any more: the next note may be a tie from the last one before it."""
+        open_end = not self.bars[-1] and self.walk.bars_left > 0
+        return max(0, len(self.bars) - 1 - open_end)
+
+    def bar(self, place: int) -> str:
+        """A composed bar that is settled, with the bar line and the space or the line break after it.
+
+        Args:
+            place: among the composed bars, from 0.
+        """
+        walk, prompt, is_first = self.walk, self.prompt, place == 0
+        unit, end, altered = UNIT, "|]", set[int]()
         if prompt is not None:
-            title = prompt.title or title
-            begin, altered = _up_to_here(prompt, bool(self.start))
-            end = ":|" if _repeat_is_open(prompt.music) else end
-        bars = [bar for bar in self.bars if bar]
-        lines = []
-        for number, bar in enumerate(bars):
-            start = self.start / TICKS if number == 0 else Fraction(0)
-            text = write_bar(bar, walk.key, walk.meter, unit, start, altered if number == 0 else ())
-            lines.append(f"{text} {end if number == len(bars) - 1 else '|'}")
-        first = BARS_A_LINE + (1 if self.start else 0)  # what is before the first whole bar stands in its line
-        rows = [lines[:first], *(lines[at : at + BARS_A_LINE] for at in range(first, len(lines), BARS_A_LINE))]
-        music = "\n".join(" ".join(row) for row in rows)
-        return f"{header(walk.key, walk.meter, unit, title)}{begin}{music}\n"
+            unit, end = prompt.unit, ":|" if _repeat_is_open(prompt.music) else end
+            altered = _up_to_here(prompt, bool(self.start))[1] if is_first else altered
+        start = self.start / TICKS if is_first else Fraction(0)
+        text = write_bar(self.bars[place], walk.key, walk.meter, unit, start, altered)
+        if not walk.bars_left and place == len(self.bars) - 2:
+            return f"{text} {end}\n"
+        in_line = place + (0 if self.start else 1)  # what is before the first whole bar stands in its line
+        return f"{text} |{' ' if in_line % BARS_A_LINE or not in_line else NEW_LINE}"
+
+    def body(self) -> str:
+        """All that was composed, when that is the whole tune."""
+        return "".join(self.bar(place) for place in range(self.settled()))
 
 
 def _up_to_here(prompt: Tune, within: bool) -> tuple[str, set[int]]:

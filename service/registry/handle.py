@@ -25,6 +25,7 @@ from service.runtime.statistics import Statistics
 from service.schemas.model_info import Tuning
 from service.tasks import AnyTask
 from service.tasks.base import Limits, MediaAnswer, ModelRef, TaskInput, TaskOutput
+from service.tasks.validation import validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,11 @@ class ModelHandle:
     def is_waited_for(self) -> bool:
         """Whether requests wait for their turn."""
         return self._batcher is not None and self._batcher.waiting > 0
+
+    def validate(self, request: TaskInput) -> Steps[bytes]:
+        """The steps that say how a request would be read, as JSON; they run nothing."""
+        found = yield from validation(self.task, request)
+        return found.to_json()
 
     def predict_now(self, request: TaskInput) -> TaskOutput | MediaAnswer:
         """Answer a request in the calling thread, unbatched: for the command line."""

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from service.errors import ManifestInvalid
-from service.graph import Run, Steps
+from service.graph import Run, Steps, next_run
 from service.registry.golden import FILENAME, GoldenSample, check_golden, golden_request, read_golden
 from service.registry.handle import LoadOptions, ModelHandle
 from service.registry.manifest import MOST_ROWS, Batching, Manifest, OfVersion
@@ -235,7 +235,7 @@ def _note_first_runs(opened: OpenVersion, request: TaskInput, first: dict[str, R
     outputs = None
     try:
         while True:
-            run = steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+            run = next_run(steps, outputs)
             first.setdefault(run.graph or next(iter(opened.graphs)), run)
             if len(first) == len(opened.graphs):
                 return

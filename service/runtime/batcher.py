@@ -41,6 +41,7 @@ from service.runtime.pace import kind_of
 from service.runtime.statistics import Statistics
 from service.runtime.stop import Stop
 from service.runtime.tensors import split, stack
+from service.runtime.unread import Unread
 from service.schemas.model_info import Tuning
 
 log = structlog.get_logger(__name__)
@@ -121,6 +122,7 @@ class Batcher:
         self._ready: dict[Hashable, _Group] = {}
         self._ready_rows = 0
         self._finished: list[Job] = []
+        self._paused: set[Job] = set()  # until what they have settled is read
         self._batch_rows = telemetry.Recorder(telemetry.BATCH_ROWS, model)
         self._run_seconds = telemetry.Recorder(telemetry.RUN_SECONDS, model)
         self._queue_seconds = telemetry.Recorder(telemetry.QUEUE_SECONDS, model)
@@ -193,6 +195,7 @@ class Batcher:
         small: bool = False,
         work: int = 1,
         size_bytes: int = 0,
+        unread: Unread | None = None,
     ) -> Job:
         """Have a request worked on, together with others. On the event loop, without a coroutine.
 
@@ -205,6 +208,8 @@ class Batcher:
             small: so little was sent that it may be worked on in the event loop's thread.
             work: how much is asked for; requests of about as much take about as long.
             size_bytes: of what is kept while it waits.
+            unread: where parts of the result are put that are settled earlier; left out, nobody reads them. While as
+                many as may be are unread, no more is worked on.
 
         Raises:
             Overloaded: the queue is full, or too much is to be done before for the time there is.
@@ -219,6 +224,8 @@ class Batcher:
             self._statistics.note_failure(0.0)
             raise
         job.timer = loop.call_later(timeout_s, self._expire, job)
+        if unread is not None:
+            job.unread, unread.resume = unread, lambda: self._queue.put(job)
         if not small:
             self._queue.put(job)
             return job
@@ -323,6 +330,8 @@ class Batcher:
         self._admission.leave(job)
         if self._running is not None:
             _stop_if_unwanted(*self._running)
+        if job.unread is not None:  # it may be paused
+            self._queue.put(job)
 
     def _expire(self, job: Job) -> None:
         telemetry.DROPPED.labels(self._model, "deadline").inc()
@@ -339,7 +348,7 @@ class Batcher:
     # --- in the worker thread, or in whichever has the turn
 
     def _serve(self) -> None:
-        while not self._stopping or self._admission.waiting:
+        while not self._stopping or self._admission.waiting or self._paused:
             job = self._next()
             while not self._turn.acquire(timeout=WATCH_S):
                 self._watch()
@@ -380,7 +389,9 @@ class Batcher:
         return bool(self._ready or self._finished)
 
     def _take(self, job: Job | None) -> None:
-        if job:
+        if job and job.begun:
+            self._go_on(job)
+        elif job:
             self._admit(job)
         else:  # a call to look at what is there, or to end
             self._stopping = self._admission.is_closed
@@ -406,18 +417,33 @@ class Batcher:
     def _advance(self, job: Job, outputs: Mapping[str, Array] | None) -> None:
         job.advance(outputs, self._graphs, crowd=self._admission.waiting + self._ready_rows)
         if job.outcome is None:
-            self._line_up(job)
+            if job.unread is not None and job.unread.pause():
+                self._paused.add(job)
+                self._admission.work_off(job, job.left_s)
+            else:
+                self._line_up(job)
             return
         self._finished.append(job)
         self._admission.work_off(job, job.left_s)
-        if isinstance(job.outcome, Done):
+        if isinstance(job.outcome, Done) and job.timings.infer:  # what ran nothing says nothing of the model
             timings, now = job.timings, time.perf_counter()
             busy_s = timings.decode + job.run_s + timings.encode
             self.pace.note(job.kind, busy_s, now - job.begun, with_few=job.with_few)
             if not job.is_settled:  # too late: counted as a failure then
                 self._statistics.note_request(timings, now)
-        elif not job.is_settled:
+        elif not job.is_settled and not isinstance(job.outcome, Done):
             self._statistics.note_failure(job.timings.sum())
+
+    def _go_on(self, job: Job) -> None:
+        """Go on with a request whose parts were read, or forget it."""
+        if job not in self._paused:
+            return
+        self._paused.remove(job)
+        now = time.perf_counter()
+        if not self._is_dead(job, now):
+            job.begun += now - job.since  # how long it waited for its reader says nothing of the model
+            job.since = now
+            self._line_up(job)
 
     def _line_up(self, job: Job) -> None:
         group = self._ready.get(job.key)

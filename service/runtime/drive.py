@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from service.graph import Array, Steps
+from service.graph import Array, Steps, next_run
 from service.runtime.graphs import Graphs, Runnable
 from service.runtime.stop import Stop
 
@@ -24,7 +24,7 @@ def drive(session: Runnable | Graphs[Runnable], steps: Steps[T], *, stop: Stop |
     outputs: Mapping[str, Array] | None = None
     while True:
         try:
-            run = steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+            run = next_run(steps, outputs)
         except StopIteration as end:
             value: T = end.value
             return value

@@ -8,9 +8,10 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from service.graph import Array, Run, Signature, Steps
+from service.graph import Array, Run, Settled, Signature, Steps
 from service.runtime.graphs import Graphs, Runnable
 from service.runtime.tensors import batch_key
+from service.runtime.unread import Unread
 
 T = TypeVar("T")
 
@@ -78,6 +79,7 @@ class Job:
     run_s: float = 0.0  # its share of its runs so far
     with_few: bool = True  # in all of them
     timer: asyncio.TimerHandle | None = None
+    unread: Unread | None = None  # parts of its answer, where they are read as they come
     is_settled: bool = False  # answered, or nobody waits for it any more; written on its loop only
     timings: Timings = field(default_factory=Timings)
     run: Run = field(init=False)  # which it waits for
@@ -108,6 +110,10 @@ class Job:
         self.timings.queue += begun - self.since
         try:
             run = self.steps.send(outputs)  # type: ignore[arg-type]  # None starts a generator
+            while isinstance(run, Settled):
+                if self.unread is not None:
+                    self.unread.put(run.parts())
+                run = next(self.steps)
             graph = graphs[run.graph]
             if run.when_busy:
                 run = run.chosen(busy=crowd >= graph.max_batch_size // 2)

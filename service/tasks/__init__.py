@@ -22,7 +22,8 @@ from service import schemas
 from service.errors import TaskUnusable
 from service.schemas.names import refuse_shared_names
 from service.scripts import explain, load_script
-from service.tasks.base import MediaInput, Task
+from service.tasks.base import LAST_EVENTS, MediaInput, Task
+from service.tasks.validation import Validation
 
 AnyTask = Task[Any, Any]
 
@@ -111,6 +112,13 @@ def _check_declaration(task: type[AnyTask]) -> None:
             _place(task), "the default of `format` must mean JSON, which is what other_answers leaves out"
         )
 
+    if wrong := [name for name in task.events if name in LAST_EVENTS or not _NAME.fullmatch(name)]:
+        raise TaskUnusable(
+            _place(task),
+            f"events has {wrong[0]!r}: a name must be lower-case letters, digits and single hyphens, and not "
+            f"{' or '.join(LAST_EVENTS)}, which end every stream",
+        )
+
 
 def check_type_names(tasks: Mapping[str, type[AnyTask]]) -> None:
     """Check that no two types that callers see share a name, those of the service's other answers included.
@@ -118,10 +126,11 @@ def check_type_names(tasks: Mapping[str, type[AnyTask]]) -> None:
     Raises:
         NameTaken: two do; a plug-in's is the one to be renamed.
     """
-    owners: dict[str, list[type[BaseModel]]] = {"the service": _service_types()}
+    owners: dict[str, list[type[BaseModel]]] = {"the service": [*_service_types(), Validation]}
     for name, task in sorted(tasks.items(), key=lambda item: not item[1].__module__.startswith(f"{__name__}.")):
         # The fields of a media input are query parameters: it has no schema of its own.
-        owners[f"task {name!r}"] = [task.Output] if issubclass(task.Input, MediaInput) else [task.Input, task.Output]
+        inputs = [] if issubclass(task.Input, MediaInput) else [task.Input]
+        owners[f"task {name!r}"] = [*inputs, task.Output, *task.events.values()]
     refuse_shared_names(owners)
 
 

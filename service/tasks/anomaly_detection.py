@@ -29,17 +29,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
 from service.errors import InferenceFailed, InvalidInput, InvalidState, InvalidTimestamp, TooLarge
 from service.graph import SEQUENCE_LENS
 from service.series import timestamps
 from service.series.grid import Grid, StepBack
 from service.state import LEADS_NOWHERE, OutOfRange
-from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput
+from service.tasks.base import Array, Fact, ModelFolder, Run, Steps, Task, TaskInput, TaskOutput, Understood
 from service.tasks.comparison import difference
 from service.tasks.series_file import SERIES_FILE
 from service.tasks.terminal import Shown, Table, number
@@ -66,12 +66,6 @@ class AnomalyDetectionInput(TaskInput):
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"values": _EXAMPLE, "sensitivity": 0.5}]},
     )
-
-    why_not: ClassVar[Mapping[str, str]] = {
-        "explain": "A series is not explained: that would need a graph with an output that says how much each earlier "
-        "point counts in a forecast, and no convention for one exists yet. Leave it out, and compare each value with "
-        "`expected`, `lower` and `upper`, which say why a point is an anomaly."
-    }
 
     values: list[Annotated[float, Field(strict=True, allow_inf_nan=False)] | None] = Field(
         min_length=1,
@@ -100,6 +94,9 @@ class AnomalyDetectionInput(TaskInput):
         description="The `state` of the answer to the points before these; left out: the stream begins here.",
         examples=[None],
     )
+    explain: bool = Field(
+        default=False, description="Add `causes`: what the score of each point is made of.", examples=[False]
+    )
 
     @property
     def work(self) -> int:
@@ -113,6 +110,19 @@ class AnomalyDetectionInput(TaskInput):
         if len(self.timestamps) != len(self.values):
             raise ValueError(f"timestamps has {len(self.timestamps)} entries, values has {len(self.values)}")
         return self
+
+
+class AnomalyCauses(BaseModel):
+    """What scores are made of: each is the larger of the two. Every list is as long as `values`."""
+
+    error: list[float] = Field(
+        description="How far the value is from what was expected: e / (e + w), e = |value - expected|, w half the band "
+        "at sensitivity 0.5. 0 where the model cannot judge."
+    )
+    novelty: list[float] = Field(
+        description="How new the latest points are together, such as in a slow drift, where each is near what was "
+        "expected. 0 where the model does not say."
+    )
 
 
 class AnomalyDetectionOutput(TaskOutput):
@@ -150,6 +160,7 @@ class AnomalyDetectionOutput(TaskOutput):
     scores: list[float] = Field(description="0 as expected, 1 utterly unexpected; comparable across series.")
     is_anomaly: list[bool] = Field(description="Whether the score reaches the threshold that `sensitivity` sets.")
     state: str = Field(description="The stream's memory: send it with the points that follow.")
+    causes: AnomalyCauses | None = Field(default=None, description="Only with `explain`.")
 
 
 @dataclass(frozen=True)
@@ -251,7 +262,7 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         )
         if (sent := stream.sent) is not None:
             values, expected, spread, novelty = values[sent], expected[sent], spread[sent], novelty[sent]
-        answer = self.encode(values, expected, spread, novelty, request.sensitivity, token)
+        answer = self.encode(values, expected, spread, novelty, request.sensitivity, token, explain=request.explain)
         # Numbers that are only believed must not lead to a score that is none, or beyond 1.
         if request.state is not None and not np.vdot(answer.scores, answer.scores) <= len(values):
             raise OutOfRange("scores")
@@ -293,6 +304,19 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         filled[places] = values
         return _Stream(filled, arrays, grid, places)
 
+    def understood(self, request: AnomalyDetectionInput) -> Understood:
+        """How many points there are, and their step, where stamps tell it."""
+        stream = self.decode(request)
+        step_ns = stream.grid.step_ns if stream.grid else None
+        points = len(request.values)
+        facts: dict[str, Fact] = {
+            "points": points,
+            "missing": request.values.count(None),
+            "missing_in_holes": len(stream.values) - points,
+            "step_s": None if step_ns is None else step_ns / 1e9,
+        }
+        return Understood(facts, {"max_series_points": points})
+
     def encode(
         self,
         values: Array,
@@ -301,6 +325,8 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         novelty: Array,
         sensitivity: float,
         state: str,
+        *,
+        explain: bool = False,
     ) -> AnomalyDetectionOutput:
         """Judge each point against its forecast.
 
@@ -311,6 +337,7 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             novelty: float64 (time,), 0..1, how new the latest points are together; 0 where the model does not say.
             sensitivity: 0..1.
             state: the token to hand on.
+            explain: whether to tell what the scores are made of.
         """
         missing = np.isnan(values)
         blind = (spread >= UNBOUNDED) | np.isnan(expected)
@@ -322,7 +349,7 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
         with np.errstate(over="ignore"):
             half_width = spread * ((1 - sensitivity) / sensitivity) if sensitivity > 0 else spread * math.inf
         half_width = np.where(blind, math.inf, half_width)
-        return AnomalyDetectionOutput.model_construct(
+        answer = AnomalyDetectionOutput.model_construct(
             model=self.folder.ref,
             anomalies=np.flatnonzero(is_anomaly),
             expected=np.where(blind, math.nan, expected),
@@ -332,6 +359,11 @@ class AnomalyDetection(Task[AnomalyDetectionInput, AnomalyDetectionOutput]):
             is_anomaly=is_anomaly,
             state=state,
         )
+        if not explain:
+            return answer
+        error, novelty = (np.where(missing, 0.0, part) for part in (unexpected, novelty))
+        causes = AnomalyCauses.model_construct(error=error, novelty=novelty)
+        return answer.model_copy(update={"causes": causes})
 
     def difference(
         self, request: AnomalyDetectionInput, expected: Mapping[str, Any], got: Mapping[str, Any], tolerance: float

@@ -20,7 +20,7 @@ from __future__ import annotations
 import base64
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ from service.errors import (
     quoted,
 )
 from service.files import read_text
-from service.graph import MAIN_GRAPH, Array, Run, Signature, Steps, TensorSpec
+from service.graph import MAIN_GRAPH, Array, Part, Run, Settled, Signature, Steps, TensorSpec
 from service.limits import Limits
 from service.manifest_problems import ManifestText, in_words
 from service.state import MAX_ARRAY_BYTES, Bounds, OutOfRange, State, StateRange, pack, unpack
@@ -52,6 +52,7 @@ from service.tasks.terminal import Failure, FileReader, Shown, fields_shown
 
 __all__ = [
     "Array",
+    "Fact",
     "FailedFile",
     "FileProblem",
     "Limits",
@@ -62,6 +63,7 @@ __all__ = [
     "ModelRef",
     "NamedNumber",
     "Run",
+    "Settled",
     "Signature",
     "Steps",
     "Task",
@@ -69,10 +71,14 @@ __all__ = [
     "TaskOptions",
     "TaskOutput",
     "TensorSpec",
+    "Understood",
     "Upload",
 ]
 
 log = structlog.get_logger(__name__)
+
+LAST_EVENTS = DONE, ERROR = ("done", "error")
+"""Names of the events that end an answer in parts: with the whole of it, or with a problem."""
 
 FILES_AT_ONCE = 32
 """Files decoded and run at a time (count): a request may hold thousands, whose tensors should not all be in memory."""
@@ -197,7 +203,7 @@ class TaskOutput(BaseModel):
 
     def to_json(self) -> bytes:
         """The answer as JSON bytes; a number that is not finite becomes null."""
-        return orjson.dumps(self, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        return _json(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +227,10 @@ class MediaAnswer:
         data = base64.b64encode(self.data).decode()
         fields = {"model": self.model.model_dump(), "content_type": self.content_type, "data": data}
         return orjson.dumps({**fields, **({"headers": dict(self.headers)} if self.headers else {})})
+
+
+def _json(value: BaseModel) -> bytes:
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _plain(value: Any) -> Any:
@@ -252,6 +262,23 @@ class FailedFile(BaseModel):
 
     filename: str | None = Field(description="As sent with the part.", examples=["cat.jpg"])
     error: FileProblem = Field(description="Why there is no answer.")
+
+
+Fact = str | int | float | bool | None
+"""What a task tells of a request that it understood; its unit stands in its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What a task understood of a request, or of one of its files, before it runs anything.
+
+    Attributes:
+        facts: by name, such as `{"points": 14, "step_s": 3600.0}`.
+        used: how much of the server's limits, by the names of `Limits`.
+    """
+
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    used: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,6 +473,8 @@ class Task(ABC, Generic[InputT, OutputT]):
         other_answers: content types of answers that are no JSON, by the value of the input's field `format` that asks
             for each, such as `{"png": "image/png"}`; every other value of that field means JSON.
         other_headers: headers of these answers, each with its meaning as a sentence.
+        events: types of the parts of an answer that are told as soon as they are settled, by the name of their event;
+            see `settled`. Without any, an answer comes as a whole.
         summary: the question it answers, in a few words.
         sample_file: file name in the curl line of `GET /v1/models`, for tasks that take files.
         sample_data_url: a small file as a data URL, which the documentation page sends.
@@ -466,6 +495,7 @@ class Task(ABC, Generic[InputT, OutputT]):
     media: ClassVar[tuple[str, ...]] = ()
     other_answers: ClassVar[Mapping[str, str]] = {}
     other_headers: ClassVar[Mapping[str, str]] = {}
+    events: ClassVar[Mapping[str, type[BaseModel]]] = {}
     sample_file: ClassVar[str] = "file"
     sample_data_url: ClassVar[str] = ""
     file_reader: ClassVar[FileReader | None] = None
@@ -559,6 +589,13 @@ class Task(ABC, Generic[InputT, OutputT]):
         """
         return difference(expected, got, tolerance)
 
+    def understood(self, request: InputT) -> Understood:
+        """What a caller would like to know of a request that `steps` has taken as far as its first run.
+
+        Told by `POST /v1/<name>:validate`, beside what every task has: the fields, the model and the tensors.
+        """
+        return Understood()
+
     def shown(self, request: InputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
         """What a terminal shows of an answer; which model gave it is shown already.
 
@@ -576,9 +613,20 @@ class Task(ABC, Generic[InputT, OutputT]):
         """
         yield from ()
 
-    def other_answer(self, request: InputT) -> str | None:
+    @classmethod
+    def other_answer(cls, request: TaskInput) -> str | None:
         """The content type of the answer that a request asks for; None where that is JSON."""
-        return self.other_answers.get(getattr(request, "format", "")) if self.other_answers else None
+        return cls.other_answers.get(getattr(request, "format", "")) if cls.other_answers else None
+
+    @classmethod
+    def settled(cls, parts: Callable[[], Iterable[BaseModel]]) -> Settled:
+        """What to yield between runs when parts of the answer will not change any more.
+
+        Args:
+            parts: makes them, of the types in `events`; called at once where somebody reads them, else never.
+        """
+        names = {kind: name for name, kind in cls.events.items()}
+        return Settled(lambda: [Part(names[type(part)], _json(part)) for part in parts()])
 
     @abstractmethod
     def steps(self, request: InputT) -> Steps[OutputT | MediaAnswer]:
@@ -634,6 +682,10 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
             decoded: what `decode_file` made of them.
         """
 
+    def understood_file(self, file: Upload) -> Understood:
+        """The same as `understood`, of one file that can be used."""
+        return Understood()
+
     def shown(self, request: MediaInputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
         for result in answer["results"]:
             if "error" in result:
@@ -668,7 +720,7 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
         self._check_files(request)
         (file,) = request.files
         try:
-            decoded = self.decode_file(file, self._name_of(file, 0))
+            decoded = self.decode_file(file, self.name_of(file, 0))
         except _OF_ONE_FILE as error:
             telemetry.REFUSED_FILES.labels(self.folder.name, error.slug).inc()
             raise
@@ -693,7 +745,8 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
                 "for JSON, which answers all."
             )
 
-    def _name_of(self, file: Upload, place: int) -> str:
+    def name_of(self, file: Upload, place: int) -> str:
+        """What messages call a file, by its place among those sent."""
         return f"{self.noun} {quoted(file.filename) if file.filename else place + 1}"
 
     def each_file(self, request: MediaInputT) -> Steps[list[Any]]:
@@ -712,7 +765,7 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
             decoded: dict[int, DecodedT] = {}
             for place, file in enumerate(files[start : start + FILES_AT_ONCE], start):
                 try:
-                    decoded[place] = self.decode_file(file, self._name_of(file, place))
+                    decoded[place] = self.decode_file(file, self.name_of(file, place))
                 except _OF_ONE_FILE as error:
                     telemetry.REFUSED_FILES.labels(self.folder.name, error.slug).inc()
                     if len(files) == 1:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, model_validator
 
 from service.errors import InvalidInput, InvalidState, InvalidTimestamp, ManifestInvalid, TooLarge
 from service.series import timestamps
@@ -32,7 +32,18 @@ from service.series.fan import Fan
 from service.series.timestamps import LATEST_NS, Form, Stamps
 from service.state import State, pack, unpack
 from service.tables import choose_series, parse_table
-from service.tasks.base import Array, ModelFolder, Run, Steps, Task, TaskInput, TaskOptions, TaskOutput
+from service.tasks.base import (
+    Array,
+    Fact,
+    ModelFolder,
+    Run,
+    Steps,
+    Task,
+    TaskInput,
+    TaskOptions,
+    TaskOutput,
+    Understood,
+)
 from service.tasks.terminal import FileFields, FileReader, Shown, Table, number
 
 MAX_HORIZON = 1000
@@ -40,6 +51,9 @@ MAX_HORIZON = 1000
 
 MAX_QUANTILES = 99
 """Quantiles that may be asked for (count)."""
+
+MOST_BLOCKS = 16
+"""Into so many blocks the points before a forecast are divided at most, to see which ones it leans on (count)."""
 
 _RUN_LENGTHS = (12, 24, 48, 96, 192, 384, MAX_HORIZON)
 """Horizons are rounded up to one of these (points): requests of nearly one horizon share a run, and the rest is cut."""
@@ -68,7 +82,6 @@ class ForecastingInput(TaskInput):
     )
 
     why_not: ClassVar[Mapping[str, str]] = {
-        "explain": "A forecast is not explained. Compare its quantiles with the values that you sent.",
         "frequency": "The step is found in `timestamps`; without them, a step is whatever lies between two values.",
         "covariates": "The model knows the series alone: what else you know of the future, add to its answer.",
     }
@@ -107,11 +120,15 @@ class ForecastingInput(TaskInput):
         description="The `state` of the answer to the points before these; left out: the stream begins here.",
         examples=[None],
     )
+    explain: bool = Field(
+        default=False, description="Add `influences`: which earlier points the forecast leans on.", examples=[False]
+    )
 
     @property
     def work(self) -> int:
-        """Points; stamps take about as long to read as values."""
-        return len(self.values) + (len(self.timestamps) if self.timestamps else 0) + self.horizon
+        """Points; stamps take about as long to read as values, and what is explained is forecast once a block."""
+        coming = self.horizon * (1 + MOST_BLOCKS * self.explain)
+        return len(self.values) + (len(self.timestamps) if self.timestamps else 0) + coming
 
     @model_validator(mode="after")
     def _fits_together(self) -> ForecastingInput:
@@ -123,6 +140,18 @@ class ForecastingInput(TaskInput):
             twice = next(a for a, b in itertools.pairwise(sorted(self.quantiles)) if a == b)
             raise ValueError(f"quantiles has {twice!r} twice; name each once")
         return self
+
+
+class ForecastInfluence(BaseModel):
+    """How much the forecast leans on some of the points before it."""
+
+    first: int = Field(description="The earliest of them, counted back: -1 is the last point before the forecast.")
+    last: int = Field(description="The latest of them.", examples=[-1])
+    change: float = Field(
+        description="By how much the median moves when they are missing: mean over the horizon of the absolute "
+        "difference, in the series' own unit.",
+        examples=[12.4],
+    )
 
 
 class ForecastingOutput(TaskOutput):
@@ -154,6 +183,11 @@ class ForecastingOutput(TaskOutput):
         "The median, 0.5, is the best forecast for the absolute error."
     )
     state: str = Field(description="The stream's memory: send it with the points that follow.")
+    influences: list[ForecastInfluence] | None = Field(
+        default=None,
+        description="Only with `explain`: the points before the forecast in at most 16 blocks as long as each other, "
+        "the latest first, and what the forecast would be without each. Blocks of missing points are left out.",
+    )
 
 
 class ForecastingOptions(TaskOptions):
@@ -260,14 +294,56 @@ class Forecasting(Task[ForecastingInput, ForecastingOutput]):
         history, step = self.place(stream, request)
         coming = self._coming(stream, step, request.horizon)
         length = next(length for length in _RUN_LENGTHS if length >= request.horizon)
-        outputs = yield Run(
-            {
-                "history": history[None].astype(self._dtype, copy=False),
-                "horizon": np.arange(1, length + 1, dtype=np.float32)[None],
-            }
-        )
+        outputs = yield self._run(history[None], length)
         quantiles = outputs["quantiles"][0, : request.horizon].astype(np.float64)
-        return self.encode(request, quantiles, coming, self._token(stream))
+        answer = self.encode(request, quantiles, coming, self._token(stream))
+        if not request.explain:
+            return answer
+        influences = yield from self._influences(history, quantiles, length)
+        return answer.model_copy(update={"influences": influences})
+
+    def _run(self, histories: Array, length: int) -> Run:
+        """A run that forecasts so many points after each history, float64 (rows, points)."""
+        horizon = np.arange(1, length + 1, dtype=np.float32)
+        tensors = {
+            "history": histories.astype(self._dtype, copy=False),
+            "horizon": np.repeat(horizon[None], len(histories), axis=0),
+        }
+        return Run(tensors)
+
+    def _influences(self, history: Array, quantiles: Array, length: int) -> Steps[list[ForecastInfluence]]:
+        """Forecast again without some of the points, block by block, as the graph knows missing points.
+
+        Args:
+            history: float64 (points,), NaN where missing.
+            quantiles: float64 (horizon, levels), of the forecast with all of them.
+            length: of a run.
+
+        References:
+            Zeiler, Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014), §4.2: occlusion.
+        """
+        known = np.flatnonzero(~np.isnan(history))
+        points = len(history) - int(known[0])
+        size = -(-points // MOST_BLOCKS)
+        blocks = [(max(end - size, len(history) - points), end) for end in range(len(history), int(known[0]), -size)]
+        told, without = [], []
+        for begin, end in blocks:
+            left = history.copy()
+            left[begin:end] = np.nan
+            # Points that are missing anyway move nothing, and where nothing is left there is no forecast to compare.
+            if np.isfinite(history[begin:end]).any() and np.isfinite(left).any():
+                told.append((begin - len(history), end - 1 - len(history)))
+                without.append(left)
+        if not without:
+            return []
+        outputs = yield self._run(np.stack(without), length)
+        median = self._fan.at(quantiles, 0.5)
+        moved = [self._fan.at(each[: len(quantiles)].astype(np.float64), 0.5) - median for each in outputs["quantiles"]]
+        return [
+            ForecastInfluence(first=first, last=last, change=float(np.abs(change).mean()))
+            for (first, last), change in zip(told, moved, strict=True)
+            if np.isfinite(change).all()
+        ]
 
     def encode(
         self, request: ForecastingInput, quantiles: Array, coming: list[Any] | None, token: str
@@ -300,6 +376,20 @@ class Forecasting(Task[ForecastingInput, ForecastingOutput]):
             quantiles=found,
             state=token,
         )
+
+    def understood(self, request: ForecastingInput) -> Understood:
+        """How many points there are, their step where stamps tell it, and how many of them the model will read."""
+        stream = self.decode(request)
+        history, step = self.place(stream, request)
+        points = len(request.values)
+        facts: dict[str, Fact] = {
+            "points": points,
+            "missing": request.values.count(None),
+            "step": None if step is None else str(step),
+            "known_points_read": int((~np.isnan(history)).sum()),
+            "most_points_read": self.points,
+        }
+        return Understood(facts, {"max_series_points": points})
 
     # --------------------------------------------------------------------------------------------------------- stream
 

@@ -15,8 +15,11 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,7 +29,7 @@ from service.errors import InferenceFailed, InvalidInput, ManifestInvalid
 from service.media.heatmaps import Heatmap, heatmap
 from service.media.views import View
 from service.state import OutOfRange
-from service.tasks.base import Array, FailedFile, ModelFolder, Run, Steps, TaskOutput, Upload
+from service.tasks.base import Array, FailedFile, ModelFolder, Run, Settled, Steps, TaskOutput, Upload
 from service.tasks.comparison import difference, ranking_difference
 from service.tasks.picture import PictureInput, PictureOptions, PictureResult, PictureTask, picture_fields
 from service.tasks.terminal import Shown, Table, number
@@ -134,6 +137,25 @@ class ImageCaptioningOutput(TaskOutput):
     )
 
 
+class CaptionedWord(BaseModel):
+    """A word of the best caption of an image, which will not change any more."""
+
+    image: int = Field(description="Place of the image among those sent, from 0.", ge=0, examples=[0])
+    place: int = Field(description="Of the word in the caption, from 0.", ge=0, examples=[2])
+    word: str = Field(description="As in the caption's text.", examples=["dog"])
+    probability: float = Field(description="As in `words` of a caption.", ge=0, le=1, examples=[0.62])
+    heatmap: Heatmap | None = Field(default=None, description="Only with `explain=true`: where the model looked.")
+
+
+@dataclass
+class _Telling:
+    """Some images of a request, and how many words of the best caption of each were told as they were settled."""
+
+    images: list[int]
+    views: Sequence[View]
+    words: list[int]
+
+
 class ImageCaptioningOptions(PictureOptions):
     """What the manifest of a captioner may say."""
 
@@ -150,6 +172,7 @@ class ImageCaptioning(PictureTask[ImageCaptioningInput, ImageCaptioningOutput]):
     Output = ImageCaptioningOutput
     Options = ImageCaptioningOptions
     options: ImageCaptioningOptions
+    events: ClassVar[Mapping[str, type[BaseModel]]] = {"word": CaptionedWord}
     graphs = ("encoder", "decoder")
     kind = "a captioner's encoder"
 
@@ -221,14 +244,20 @@ class ImageCaptioning(PictureTask[ImageCaptioningInput, ImageCaptioningOutput]):
         for start in range(0, len(files), most):
             some = slice(start, start + most)
             encoded = yield self.run(pixels[some], (*self._states, *self._context))
-            found = yield from self._search(request, encoded)
+            images = [_place(request.files, file) for file in files[some]]
+            telling = _Telling(images, views[some], [0] * len(images))
+            found = yield from self._search(request, encoded, telling)
+            best = [sentences[0] for sentences in found]
+            yield self.settled(partial(self._new_words, request, telling, best))
             results += [
                 {**picture_fields(file, view), "captions": self._captions(request, sentences, view)}
                 for file, view, sentences in zip(files[some], views[some], found, strict=True)
             ]
         return results
 
-    def _search(self, request: ImageCaptioningInput, encoded: Mapping[str, Array]) -> Steps[list[list[Sentence]]]:
+    def _search(
+        self, request: ImageCaptioningInput, encoded: Mapping[str, Array], telling: _Telling
+    ) -> Steps[list[list[Sentence]]]:
         """The best sentences about each picture."""
         outputs = ("logits", *(f"next_{name}" for name in self._states), *(("attention",) * request.explain))
 
@@ -236,8 +265,29 @@ class ImageCaptioning(PictureTask[ImageCaptioningInput, ImageCaptioningOutput]):
             context = {name: encoded[name][pictures] for name in self._context}
             return Run({"token": tokens, **context, **states}, outputs, graph="decoder")
 
+        def settled(certain: Callable[[], list[Sentence]]) -> Settled:
+            return self.settled(lambda: self._new_words(request, telling, certain()))
+
         first = {name: encoded[name] for name in self._states}
-        return (yield from search(first, read, self._grammar, request.kept, self._apart))
+        return (yield from search(first, read, self._grammar, request.kept, self._apart, settled))
+
+    def _new_words(
+        self, request: ImageCaptioningInput, telling: _Telling, certain: Sequence[Sentence]
+    ) -> Iterator[CaptionedWord]:
+        """Words of the best captions that are settled and were not told yet."""
+        for at, sentence in enumerate(certain):
+            told, telling.words[at] = telling.words[at], len(sentence.tokens)
+            for place in range(told, len(sentence.tokens)):
+                word: dict[str, Any] = {
+                    "image": telling.images[at],
+                    "place": place,
+                    "word": self.vocabulary[sentence.tokens[place]],
+                    "probability": min(1.0, math.exp(sentence.logs[place])),
+                }
+                if request.explain:
+                    seen = heatmap(sentence.kept[place]["attention"], telling.views[at])
+                    word["heatmap"] = Heatmap.model_construct(values=seen)
+                yield CaptionedWord.model_construct(**word)
 
     def _text(self, tokens: Sequence[int]) -> str:
         return " ".join(self.vocabulary[token] for token in tokens)
@@ -308,3 +358,7 @@ class ImageCaptioning(PictureTask[ImageCaptioningInput, ImageCaptioningOutput]):
             if found:
                 return found
         return None
+
+
+def _place(files: Sequence[Upload], file: Upload) -> int:
+    return next(place for place, other in enumerate(files) if other is file)

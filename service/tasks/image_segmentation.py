@@ -7,6 +7,10 @@ made of them. A graph with one class and two labels, such as one that finds road
 The answer is as large as the picture, whatever the model computes at: the scores are enlarged, not the labels, so
 outlines stay smooth (Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015).
 The model sees the whole picture at a size of its own: large ones are made smaller, and never cut into pieces.
+
+How certain it is of a pixel, which `explain` tells, is the probability of the label it gives (the baseline of
+Hendrycks, Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks",
+ICLR 2017).
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import InferenceFailed, ManifestInvalid
 from service.graph import Array
-from service.media.masks import class_map_png, mask_png, mask_rle
+from service.media.masks import class_map_png, grey_png, mask_png, mask_rle
 from service.media.overlays import lay_over
 from service.media.views import View
 from service.tasks.base import FailedFile, ModelFolder, Steps, TaskOutput, TensorSpec, Upload
@@ -67,6 +71,9 @@ class ImageSegmentationInput(DrawablePictureInput):
         description="What each segment has beside its numbers: `png`, a picture of 1 bit; `rle`, COCO's compressed run "
         "lengths, which `pycocotools.mask.decode` reads; or nothing more, as the class map has it all.",
     )
+    explain: bool = Field(
+        default=False, description="Add `certainty_map`: how certain the model is of the label of every pixel."
+    )
 
 
 class RunLengths(BaseModel):
@@ -97,6 +104,11 @@ class SegmentedPicture(PictureResult):
         "the model: the value of a pixel is the index of its label.",
     )
     segments: list[Segment] = Field(description="Every label that occurs in the class map, the largest first.")
+    certainty_map: str | None = Field(
+        default=None,
+        description="Only with `explain=true`: grey PNG of 8 bits in base64, as large as the picture. The value of a "
+        "pixel is the probability of its label × 255, rounded: dark where the model hesitates, as along borders.",
+    )
 
 
 class ImageSegmentationOutput(TaskOutput):
@@ -132,11 +144,13 @@ class Segmentation:
         class_map: uint8 (height, width), indices of labels.
         pixels: int64 (labels,), how many have each.
         certainty: float64 (labels,), the sum over these pixels of the probability of their label.
+        certainty_map: uint8 (height, width), that probability of each pixel × 255; None where it is not asked for.
     """
 
     class_map: Array
     pixels: Array
     certainty: Array
+    certainty_map: Array | None = None
 
     @property
     def indices(self) -> list[int]:
@@ -230,7 +244,7 @@ class ImageSegmentation(PictureTask[ImageSegmentationInput, ImageSegmentationOut
             scores = scores.transpose(0, 3, 1, 2)  # (N, H, W, K) -> (N, K, H, W)
         if scores.shape[1] not in (len(self.labels), 1):  # of a graph that does not tell how many classes it has
             raise InferenceFailed(self.folder.name)
-        found = (self.segment(own, view) for own, view in zip(scores, views, strict=True))
+        found = (self.segment(own, view, explain=request.explain) for own, view in zip(scores, views, strict=True))
         if request.format == "png":
             return list(found)
         return [
@@ -238,23 +252,27 @@ class ImageSegmentation(PictureTask[ImageSegmentationInput, ImageSegmentationOut
             for file, view, one in zip(files, views, found, strict=True)
         ]
 
-    def segment(self, scores: Array, view: View) -> Segmentation:
+    def segment(self, scores: Array, view: View, *, explain: bool = False) -> Segmentation:
         """Give every pixel of a picture its likeliest label.
 
         Args:
             scores: float (classes, rows, columns), as the graph gives them.
             view: the picture's size, and the part of it that they cover.
+            explain: whether the certainty of every pixel is kept.
         """
         class_map = np.empty((view.height, view.width), np.uint8)
+        certainty_map = np.empty_like(class_map) if explain else None
         pixels = np.zeros(len(self.labels), np.int64)
         certainty = np.zeros(len(self.labels))
         for tile, part in view.tiles(scores):
             labels, probabilities = self._likeliest(part)
             class_map[tile] = labels
+            if certainty_map is not None:
+                certainty_map[tile] = np.rint(probabilities * 255)
             flat = labels.ravel()
             pixels += np.bincount(flat, minlength=len(pixels))
             certainty += np.bincount(flat, probabilities.ravel(), len(pixels))
-        return Segmentation(class_map, pixels, certainty)
+        return Segmentation(class_map, pixels, certainty, certainty_map)
 
     def _likeliest(self, scores: Array) -> tuple[Array, Array]:
         """The best label at each place, uint8, and its probability, float32; from scores (classes, rows, columns)."""
@@ -292,7 +310,10 @@ class ImageSegmentation(PictureTask[ImageSegmentationInput, ImageSegmentationOut
             elif kind == "rle":
                 segment["mask"] = mask_rle(found.class_map == index)
             segments.append(segment)
-        return {"class_map": _base64(class_map_png(found.class_map)), "segments": segments}
+        answer = {"class_map": _base64(class_map_png(found.class_map)), "segments": segments}
+        if found.certainty_map is not None:
+            answer["certainty_map"] = _base64(grey_png(found.certainty_map))
+        return answer
 
     def render(self, request: ImageSegmentationInput, file: Upload, decoded: Decoded, result: Segmentation) -> bytes:
         """The picture with the labels' colours laid over it, and a legend of those that occur."""

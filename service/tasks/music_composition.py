@@ -5,18 +5,22 @@ A model is a recurrent network over the symbols of `service/music/alphabet.py`: 
 and the output `logits` float32 (batch, time, symbols). What is in key, fits the bar and ends on time is no matter of
 the model: only symbols that lead there are drawn from. So every tune comes out right, and the model says which one.
 
+How surprising a note was, which `explain` tells, is its surprisal, -log2 of its probability (Shannon, "A Mathematical
+Theory of Communication", 1948), among the notes that would have fitted there.
+
 Each request draws from a generator of its own (`service/decoding/sampling.py`): the same seed composes the same tune.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from service.decoding.sampling import MAX_SEED, Draws, choose, surprisal
 from service.errors import InferenceFailed, InvalidInput, InvalidState, ManifestInvalid, TooLarge
@@ -28,16 +32,19 @@ from service.music.theory import METERS, Key, Meter
 from service.music.walk import WIDTH, Walk
 from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import (
+    Fact,
     MediaAnswer,
     ModelField,
     ModelFolder,
     ModelReference,
     Run,
+    Settled,
     Steps,
     Task,
     TaskInput,
     TaskOptions,
     TaskOutput,
+    Understood,
 )
 from service.tasks.terminal import FileFields, FileReader, Shown
 
@@ -123,6 +130,11 @@ class MusicInput(TaskInput):
         "the seed.",
         examples=["abc"],
     )
+    explain: bool = Field(
+        default=False,
+        description="Add `surprisals`: how surprising each note was, bar by bar. With `format` = `abc`.",
+        examples=[False],
+    )
     model: ModelReference | None = ModelField
     state: str | None = Field(
         default=None,
@@ -168,6 +180,35 @@ class MusicOutput(TaskOutput):
         description="The same of the prompt's notes; null without any.", examples=[None]
     )
     state: str = Field(description="Send it back to have the tune go on, to any replica.")
+    surprisals: list[list[float]] | None = Field(
+        default=None,
+        description="Only with `explain`: of each composed note in bits, as `surprisal`, in the order of the answer, a "
+        "list for each composed bar; an upbeat is one. A tied note counts in each bar.",
+        examples=[[[3.1], [0.4, 1.2, 0.9]]],
+    )
+    prompt_surprisals: list[float] | None = Field(
+        default=None, description="Only with `explain`: the same of the prompt's notes.", examples=[[]]
+    )
+
+
+class MusicHead(BaseModel):
+    """What a tune begins with."""
+
+    abc: str = Field(
+        description="The header, and the prompt where there is one; the `abc` of all bars comes after it.",
+        examples=["X:1\nT:Tune 7\nM:6/8\nL:1/8\nK:D\n"],
+    )
+    key: str = Field(description="Of the tune.", examples=["D"])
+    meter: str = Field(description="Of the tune.", examples=["6/8"])
+    seed: int = Field(description="What the tune is drawn with.", examples=[7])
+
+
+class MusicBar(BaseModel):
+    """A composed bar that will not change any more: the first note after it is there, or the tune has ended."""
+
+    number: int = Field(description="Among those composed, from 1; the first may be an upbeat.", examples=[1])
+    abc: str = Field(description="With its bar line and the space or line break after it.", examples=["dfd cec | "])
+    surprisal: float = Field(description="Of its notes, in bits a note, as that of the whole tune.", examples=[1.2])
 
 
 class MusicOptions(TaskOptions):
@@ -199,6 +240,7 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
     options: MusicOptions
     other_answers: ClassVar[Mapping[str, str]] = {"midi": "audio/midi"}
     other_headers: ClassVar[Mapping[str, str]] = {"X-Seed": "The seed that the tune was drawn with."}
+    events: ClassVar[Mapping[str, type[BaseModel]]] = {"head": MusicHead, "bar": MusicBar}
     file_reader = FileReader(
         option="abc",
         help="ABC file: the tune that is gone on from.",
@@ -288,9 +330,9 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
 
     def _read(
         self, notes: list[Read], states: dict[str, NDArray[Any]]
-    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[dict[str, NDArray[Any]], float | None]]:
-        """Have the network read a prompt: its state behind it, and the mean surprisal of its notes."""
-        total = 0.0
+    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[dict[str, NDArray[Any]], list[float]]]:
+        """Have the network read a prompt: its state behind it, and the surprisal of each of its notes."""
+        bits: list[float] = []
         everything = np.ones(SYMBOLS, bool)
         for at in range(0, len(notes), MAX_RUN_NOTES):
             part = notes[at : at + MAX_RUN_NOTES]
@@ -298,24 +340,30 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
             states = self._states(outputs)
             for note, logits in zip(part, outputs["logits"][0], strict=False):
                 allowed = everything if note.allowed is None else note.allowed
-                total += surprisal(logits, allowed, note.number)
-        return states, total / len(notes) if notes else None
+                bits.append(surprisal(logits, allowed, note.number))
+        return states, bits
 
     def _compose(
         self, score: Score, states: dict[str, NDArray[Any]], request: MusicInput, draws: Draws
-    ) -> Generator[Run, Mapping[str, NDArray[Any]], tuple[dict[str, NDArray[Any]], float]]:
-        """Compose until all bars are full: the network's state then, and the mean surprisal of the notes."""
-        total, count = 0.0, 0
+    ) -> Generator[Run | Settled, Mapping[str, NDArray[Any]], tuple[dict[str, NDArray[Any]], list[list[float]]]]:
+        """Compose until all bars are full: the network's state then, and the surprisal of each bar's notes."""
+        bits: list[list[float]] = [[]]
+        told = 0
         while score.walk.bars_left:
             outputs = yield self._run([score.walk.features()], states)
             states = self._states(outputs)
             allowed = score.walk.allowed(score.held)
-            number, bits = choose(outputs["logits"][0, 0], allowed, request.temperature, request.top_p, draws())
+            number, surprise = choose(outputs["logits"][0, 0], allowed, request.temperature, request.top_p, draws())
             symbol = Symbol.numbered(number)
             score.add(symbol)
             if symbol.pitch != UPBEAT:
-                total, count = total + bits, count + 1
-        return states, total / count
+                bits[-1].append(surprise)
+            if len(score.bars) > len(bits):
+                bits.append([])
+            if (settled := score.settled()) > told:
+                yield self.settled(partial(_told, score, bits, range(told, settled)))
+                told = settled
+        return states, [bar for bar in bits if bar]
 
     # ---- encode
 
@@ -331,9 +379,11 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
         seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED + 1)
         draws = Draws(seed)
         score, notes, states = self._begin(request, draws)
-        states, prompt_surprisal = yield from self._read(notes, states)
-        states, mean = yield from self._compose(score, states, request, draws)
-        abc = score.abc(f"Tune {seed}")
+        states, of_prompt = yield from self._read(notes, states)
+        head = score.head(f"Tune {seed}")
+        yield self.settled(lambda: [_head(score, head, seed)])
+        states, bits = yield from self._compose(score, states, request, draws)
+        abc = head + score.body()
         content_type = self.other_answer(request)
         if content_type is not None:
             tune = read(abc)
@@ -341,15 +391,30 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
             data = midi.write(sounding, tune.key, tune.meter)
             return MediaAnswer(self.folder.ref, data, content_type, {"X-Seed": str(seed)})
         state = self.folder.pack_state(states, remember(score.walk), from_token=request.state is not None)
-        return MusicOutput(
+        answer = MusicOutput(
             model=self.folder.ref,
             abc=abc,
             bars=request.bars,
             seed=seed,
-            surprisal=mean,
-            prompt_surprisal=prompt_surprisal,
+            surprisal=_mean([each for bar in bits for each in bar]),
+            prompt_surprisal=_mean(of_prompt) if of_prompt else None,
             state=state,
         )
+        if not request.explain:
+            return answer
+        return answer.model_copy(update={"surprisals": bits, "prompt_surprisals": of_prompt})
+
+    def understood(self, request: MusicInput) -> Understood:
+        """The tune that is to be composed, and what is there of it; key and meter are null where they are drawn."""
+        score, notes, _ = self._begin(request, Draws(request.seed or 0))
+        drawn = request.seed is None and request.prompt is None and request.state is None
+        facts: dict[str, Fact] = {
+            "key": None if drawn and request.key is None else str(score.walk.key),
+            "meter": None if drawn and request.meter is None else str(score.walk.meter),
+            "prompt_notes": len(notes),
+            "bars_to_compose": score.walk.bars_left,
+        }
+        return Understood(facts, {"max_text_chars": len(request.prompt or "")})
 
     def shown(self, request: MusicInput, answer: Mapping[str, Any]) -> Iterator[Shown]:
         yield str(answer["abc"]).rstrip("\n")
@@ -357,6 +422,20 @@ class MusicComposition(Task[MusicInput, MusicOutput]):
         if answer.get("prompt_surprisal") is not None:
             told += f"; the prompt {answer['prompt_surprisal']:.2f}"
         yield told
+
+
+def _head(score: Score, abc: str, seed: int) -> MusicHead:
+    walk = score.walk
+    return MusicHead(abc=abc, key=str(walk.key), meter=str(walk.meter), seed=seed)
+
+
+def _told(score: Score, bits: Sequence[Sequence[float]], places: range) -> list[MusicBar]:
+    """Composed bars that are settled."""
+    return [MusicBar(number=at + 1, abc=score.bar(at), surprisal=_mean(bits[at])) for at in places]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _cumulated(weights: Mapping[Any, float]) -> list[tuple[float, Any]]:

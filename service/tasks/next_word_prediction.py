@@ -18,20 +18,32 @@ word: part by part with the state, or all at once, the predictions are the same.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.decoding.beam import BEAMS, search
 from service.errors import InferenceFailed, InvalidInput, InvalidState, ManifestInvalid, TooLarge
 from service.state import LEADS_NOWHERE, OutOfRange
-from service.tasks.base import ModelField, ModelFolder, ModelReference, Run, Steps, Task, TaskInput, TaskOutput
+from service.tasks.base import (
+    Fact,
+    ModelField,
+    ModelFolder,
+    ModelReference,
+    Run,
+    Settled,
+    Steps,
+    Task,
+    TaskInput,
+    TaskOutput,
+    Understood,
+)
 from service.tasks.comparison import difference, ranking_difference
 from service.tasks.terminal import Shown, Table
 from service.text.normal_form import normalise, visible
@@ -180,6 +192,13 @@ class TokenSurprisal:
     ]
 
 
+class SettledWord(BaseModel):
+    """A word of the best continuation, which will not change any more."""
+
+    place: int = Field(description="In the continuation, from 0.", ge=0, examples=[0])
+    word: str = Field(description="As in the `text` of the first prediction, between spaces.", examples=["you"])
+
+
 class NextWordOutput(TaskOutput):
     """The most probable continuations, best first."""
 
@@ -287,6 +306,13 @@ def surprisals(tokens: Sequence[Token], bits: NDArray[np.float32]) -> list[Token
     ]
 
 
+def _new_words(told: list[str], certain: Sequence[str]) -> list[SettledWord]:
+    """Those of the words which are certain that were not told yet; they are from now on."""
+    new = [SettledWord(place=place, word=word) for place, word in enumerate(certain) if place >= len(told)]
+    told += certain[len(told) :]
+    return new
+
+
 class Fragment(NamedTuple):
     """Letters that may be an unfinished word.
 
@@ -322,6 +348,7 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
     summary = "What will be typed next?"
     Input = NextWordInput
     Output = NextWordOutput
+    events: ClassVar[Mapping[str, type[BaseModel]]] = {"word": SettledWord}
 
     def __init__(self, folder: ModelFolder) -> None:
         super().__init__(folder)
@@ -575,14 +602,20 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
                 bits = np.concatenate([bits, more])
         if finished > len(complete):
             here = here._replace(memory=here.memory.past(tokens[len(complete) : finished]))
+        words: list[str] = []  # that were told
+
+        def settled(certain: Callable[[], list[str]]) -> Settled:
+            return self.settled(lambda: _new_words(words, certain()))
+
         if request.words == 1:
             predictions = self.encode(here, request.top_k, completing or "", choice)
         else:
             first = self._best(here.logits, BEAMS, here.memory.place > 0, completing or "", choice)
             found = yield from search(
-                first, here.memory.array, request.words, self.vocabulary, self._read_words, request.top_k
+                first, here.memory.array, request.words, self.vocabulary, self._read_words, request.top_k, settled
             )
             predictions = [WordPrediction(text, score) for text, score in found]
+            yield settled(lambda: predictions[0].text.split() if predictions else [])
         extra = {"pending": kept.pending, "place": kept.place}
         state = self.folder.pack_state({"state": kept.array}, extra, from_token=request.state is not None)
         answer = NextWordOutput.model_construct(
@@ -592,6 +625,22 @@ class NextWordPrediction(Task[NextWordInput, NextWordOutput]):
             return answer
         told += surprisals(tokens[:finished], bits)
         return answer.model_copy(update={"tokens": told})
+
+    def understood(self, request: NextWordInput) -> Understood:
+        """How the text is cut into words and marks, those still pending in the state included."""
+        memory = self.memory(request)
+        text = visible(memory.pending + request.text)
+        cut = unfinished_from(text)
+        tokens = [*self._complete(text[:cut], memory.place), *self._read_chunk(text[cut:])]
+        unknown = self.vocabulary.number.get(UNKNOWN)
+        found = [token for token in tokens if token.text != END]
+        facts: dict[str, Fact] = {
+            "characters": len(request.text),
+            "tokens": len(found),
+            "unknown_tokens": sum(unknown in token.ids for token in found),
+            "last_chunk": text[cut:],
+        }
+        return Understood(facts, {"max_text_chars": len(request.text)})
 
     def widened(self, request: NextWordInput) -> NextWordInput:
         """The same text with a few more words; more continuations of several words would be another search."""

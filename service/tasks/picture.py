@@ -30,10 +30,11 @@ from pydantic import BaseModel, Field, model_validator
 
 from service.errors import ManifestInvalid
 from service.media.formats import format_of
-from service.media.images import Filter, Frame, Resize, open_picture, pixels_in
+from service.media.images import Filter, Frame, Resize, header, open_picture, pixels_in
 from service.media.views import View
 from service.tasks.base import (
     Array,
+    Fact,
     MediaInput,
     MediaTask,
     ModelFolder,
@@ -42,6 +43,7 @@ from service.tasks.base import (
     Steps,
     TaskOptions,
     TensorSpec,
+    Understood,
     Upload,
 )
 
@@ -271,6 +273,21 @@ class PictureTask(MediaTask[PictureInputT, OutputT, Decoded], Generic[PictureInp
             frame = replace(frame, width=width, height=height)
         view = frame.view(picture.width, picture.height)
         return frame.pixels(picture, view), view
+
+    def understood_file(self, file: Upload) -> Understood:
+        """What the file is, and the size at which the model sees it."""
+        found = header(file.data)
+        seen_height, seen_width = self._size or own_size(found.width, found.height)[::-1]
+        facts: dict[str, Fact] = {
+            "format": found.format,
+            "mode": found.mode,
+            "width": found.width,
+            "height": found.height,
+            "exif_orientation": found.orientation,
+            "seen_width": seen_width,
+            "seen_height": seen_height,
+        }
+        return Understood(facts, {"max_image_pixels": found.width * found.height})
 
     def displayed(self, file: Upload, what: str = "Image") -> Image.Image:
         """The whole picture as a person sees it, RGB and upright: to draw on. Raises what `decode_file` does."""

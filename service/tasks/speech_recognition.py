@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ from service.media.audio import MOST_RATE, Resampler, Sound, is_recording, open_
 from service.state import LEADS_NOWHERE, OutOfRange
 from service.tasks.base import (
     Array,
+    Fact,
     FailedFile,
     MediaInput,
     MediaTask,
@@ -43,6 +45,7 @@ from service.tasks.base import (
     Steps,
     TaskOptions,
     TaskOutput,
+    Understood,
     Upload,
 )
 from service.tasks.comparison import difference
@@ -69,6 +72,9 @@ class SpeechRecognitionInput(MediaInput):
 
     timestamps: bool = Field(default=False, description="Tell for each word when it was said.")
     alternatives: int = Field(default=1, ge=1, le=10, description="How many texts to tell, the likeliest first.")
+    explain: bool = Field(
+        default=False, description="Add `frames`: how probable each word was at each moment.", examples=[False]
+    )
     final: bool = Field(
         default=True,
         description="False: more of this recording follows, in a request with the `state` of the answer.",
@@ -96,6 +102,32 @@ class SpokenWord(BaseModel):
     score: float = Field(description="Probability that this word was said here.", ge=0, le=1, examples=[0.97])
 
 
+class HeardWord(BaseModel):
+    """A word of a recording, which will not change any more. With `alternatives` above 1 there are none before the end.
+
+    A piece of a stream tells of its own words.
+    """
+
+    recording: int = Field(description="Place of the recording among those sent, from 0.", ge=0, examples=[0])
+    place: int = Field(description="Of the word in the `text`, from 0.", ge=0, examples=[1])
+    word: str = Field(examples=["two"])
+
+
+class SpeechFrames(BaseModel):
+    """What the network heard, step by step: the probabilities that the texts are read from."""
+
+    start_s: float = Field(description="When the first step begins, from the first piece on.", examples=[0.0])
+    step_s: float = Field(description="How long a step is.", examples=[0.04])
+    labels: list[str] = Field(
+        description="Of the columns: the first, without a name, is that no word ends in this step.",
+        examples=[["", "one", "two"]],
+    )
+    probabilities: list[list[float]] = Field(
+        description="A row for each step, a column for each label; each row adds up to 1. The network tells a word "
+        "once, when it has heard enough of it, so later than it was said. The last steps are the silence after the end."
+    )
+
+
 class SpeechResult(BaseModel):
     """What was said in one recording, or in a piece of it."""
 
@@ -114,6 +146,7 @@ class SpeechResult(BaseModel):
     )
     alternatives: list[SpeechAlternative] = Field(description="The likeliest texts, all different; first is `text`.")
     words: list[SpokenWord] = Field(default=[], description="Only with `timestamps`; joined by spaces they are `text`.")
+    frames: SpeechFrames | None = Field(default=None, description="Only with `explain`.")
 
 
 class SpeechRecognitionOutput(TaskOutput):
@@ -242,11 +275,19 @@ class Heard:
 
 @dataclass
 class Text:
-    """What has been read: the alternatives for all of it, so many at most, and its words with their steps."""
+    """What has been read.
+
+    Attributes:
+        kept: alternatives for all of it, at most (count).
+        alternatives: best first.
+        words: with their steps.
+        told: words of the best that were told as they were settled (count).
+    """
 
     kept: int
     alternatives: list[Alternative] = field(default_factory=lambda: [Alternative((), 0.0)])
     words: list[tuple[int, int, int, float]] = field(default_factory=list)
+    told: int = 0
 
 
 class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutput, Heard]):
@@ -264,6 +305,7 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
     Input, Output = SpeechRecognitionInput, SpeechRecognitionOutput
     Options = SpeechOptions
     options: SpeechOptions
+    events: ClassVar[Mapping[str, type[BaseModel]]] = {"word": HeardWord}
     media: ClassVar[tuple[str, ...]] = (
         "audio/wav",
         "audio/flac",
@@ -317,13 +359,27 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
             )
         (file,) = request.files
         stream = self._fresh() if request.state is None else self._unpack(request.state)
-        heard = self._decode(file, self._name_of(file, 0), stream, final=request.final)
+        heard = self._decode(file, self.name_of(file, 0), stream, final=request.final)
         result = yield from self._answer(request, file, heard, stream)
         state = None if request.final else self._pack(stream, from_token=request.state is not None)
         return SpeechRecognitionOutput.model_construct(model=self.folder.ref, results=[result], state=state)
 
     def decode_file(self, file: Upload, what: str) -> Heard:
         return self._decode(file, what, self._fresh(), final=True)
+
+    def understood_file(self, file: Upload) -> Understood:
+        """What the recording is, by its header, and how long; null where only decoding tells."""
+        most_s = self.folder.limits.max_audio_s
+        with open_recording(file.data, "Recording", most_s=most_s, content_type=file.content_type) as recording:
+            seconds = recording.duration_s
+            facts: dict[str, Fact] = {
+                "format": recording.kind,
+                "sample_rate": recording.rate,
+                "channels": recording.channels,
+                "seconds": seconds,
+                "heard_at_rate": self.options.sound.rate,
+            }
+        return Understood(facts, {} if seconds is None else {"max_audio_s": seconds})
 
     def answer_files(
         self, request: SpeechRecognitionInput, files: Sequence[Upload], decoded: Sequence[Heard]
@@ -400,14 +456,35 @@ class SpeechRecognition(MediaTask[SpeechRecognitionInput, SpeechRecognitionOutpu
         stream.rest = sound[whole * step :]
         # What is best of the whole is best of each segment; of those after it, some may turn out to be the same.
         text = Text(1 if request.alternatives == 1 else ctc.BEAMS)
+        start_s, heard_steps = (stream.first + len(stream.log_probs)) * self._step_s, [stream.log_probs[:0]]
         for begin in range(0, whole, MOST_STEPS):
             samples = sound[begin * step : min(whole, begin + MOST_STEPS) * step]
             outputs = yield Run({"samples": samples[None], **stream.tensors}, tuple(self._outputs))
             self._remember(stream, outputs, len(samples) // step)
+            if request.explain:
+                heard_steps.append(np.exp(outputs["log_probs"][0]))
             self._read(stream, text, timestamps=request.timestamps)
+            if text.kept == 1:
+                yield self.settled(partial(self._new_words, request, file, text))
         if request.final:
             self._read(stream, text, timestamps=request.timestamps, to_the_end=True)
-        return self._result(request, file, heard, text)
+        if text.kept == 1:
+            yield self.settled(partial(self._new_words, request, file, text))
+        result = self._result(request, file, heard, text)
+        if not request.explain:
+            return result
+        frames = SpeechFrames.model_construct(
+            start_s=start_s, step_s=self._step_s, labels=["", *self.labels], probabilities=np.concatenate(heard_steps)
+        )
+        return result.model_copy(update={"frames": frames})
+
+    def _new_words(self, request: SpeechRecognitionInput, file: Upload, text: Text) -> Iterator[HeardWord]:
+        """Words that are read and were not told yet."""
+        labels = text.alternatives[0].labels
+        told, text.told = text.told, len(labels)
+        for place in range(told, len(labels)):
+            recording = next(at for at, other in enumerate(request.files) if other is file)
+            yield HeardWord(recording=recording, place=place, word=self.labels[labels[place] - 1])
 
     def _remember(self, stream: Stream, outputs: Mapping[str, Array], steps: int) -> None:
         log_probs = outputs["log_probs"][0]

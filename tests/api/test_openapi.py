@@ -166,7 +166,7 @@ async def test_a_file_endpoint_starts_with_a_form_and_has_a_file_to_send(
 def test_a_file_endpoint_says_in_words_which_content_types_it_takes(path: str, operation: dict[str, Any]) -> None:
     """Generators know forms and bytes; a content type each for a dozen formats is what they stumble over."""
     assert list(operation["requestBody"]["content"]) == ["multipart/form-data", "application/octet-stream"]
-    for kind in discover()[path.rpartition("/")[2]].media:
+    for kind in discover()[path.rpartition("/")[2].removesuffix(":validate")].media:
         assert f"`{kind}`" in operation["description"]
 
 

@@ -1,6 +1,6 @@
-"""A client made by hey-api's openapi-ts calls every endpoint: its types are checked, then its answers.
+"""A client made by hey-api's openapi-ts calls every endpoint, and types made by openapi-typescript fit plain `fetch`.
 
-The tests themselves are `typescript/client.test.ts`. What they need is installed once, outside the repository, from the
+Their types are checked, then their answers. The tests themselves are `typescript/client.test.ts` and `types.test.ts`. What they need is installed once, outside the repository, from the
 versions and checksums in `typescript/package-lock.json`.
 """
 
@@ -64,7 +64,7 @@ def packages() -> Path:
 def project(packages: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests beside a client that was generated from the running server's document."""
     folder = tmp_path_factory.mktemp("typescript")
-    for name in ("client.test.ts", "tsconfig.json"):
+    for name in ("client.test.ts", "types.test.ts", "tsconfig.json"):
         shutil.copy(SOURCE / name, folder)
     (folder / "node_modules").symlink_to(packages)
     made = run(
@@ -72,6 +72,11 @@ def project(packages: Path, server: Server, tmp_path_factory: pytest.TempPathFac
         "--output", "client", "--no-log-file", cwd=folder,
     )  # fmt: skip
     assert made.returncode == 0, made.stdout + made.stderr
+    typed = run(
+        "node", packages / "openapi-typescript/bin/cli.js", f"{server.url}/openapi.json", "--output", "schema.d.ts",
+        "--default-non-nullable=false", cwd=folder,
+    )  # fmt: skip
+    assert typed.returncode == 0, typed.stdout + typed.stderr
     return folder
 
 
@@ -83,7 +88,7 @@ def compiled(project: Path) -> Path:
 
 
 def test_answers_and_requests_have_the_types_that_are_used(compiled: Path) -> None:
-    assert (compiled / "client.test.js").exists()
+    assert {"client.test.js", "types.test.js"} <= {path.name for path in compiled.iterdir()}
 
 
 def test_every_endpoint_answers_with_typed_objects(server: Server, compiled: Path) -> None:

@@ -304,3 +304,15 @@ def test_an_answer_agrees_with_others_that_differ_in_points_beside_the_threshold
     request = AnomalyDetectionInput(values=[0, 0, 9, 9.5, 9.5], sensitivity=sensitivity)
     answer = orjson.loads(drive(session, task.steps(task.widened(request))).to_json())
     assert (task.difference(request, expected, answer, 0.002) is None) is alike
+
+
+def test_a_score_is_the_larger_of_its_causes(detect_sevens: Any, detect: Any) -> None:
+    """A seven is new to this model, and a jump by nine bands is an error."""
+    values = [0, 0.5, None, 9, 9, 7, 7]
+    for ask in (detect, detect_sevens):
+        answer = ask(values, explain=True)
+        causes = answer["causes"]
+        assert answer["scores"] == [max(pair) for pair in zip(causes["error"], causes["novelty"], strict=True)]
+        assert causes["error"][2] == causes["novelty"][2] == 0
+        assert "causes" not in ask(values)
+    assert any(causes["novelty"])

@@ -456,3 +456,29 @@ def test_a_card_says_what_was_learned_from(name: str) -> None:
     card = (MODELS / name / "card.md").read_text("utf-8")
     assert "sha256" in card
     assert json.dumps(name)[1:-1] in card
+
+
+# ---------------------------------------------------------------------------------------------------------- influences
+
+
+def test_a_forecast_leans_on_the_points_without_which_it_would_be_another(forecast: Any) -> None:
+    """To this graph only the last value counts; without it, it forecasts 0."""
+    answer = forecast([1, 2, None, 4, 5, 6], horizon=3, explain=True)
+    moved = {(each["first"], each["last"]): each["change"] for each in answer["influences"]}
+    assert moved == {(-1, -1): 6, (-2, -2): 0, (-3, -3): 0, (-5, -5): 0, (-6, -6): 0}
+    assert "influences" not in forecast([1, 2], horizon=3)
+
+
+def test_of_a_single_point_there_is_no_forecast_without_it(forecast: Any) -> None:
+    assert forecast([5], explain=True)["influences"] == []
+
+
+def test_a_long_history_is_divided_into_blocks_as_long_as_each_other() -> None:
+    """A yearly pattern is leant on; all known points of the last 1,024 are in one block."""
+    run = real("series-forecaster")
+    values = [10 + 5 * math.sin(2 * math.pi * n / 12) for n in range(100)]
+    answer = run(values, horizon=12, explain=True)
+    blocks = [(each["first"], each["last"]) for each in answer["influences"]]
+    assert [last - first + 1 for first, last in blocks[:-1]] == [7] * (len(blocks) - 1)
+    assert [place for first, last in reversed(blocks) for place in range(first, last + 1)] == list(range(-100, 0))
+    assert max(answer["influences"], key=lambda each: each["change"]) == answer["influences"][0]

@@ -24,6 +24,7 @@ from service.tasks.image_captioning import MOST_ROWS, Caption, ImageCaptioning, 
 from service.tasks.terminal import Table
 from tests import graphs
 from tests.conftest import running
+from tests.parts import told
 
 VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", "a", "dog", "cat", "runs", "Dog"]
 A, DOG, CAT, RUNS, OTHER_DOG = range(4, 9)
@@ -356,3 +357,27 @@ async def test_the_endpoint_answers_as_its_schema_says(tmp_path: Path) -> None:
         for wrong in ({"beams": 0}, {"beams": 21}, {"captions": 11}, {"beam": 3}):
             refused = await client.post("/v1/image-captioning", params=wrong, files={"file": graphs.png(RED)})
             assert refused.status_code == 422
+
+
+# --------------------------------------------------------------------------------------------------------- word by word
+
+
+@pytest.mark.parametrize("beams", [1, 2, 4])
+def test_the_words_told_are_those_of_the_best_captions(teller: ModelHandle, beams: int) -> None:
+    files = tuple(Upload(data) for data in (graphs.png(RED), b"no picture", graphs.png(BLUE)))
+    events, answer = told(teller, ImageCaptioningInput(files=files, beams=beams, explain=True))
+    for image, result in enumerate(answer["results"]):
+        words = [part.data for part in events if part.data["image"] == image]
+        expected = result["captions"][0]["words"] if "captions" in result else []
+        assert [{**word, "image": image, "place": place} for place, word in enumerate(expected)] == words
+
+
+def test_a_word_is_told_as_soon_as_no_other_caption_can_win(teller: ModelHandle) -> None:
+    """A dog or a cat: with two beams that is open until a caption is done."""
+    after = {}
+    for beams in (1, 2):
+        events, _ = told(teller, ImageCaptioningInput(files=(Upload(graphs.png(RED)),), beams=beams))
+        after[beams] = {part.data["word"]: part.runs for part in events}
+    assert after[1] == {"a": 2, "dog": 3, "runs": 4}  # the encoder first
+    assert after[2]["a"] == 3
+    assert after[2]["dog"] > 4

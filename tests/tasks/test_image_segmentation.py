@@ -398,3 +398,22 @@ def test_every_way_of_telling_masks_is_documented() -> None:
     assert all(
         f"`{kind}`" in (described.description or "") for kind in get_args(described.annotation) if kind != "none"
     )
+
+
+def test_the_certainty_of_every_pixel_is_the_probability_of_its_label(tmp_path: Path) -> None:
+    """Of red 255 and the others 255 - n, the softmax of tens of them; a sure label is white, a tie of three is a third."""
+    picture = np.full((4, 4, 3), 200)
+    picture[0, 0] = (250, 0, 0)
+    picture[0, 1] = (200, 190, 0)
+    (answer,) = ask(model(tmp_path), png(picture), explain=True)
+    certainty = np.asarray(opened(answer["certainty_map"]))
+    assert (certainty.shape, certainty.dtype) == ((4, 4), np.uint8)
+    assert certainty[0, 0] == 255
+    assert certainty[0, 1] == round(255 / (1 + np.exp(-1)))
+    assert certainty[3, 3] == 85
+    mean = {segment["index"]: segment["score"] for segment in answer["segments"]}
+    labels = np.asarray(opened(answer["class_map"]))
+    for index, score in mean.items():
+        assert certainty[labels == index].mean() / 255 == pytest.approx(score, abs=0.003)
+    (plain,) = ask(model(tmp_path), png(picture))
+    assert "certainty_map" not in plain

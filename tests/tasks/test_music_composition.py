@@ -37,6 +37,7 @@ from service.tasks.base import MediaAnswer
 from service.tasks.music_composition import MusicComposition, MusicInput
 from tests import graphs
 from tests.conftest import running
+from tests.parts import told
 
 HIDDEN = 4
 Ask = Callable[..., dict[str, Any]]
@@ -384,3 +385,58 @@ def test_style_and_form_are_counted() -> None:
     assert heard_before(line) == (1, 4)
     assert style_distance([line], [line]) == 0
     assert divergence(Counter("aa"), Counter("bb")) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- bar by bar
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 12),
+    st.integers(0, 2**53 - 1),
+    st.sampled_from([None, PROMPT, "X:1\nM:3/4\nL:1/8\nK:D\nD2|G3A Bc|d4 B2-|", "X:1\nM:4/4\nL:1/8\nK:G\n|:G4 B2"]),
+)
+def test_what_is_told_of_a_tune_is_the_tune(handle: ModelHandle, bars: int, seed: int, prompt: str | None) -> None:
+    """Header and bars one after another: none of them changes once it is told, ties and line breaks included."""
+    fields = {"prompt": prompt} if prompt else {"meter": "6/8"}
+    events, answer = told(handle, MusicInput(bars=bars + 3, seed=seed, **fields))
+    assert [part.event for part in events] == ["head", *["bar"] * (len(events) - 1)]
+    assert "".join(part.data["abc"] for part in events) == answer["abc"]
+    assert [part.data["number"] for part in events[1:]] == list(range(1, len(events)))
+    assert events[0].data["seed"] == answer["seed"] == seed
+
+
+def test_a_bar_is_told_before_the_next_one_is_composed(handle: ModelHandle) -> None:
+    events, _ = told(handle, MusicInput(key="D", meter="2/4", bars=8, seed=1))
+    assert (events[0].event, events[0].runs) == ("head", 0)
+    times = [part.runs for part in events[:-1]]  # the last two bars may be known at once
+    assert len(set(times)) == len(times) >= 8
+
+
+def test_the_surprisals_of_the_bars_are_those_of_the_tune(handle: ModelHandle) -> None:
+    events, answer = told(handle, MusicInput(key="D", meter="4/4", bars=6, seed=3))
+    bars = [part.data for part in events if part.event == "bar"]
+    notes = [sum(character.isalpha() for character in data["abc"]) for data in bars]
+    whole = sum(data["surprisal"] * count for data, count in zip(bars, notes, strict=True)) / sum(notes)
+    assert whole == pytest.approx(answer["surprisal"])
+
+
+# --------------------------------------------------------------------------------------------------------- surprisals
+
+
+@pytest.mark.parametrize("prompt", [None, PROMPT])
+def test_the_surprisals_of_the_notes_are_those_of_the_tune(ask: Ask, prompt: str | None) -> None:
+    """Their mean is the tune's, there is one for each note written, and without `explain` there are none."""
+    fields = {"bars": 6, "seed": 3, **({"prompt": prompt} if prompt else {"key": "D", "meter": "4/4"})}
+    answer = ask(**fields, explain=True)
+    notes = [bits for bar in answer["surprisals"] for bits in bar]
+    assert sum(notes) / len(notes) == pytest.approx(answer["surprisal"])
+    assert min(notes) >= 0
+    before = answer["prompt_surprisals"]
+    assert len(notes) + len(before) == len(heard(answer["abc"]))
+    assert (sum(before) / len(before) if before else None) == (
+        pytest.approx(answer["prompt_surprisal"]) if prompt else None
+    )
+    plain = ask(**fields)
+    assert not {"surprisals", "prompt_surprisals"} & plain.keys()
+    assert plain["abc"] == answer["abc"]

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from service.errors import InvalidInput, InvalidState, ManifestInvalid, TooLarge
-from service.graph import Run, Signature, TensorSpec
+from service.graph import Run, Signature, TensorSpec, next_run
 from service.tasks.base import Limits, ModelFolder
 from service.tasks.next_word_prediction import (
     MAX_EXPLAINED_TOKENS,
@@ -34,6 +34,7 @@ from service.text.normal_form import normalise
 from service.text.tokeniser import MAX_CHUNK_CHARS, join, tokenise
 from service.text.vocabulary import Vocabulary, proportional
 from tests import graphs
+from tests.parts import listened
 from tests.text.test_normal_form import EMOJI
 
 # What follows each word, with its probability; the rest of a row's mass goes to <unk>.
@@ -77,12 +78,12 @@ class Model:
     def ask(self, text: str = "", busy: bool = False, **options: Any) -> NextWordOutput:
         steps = self.task.steps(NextWordInput(text=text, **options))
         try:
-            run = next(steps)
+            run = next_run(steps, None)
             while True:
                 run = run.chosen(busy=busy)
                 self.runs.append(run)
                 names = list(run.outputs)
-                run = steps.send(dict(zip(names, self.session.run(names, dict(run.tensors)), strict=True)))
+                run = next_run(steps, dict(zip(names, self.session.run(names, dict(run.tensors)), strict=True)))
         except StopIteration as stop:
             answer: NextWordOutput = stop.value
             return answer
@@ -806,3 +807,22 @@ def test_words_that_are_nearly_tied_may_stand_in_either_order(
 def test_a_search_for_several_words_is_compared_as_it_was_asked_for(bigram: Model) -> None:
     request = NextWordInput(text="How", words=2)
     assert bigram.task.widened(request) is request
+
+
+# --------------------------------------------------------------------------------------------------------- word by word
+
+
+@pytest.mark.parametrize("text", ["", "The ", "I ", "too ", "I would lik", "what ", "you "])
+@pytest.mark.parametrize("words", [1, 2, 5])
+@pytest.mark.parametrize("name", ["bigram", "recurrent"])
+def test_the_words_told_are_those_of_the_best_continuation(
+    request: pytest.FixtureRequest, name: str, text: str, words: int
+) -> None:
+    """Whatever is told while the search goes on, marks and suffixes included."""
+    model: Model = request.getfixturevalue(name)
+    run = lambda run: dict(zip(run.outputs, model.session.run(list(run.outputs), dict(run.tensors)), strict=True))  # noqa: E731
+    asked = NextWordInput(text=text or "\n", words=words, top_k=3)
+    events, answer = listened(model.task.steps(asked), run)
+    best = answer.predictions[0].text.split() if answer.predictions else []
+    expected = [{"place": place, "word": word} for place, word in enumerate(best)]
+    assert [part.data for part in events] == (expected if words > 1 else [])

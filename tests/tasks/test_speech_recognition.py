@@ -32,6 +32,7 @@ from service.tasks.base import Upload
 from service.tasks.speech_recognition import SpeechRecognition, SpeechRecognitionInput
 from tests import graphs
 from tests.conftest import running
+from tests.parts import told
 
 RATE, STEP = 8000, 80
 MANIFEST = """
@@ -487,3 +488,47 @@ def test_nothing_is_heard_in_silence_and_noise(digits: ModelHandle) -> None:
     ):
         result = ask(digits, encoded(sound, RATE, "WAV", None), timestamps=True)["results"][0]
         assert result["text"] == "" and result["words"] == [] and 0 < result["score"] <= 1
+
+
+# --------------------------------------------------------------------------------------------------------- word by word
+
+
+def test_the_words_told_are_those_of_the_texts(handle: ModelHandle) -> None:
+    sounds = [wav(levels(1000, 0, 2000, 0, 1000)), b"no sound", wav(levels(2000, 0))]
+    files = tuple(Upload(data) for data in sounds)
+    events, answer = told(handle, SpeechRecognitionInput(files=files))
+    for place, result in enumerate(answer["results"]):
+        words = [part.data["word"] for part in events if part.data["recording"] == place]
+        assert " ".join(words) == result.get("text", "")
+    assert [part.data["place"] for part in events] == [0, 1, 2, 0]
+
+
+def test_words_that_other_alternatives_may_still_change_are_not_told(handle: ModelHandle) -> None:
+    request = SpeechRecognitionInput(files=(Upload(wav(levels(1000, 0, 2000, 0))),), alternatives=3)
+    events, answer = told(handle, request)
+    assert (events, answer["results"][0]["text"]) == ([], "one two")
+
+
+# -------------------------------------------------------------------------------------------------------------- frames
+
+
+def test_frames_are_what_the_network_heard_step_by_step(handle: ModelHandle) -> None:
+    """Steps of 10 ms, a label each: what is not a word belongs to the first column."""
+    result = ask(handle, wav(levels(1000, 0, 2000)), explain=True)["results"][0]
+    frames = result["frames"]
+    rows = np.array(frames["probabilities"])
+    assert (frames["labels"], frames["start_s"], frames["step_s"]) == (["", "one", "two"], 0.0, 0.01)
+    assert rows.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert len(rows) == 12 + 2  # and the silence after the end
+    assert rows.argmax(axis=1).tolist() == [0, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2, 2, 2, 0]
+    assert "frames" not in ask(handle, wav(levels(1000)))["results"][0]
+
+
+def test_frames_of_pieces_go_on_where_those_before_ended(handle: ModelHandle) -> None:
+    sound = levels(1000, 0, 2000, 0)
+    first = ask(handle, wav(sound[:960]), final=False, explain=True)
+    rest = ask(handle, wav(sound[960:]), state=first["state"], explain=True)
+    whole = ask(handle, wav(sound), explain=True)["results"][0]["frames"]["probabilities"]
+    pieces = [answer["results"][0]["frames"] for answer in (first, rest)]
+    assert pieces[1]["start_s"] == pytest.approx(len(pieces[0]["probabilities"]) * 0.01)
+    assert np.array(pieces[0]["probabilities"] + pieces[1]["probabilities"]) == pytest.approx(np.array(whole), abs=1e-5)

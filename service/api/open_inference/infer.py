@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from service.api import reach
+from service.api.attended import attended
 from service.api.body import INLINE_BYTES, PARSERS, receive_body
 from service.api.context import Answer, Asked, RequestContext
 from service.api.in_flight import BytesInFlight
@@ -15,7 +16,6 @@ from service.api.inputs import json_text
 from service.api.open_inference.codec import Codec, Reply
 from service.api.open_inference.compression import accepted
 from service.api.open_inference.message import names_timeout, timeout_s
-from service.api.tasks import attended
 from service.errors import BadRequest
 from service.registry.handle import ModelHandle
 from service.registry.registry import Registry
