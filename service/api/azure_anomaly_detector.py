@@ -114,6 +114,8 @@ class DetectEndpoint:
         in_flight: where large bodies are counted.
     """
 
+    is_short = True
+
     def __init__(
         self, version: str, *, last: bool, settings: Settings, registry: Registry, in_flight: BytesInFlight
     ) -> None:

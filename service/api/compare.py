@@ -298,7 +298,7 @@ def comparison_path_item(
 ) -> dict[str, dict[str, Any]]:
     """A comparison's endpoint as an OpenAPI path item; the arguments are those of `path_item`."""
     path = f"/v1/compare/{task.name}"
-    operation = path_item(task, takes=takes, gives=gives)["post"]
+    operation = path_item(task, takes=takes, gives=gives, tells={})["post"]
     parameters = [p for p in operation.get("parameters", []) if p["name"] not in ("model", "format")]
     failures = (*FAILURES, errors.InvalidState) if "state" in task.Input.model_fields else FAILURES
     success = {"description": "The answers.", "content": {"application/json": {"schema": gives}}}

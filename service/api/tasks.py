@@ -211,7 +211,7 @@ def validation_item(
         "post": {
             "tags": ["validation"],
             "summary": f"How would a request to {task.name} be read?",
-            "description": f"{description}\n\n{_files_in_words(task)}" if takes is None else description,
+            "description": f"{description}\n\n{files_in_words(task)}" if takes is None else description,
             "operationId": f"validate_{task.name.replace('-', '_')}",
             **(_media_request(task) if takes is None else _json_request(task, takes)),
             "responses": {"200": success, **_failures(task)},
