@@ -60,6 +60,8 @@ SIDE, HIDDEN, CLASSES = 16, 64, 8
 """Of the pictures (pixels), and of the network."""
 PICTURES = 8
 ANSWER_TIMEOUT_S = 60.0
+WARM_UP_CYCLES = 10
+"""Until the processes no longer share the pages in which each writes (count)."""
 LARGEST_GROWTH = 0.05
 TOLERANCE = 1e-4
 
@@ -334,7 +336,7 @@ async def cycle(server: LocalServer, cycles: int) -> dict[str, Any]:
         await asyncio.sleep(8)  # idle memory is given back after five seconds
         return float(server.memory()["total_mib"] or 0), len(server.pids())
 
-    for _ in range(2):  # warm-up
+    for _ in range(WARM_UP_CYCLES):
         await change(server, "unload")
         await change(server, "load")
     before, begun = await memory(), time.perf_counter()

@@ -430,12 +430,12 @@ def test_probes_are_answered_while_the_models_are_loaded(models: Path, tmp_path:
     script = f"""
 import time, pathlib
 from service.registry.registry import Registry
-load = Registry.load
-def slow(self, task=None):
+renew = Registry.renew
+def slow(self, *given):
     while not pathlib.Path({str(held)!r}).exists():
         time.sleep(0.01)
-    load(self, task)
-Registry.load = slow
+    return renew(self, *given)
+Registry.renew = slow
 from service.cli import main
 main()
 """

@@ -369,12 +369,13 @@ class Registry:
     ) -> Model:
         model = self._model(found)
         had = before.versions if before else {}
-        if before and model.problem and any(version.handle for version in had.values()):
+        is_unloaded = model.name in self._unloaded
+        if before and model.problem and not is_unloaded and any(version.handle for version in had.values()):
             log.error("model folder cannot be served", model=model.name, reason=model.problem)
             reason = f"{model.problem} What was loaded before is served."
             versions = {name: replace(version, reason=reason) for name, version in had.items()}
             return replace(before, versions=versions)
-        if model.name in self._unloaded:
+        if is_unloaded:
             for version in model.versions.values():
                 version.state, version.reason = "unloaded", f"{model.name}: was unloaded."
                 version.first_use = None

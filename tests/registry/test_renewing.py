@@ -151,6 +151,9 @@ def test_a_broken_manifest_changes_nothing_until_it_is_mended(served: Served) ->
     served.manifest()
     changes = served.renew()
     assert (changes.came, served.loaded, served.version("1").reason) == ([], [], None)
+    served.manifest(default_version=3)
+    served.renew()
+    assert served.renew(unload="counter").went == ["counter@1"], "a broken manifest keeps nothing from being unloaded"
 
 
 def test_a_default_version_that_fails_does_not_take_the_place_of_the_one_that_answers(served: Served) -> None:
