@@ -7,6 +7,7 @@ import fcntl
 import os
 import resource
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from service.errors import ServiceError
 from service.keys import Keyring
 from service.listening import listening
 from service.registry.installed import located
+from service.registry.remote import is_fetched, keep_up_to_date
 from service.runtime.memory import keep_freed_memory
 from service.settings import UNIX, Settings
 from service.tls import Certificate
@@ -54,6 +56,7 @@ def serve(settings: Settings) -> int:
         configure_logging(settings.log_format, settings.log_level, in_background=True)
         stack.callback(flush_logs)
         settings = settings.model_copy(update={"models": located(settings.models)})
+        stack.enter_context(_kept_up_to_date(settings))
         try:
             listener, settings = stack.enter_context(listening(settings))
         except OSError as error:
@@ -73,6 +76,31 @@ def serve(settings: Settings) -> int:
         if unknown := settings.unknown_variables(os.environ):
             log.warning("variables that are no settings are ignored", variables=unknown)
         return Supervisor(settings, listener, plan.workers).run()
+
+
+@contextlib.contextmanager
+def _kept_up_to_date(settings: Settings) -> Iterator[None]:
+    """Have a process of its own fetch again what has changed of models from elsewhere: the folder changes, and is seen.
+
+    A nursery cannot wait for a network, and what the libraries of the clouds start must not be forked.
+    """
+    if not settings.watch_s or not is_fetched(settings.models):
+        yield
+        return
+    from service.processes import begin_anew, end_with
+
+    here, there = socket.socketpair()
+
+    def fetch() -> int:
+        begin_anew("gridloop fetch", [here])
+        keep_up_to_date(settings.models, there)
+        return 0
+
+    if os.fork() == 0:
+        end_with(fetch)
+    there.close()
+    with here:
+        yield
 
 
 def _with_descriptors(settings: Settings) -> Settings:

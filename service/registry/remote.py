@@ -19,6 +19,8 @@ import fcntl
 import multiprocessing
 import os
 import re
+import select
+import socket
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -102,6 +104,22 @@ def refresh(folder: Path, *, at_once: bool = False) -> bool:
     except RemoteUnusable as error:
         log.warning("models could not be fetched again", reason=str(error))
         return False
+
+
+def keep_up_to_date(folder: Path, until: socket.socket) -> None:
+    """Refresh a folder from `fetched` again and again. Blocking.
+
+    Args:
+        folder: the repository that is served.
+        until: what ends it, by being closed at its other end.
+    """
+    while not select.select([until], [], [], REFRESH_S)[0]:
+        refresh(folder, at_once=True)
+
+
+def is_fetched(folder: Path) -> bool:
+    """Whether a folder is one of `fetched`."""
+    return folder in _asked
 
 
 def shown(url: str) -> str:

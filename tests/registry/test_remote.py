@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -388,3 +390,23 @@ def test_a_bucket_is_served_and_what_changes_in_it_is_fetched(s3: Any, stored: P
     assert (folder / "colours/1/model.onnx").stat().st_ino == graph
     with pytest.raises(SettingUnusable, match="there is nothing at s3://models/other"):
         located(Path("s3://models/other"))
+
+
+def test_what_has_changed_is_fetched_again_and_again_until_the_server_ends(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "REFRESH_S", 0.05)
+    folder = remote.fetched(f"file://{stored}")
+    assert remote.is_fetched(folder)
+    here, there = socket.socketpair()
+    keeping = threading.Thread(target=remote.keep_up_to_date, args=[folder, there])
+    keeping.start()
+    (stored / "steps/manifest.toml").write_text('task = "anomaly-detection"\ndescription = "New."')
+    until = time.monotonic() + 60
+    while "New." not in (folder / "steps/manifest.toml").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    here.close()
+    keeping.join(60)
+    assert not keeping.is_alive()
+    there.close()
