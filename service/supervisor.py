@@ -63,6 +63,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0
 """Before a worker is started whose two forerunners died young; doubled with each that follows (seconds)."""
 TRIES = 5
 """Workers that die before any has begun to answer, and then the server gives up (count)."""
+RETRIES = 3
+"""Times that a generation which came to nothing is begun again, after 2, 4 and 8 seconds (count)."""
 MAX_QUESTION_BYTES = 4096
 """Of a worker's question (bytes)."""
 
@@ -177,7 +179,7 @@ class Supervisor:
         self._changed: set[str] = set()
         self._again = False
         self._unloaded: list[str] = []
-        self._not_before = 0.0
+        self._not_before, self._failures = 0.0, 0
         self._ended: dict[int, int] = {}
         self._turn = 0
         self._woke = self._looked = time.monotonic()
@@ -378,6 +380,7 @@ class Supervisor:
             with contextlib.suppress(ChildProcessError):  # it is about to end, if it has not
                 ended = os.waitstatus_to_exitcode(os.waitpid(generation.nursery, 0)[1])
             ended = self._ended.pop(generation.nursery, ended)
+            generation.nursery = None
         if generation is not self._coming:
             if generation is self._current:
                 log.error("the nursery died: the models are loaded anew", exit_code=ended)
@@ -411,7 +414,11 @@ class Supervisor:
                 self._answer(question, {"refused": reason})
             if self._current is None:
                 raise _CannotServe(f"nothing can be served: {reason}")
-        self._not_before = time.monotonic() + LOOK_S
+            if self._failures < RETRIES:  # what passes by itself must not keep a change from being taken up
+                self._failures += 1
+                self._changed |= set(coming.order["names"])
+                self._again |= coming.order["again"]
+        self._not_before = time.monotonic() + LOOK_S * 2**self._failures
         if coming.control is not None:
             self._close(coming.control)
             coming.control = None
@@ -451,7 +458,7 @@ class Supervisor:
     def _take_over(self, coming: _Generation, grown: Mapping[str, Any]) -> None:
         """From now on, new connections are for the workers of a new generation."""
         old, self._current, self._coming = self._current, coming, None
-        self._unloaded = grown["unloaded"]
+        self._unloaded, self._failures = grown["unloaded"], 0
         coming.begun_to_serve = time.monotonic()
         if old is not None:
             self._old.append(old)
