@@ -183,16 +183,6 @@ async def test_a_known_version_is_served_while_another_is_broken(models: Path) -
         problem_of(await client.post(f"{images}colours@3", content=graphs.png()), 404, "model-not-found")
 
 
-async def test_explaining_a_series_says_what_it_would_need(client: httpx.AsyncClient) -> None:
-    for value in (True, False, "yes"):
-        answer = await client.post("/v1/anomaly-detection", json={**SERIES, "explain": value})
-        problem = problem_of(answer, 422, "validation-failed")
-        (entry,) = problem["errors"]
-        assert entry["loc"] == ["body", "explain"]
-        assert "would need a graph with an output" in entry["msg"]
-        assert "`expected`, `lower` and `upper`" in problem["detail"]
-
-
 async def test_a_sentence_of_a_validator_comes_without_the_librarys_prefix(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/anomaly-detection", json={"values": [1, 2], "timestamps": [1]})
     problem = problem_of(answer, 422, "validation-failed")

@@ -107,7 +107,7 @@ def test_every_operation_has_one_plain_name() -> None:
 
 def test_every_success_is_described_with_its_type() -> None:
     for path, _, operation in operations():
-        for kind, content in operation["responses"]["200"]["content"].items():
+        for kind, content in operation["responses"]["200"].get("content", {}).items():  # some answer with nothing
             assert content["schema"], f"{path}: {kind}"
 
 
@@ -187,10 +187,11 @@ def examples() -> list[tuple[str, str, Any]]:
 
 
 def test_every_json_endpoint_has_an_example() -> None:
+    """But for those that change what is served, which tests/api/test_control.py asks."""
     with_body = {
         path.format(**path_examples(op))
         for path, _, op in operations()
-        if "application/json" in op.get("requestBody", {}).get("content", {})
+        if "application/json" in op.get("requestBody", {}).get("content", {}) and not path.endswith(("load", "unload"))
     }
     assert {path for path, _, _ in examples()} == with_body
 
