@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from service import __version__
+from service.cli.advise import advise_command
 from service.cli.bench import bench_command
 from service.cli.check import check_command
 from service.cli.evaluate import evaluate_command
@@ -31,6 +32,7 @@ for command in (
     serve_command,
     models_command,
     predict_command,
+    advise_command,
     bench_command,
     evaluate_command,
     check_command,
