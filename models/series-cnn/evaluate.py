@@ -1,6 +1,6 @@
 """The Numenta Anomaly Benchmark (NAB): the evaluation of series-gru, of another model.
 
-    gridloop evaluate series-cnn --data DIR [--url URL] [--write]
+gridloop evaluate series-cnn --data DIR [--url URL] [--write]
 """
 
 from __future__ import annotations

@@ -383,7 +383,7 @@ def publish(config: Config, weights: Weights) -> None:
     lines = [
         *table(["measure", *(NAMES[k] for k in SHARES), "weighted mean"], rows),
         "",
-        f"{weights.count:,} weights, {(version / 'model.onnx').stat().st_size:,} bytes; state of a stream: {PAST + BARS + 1:,} float64 = "
+        f"Trained for {config.minutes:g} minutes of CPU. {weights.count:,} weights, {(version / 'model.onnx').stat().st_size:,} bytes; state of a stream: {PAST + BARS + 1:,} float64 = "
         f"{8 * (PAST + BARS + 1):,} bytes. The bar: "
         + ", ".join(f"`{name}` {value:g}" for name, value in vars(bar).items())
         + ".",
