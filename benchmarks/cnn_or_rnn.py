@@ -419,7 +419,7 @@ def measure(data: Path, url: str | None, quick: bool, known: Mapping[str, list[d
         pixels, labels, corpus, articles, lines = pixels[:200], labels[:200], corpus[:6], articles[:3], lines[:50]
     opening, running = number[END], np.concatenate(articles)
     items = items_of(pixels, running)
-    rounds = 20 if quick else 200
+    rounds = 20 if quick else 100
     contenders, curves = [], {}
     for pair in PAIRS:
         domain, item = pair[0].domain, items[pair[0].domain]
@@ -484,11 +484,11 @@ def curves_of(
     """The domain's further question, by the kind of network."""
     kinds = ("rnn", "cnn")
     if domain == "pictures":
-        few = slice(0, 100 if quick else 2000)
+        few = slice(0, 100 if quick else 1000)
         found = [moved_accuracy(graph, pixels[few], labels[few]) for graph in graphs]
         return {"pixels": SHIFTS, **dict(zip(kinds, found, strict=True))}
     if domain == "texts":
-        found_ = [context_perplexity(graph, opening, running, 20 if quick else 1500) for graph in graphs]
+        found_ = [context_perplexity(graph, opening, running, 20 if quick else 400) for graph in graphs]
         return {"words before": list(range(CONTEXT)), **dict(zip(kinds, found_, strict=True))}
     series = rhythm(2500 + max(LENGTHS))
     states = [graph.after(graph.run({**series_feed(series[:2500]), **graph.fresh()})) for graph in graphs]

@@ -1,6 +1,8 @@
 """CIFAR-10, all 10,000 official test pictures: the evaluation of cifar10-cnn, of another model.
 
     gridloop evaluate cifar10-rnn --data DIR [--url URL] [--write]
+
+DIR is what `models/cifar10-cnn/evaluate.py` says.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """WikiText-2 and everyday English: the evaluation of english-lstm, of another model.
 
     gridloop evaluate english-cnn --data DIR [--url URL] [--write]
+
+DIR is what `models/english-lstm/evaluate.py` says.
 """
 
 from __future__ import annotations

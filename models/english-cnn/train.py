@@ -31,10 +31,11 @@ from batches import Batches, Sampled, clip, learning_rate  # noqa: E402
 from gated import NETWORKS, ROWS_AXIS, LanguageModel  # noqa: E402
 from gated_graph import Layer, Weights, build_graph  # noqa: E402
 from network import RowAdam, SampledSoftmax, locked_dropout, log_likelihoods, perplexity  # noqa: E402
-from texts import EVERYDAY, Corpus, prepare  # noqa: E402
+from texts import EVERYDAY, SOURCES, Corpus, prepare  # noqa: E402
 
 from service.cpu import processor_name  # noqa: E402
 from service.text.tokeniser import END  # noqa: E402
+from training.card import data_table, table, write_block  # noqa: E402
 from training.export import open_session, save  # noqa: E402
 from training.flags import Flags, read_flags  # noqa: E402
 from training.golden import write_golden  # noqa: E402
@@ -275,6 +276,22 @@ def main(config: Config) -> None:
                 export(config, model, corpus)
     if config.only == "both":
         (config.out / "training.json").write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
+        write_block(config.out / "card.md", "metrics", [*lines(story), "", *data_table(config.data, *SOURCES)])
+
+
+def lines(story: dict[str, Any]) -> list[str]:
+    """The card's table of both networks."""
+    header = [
+        f"{story['minutes of CPU for each']:g} minutes of a core for each",
+        "weights beside the table of words",
+        "WikiText-2 test perplexity, in 32 pieces",
+    ]
+    names = {"cnn": "gated convolutions (this model)", "rnn": "LSTM, not shipped"}
+    rows = [
+        [names[kind], f"{own['weights beside the table']:,}", own["WikiText-2 test perplexity, in 32 pieces"]]
+        for kind, own in story["networks"].items()
+    ]
+    return table(header, rows)
 
 
 def export(config: Config, model: LanguageModel, corpus: Corpus) -> None:

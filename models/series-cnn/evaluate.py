@@ -1,6 +1,8 @@
 """The Numenta Anomaly Benchmark (NAB): the evaluation of series-gru, of another model.
 
-gridloop evaluate series-cnn --data DIR [--url URL] [--write]
+    gridloop evaluate series-cnn --data DIR [--url URL] [--write]
+
+DIR is what `models/series-gru/evaluate.py` says.
 """
 
 from __future__ import annotations
