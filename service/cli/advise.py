@@ -68,7 +68,7 @@ def _document(given: Sequence[Advice], unread: Sequence[Seen], measured: dict[st
 
 
 def _print(one: Advice) -> None:
-    facts = ", ".join(f"{value:g} {name}" for name, value in one.facts.items())
+    facts = ", ".join(f"{name} {value:g}" for name, value in one.facts.items())
     more = " in the median" if one.files > 1 else ""
     out.print(f"{one.domain}: {one.files} file{'s' if one.files != 1 else ''}, {facts}{more}", style="bold")
     out.print(f"kind of network: {one.kind.upper() if one.kind else 'no difference shown'}")
