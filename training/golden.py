@@ -25,7 +25,7 @@ def write_golden(
         version: `models/<name>/<version>`, with its graph and all that its task reads.
         inputs: as `golden.json` has them: a request's fields, with a file's path beside `golden.json` for a file.
         tolerance: largest allowed difference of a number, wide enough for other processors.
-        fields: of the answer that are kept (all but `model`, if left out).
+        fields: of the answer that are kept where it has them (all but `model`, if left out).
 
     Returns:
         What was written.
@@ -43,7 +43,7 @@ def write_golden(
         sample = GoldenSample(input=dict(given), output={}, tolerance=tolerance)
         request = golden_request(handle.task, sample, version)
         answer = orjson.loads(handle.predict_now(request).to_json())
-        kept = fields or [key for key in answer if key != "model"]
+        kept = [key for key in answer if key != "model" and (not fields or key in fields)]
         entries.append({"input": dict(given), "output": {key: answer[key] for key in kept}, "tolerance": tolerance})
     file.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     load_version(version, manifest, task, LoadOptions())

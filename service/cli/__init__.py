@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from service import __version__
+from service.cli.advise import advise_command
 from service.cli.batch import batch_command
 from service.cli.bench import bench_command
 from service.cli.check import check_command
@@ -37,6 +38,7 @@ for command in (
     predict_command,
     batch_command,
     sketch_command,
+    advise_command,
     bench_command,
     evaluate_command,
     check_command,
