@@ -84,7 +84,23 @@ def bodies(generated: Generated, call: Any, operation: dict[str, Any]) -> Iterat
             yield generated.file(sample_file(operation)[1])
 
 
-OPERATIONS = [(operation["operationId"], path, verb) for path, verb, operation in operations()]
+CHANGING = ("load", "unload")
+"""Operations that change what is served, and so have a test of their own."""
+OPERATIONS = [
+    (operation["operationId"], path, verb)
+    for path, verb, operation in operations()
+    if operation["operationId"] not in CHANGING
+]
+
+
+def test_a_model_is_unloaded_and_loaded_again(generated: Generated) -> None:
+    tags = {op["operationId"]: op["tags"][0] for _, _, op in operations()}
+    for name, is_ready in (("unload", False), ("load", True)):
+        call = generated.operation(tags[name], name).sync_detailed
+        answer = call(client=generated.client, model_name="folk-gru")
+        assert (answer.status_code, answer.content) == (200, b"")
+        ready = generated.client.get_httpx_client().get("/v2/models/folk-gru/ready")
+        assert (ready.status_code == 200) is is_ready
 
 
 @pytest.mark.parametrize(("name", "path", "verb"), OPERATIONS, ids=[name for name, _, _ in OPERATIONS])
