@@ -37,7 +37,7 @@ from faults import Clients
 from measuring import BenchmarkFailed, options
 from measuring.machine import cpu_seconds, machine, memory_mib, process_tree
 from measuring.servers import LocalServer, free_port, started, wait_until_ready
-from measuring.tables import write_results
+from measuring.tables import read_results, write_results
 from measuring.workloads import WORKLOADS, Workload
 
 from service.client.http import ServerAddress, http_request
@@ -272,7 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except BenchmarkFailed as error:
             print(error, file=sys.stderr)
             return 1
-    write_results(RESULTS, {"at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), **results})
+    about = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+    write_results(RESULTS, read_results(RESULTS) | about | results)
     outcomes = results.get("rollout", {}).get("outcomes", {})
     return int(any(outcome != "200" for outcome in outcomes))
 
