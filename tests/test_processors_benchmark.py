@@ -50,6 +50,15 @@ def test_golden_samples_are_inputs_that_need_no_data(run: Any, tmp_path: Path) -
     assert (code, "answers alike at a tolerance of 0.03, all of them at 0;" in printed) == (0, True)
 
 
+def test_a_golden_sample_that_is_not_reproduced_is_told(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "models" / "colours" / "1" / "golden.json"
+    samples = json.loads(file.read_text())
+    samples[0]["output"]["results"][0]["predictions"][0]["score"] -= 0.1
+    file.write_text(json.dumps(samples))
+    code, printed = run("--golden")
+    assert (code, "colours@1: golden samples differ at results[0].predictions[0].score" in printed) == (1, True)
+
+
 def test_how_alike_answers_are_is_told_by_the_finest_tolerance(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "answers.json"
     run("--record", str(file))
