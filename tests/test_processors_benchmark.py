@@ -40,6 +40,35 @@ def test_what_was_recorded_is_found_again(run: Any, tmp_path: Path) -> None:
     assert run("--only", "other@1")[1].count("\n") == 2
 
 
+def test_golden_samples_are_inputs_that_need_no_data(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    assert run("--golden", "--record", str(file))[0] == 0
+    recorded = json.loads(file.read_text())
+    samples = json.loads((tmp_path / "models" / "colours" / "1" / "golden.json").read_text())
+    assert len(recorded["colours@1"]) == len(samples)
+    code, printed = run("--golden", "--only", "colours", "--against", str(file))
+    assert (code, "answers alike at a tolerance of 0.03, all of them at 0;" in printed) == (0, True)
+
+
+def test_a_golden_sample_that_is_not_reproduced_is_told(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "models" / "colours" / "1" / "golden.json"
+    samples = json.loads(file.read_text())
+    samples[0]["output"]["results"][0]["predictions"][0]["score"] -= 0.1
+    file.write_text(json.dumps(samples))
+    code, printed = run("--golden")
+    assert (code, "colours@1: golden samples differ at results[0].predictions[0].score" in printed) == (1, True)
+
+
+def test_how_alike_answers_are_is_told_by_the_finest_tolerance(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    run("--record", str(file))
+    recorded = json.loads(file.read_text())
+    recorded["colours@1"][0]["results"][0]["predictions"][0]["score"] -= 0.0005
+    file.write_text(json.dumps(recorded))
+    code, printed = run("--against", str(file))
+    assert (code, "1 of 1 answers alike at a tolerance of 0.03, all of them at 0.001;" in printed) == (0, True)
+
+
 def test_answers_to_other_inputs_are_not_compared(run: Any, tmp_path: Path) -> None:
     file = tmp_path / "answers.json"
     file.write_text('{"colours@1": []}')
