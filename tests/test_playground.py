@@ -215,6 +215,19 @@ def test_a_task_answers_its_sample_after_one_press(server: Server, page: Page, t
     page.prefer("light")
 
 
+@pytest.mark.parametrize(("task", "size"), [("image-classification", "32 × 32"), ("object-detection", "416 × 416")])
+def test_a_picture_is_shown_as_the_model_saw_it_beside_the_one_sent(
+    server: Server, page: Page, task: str, size: str
+) -> None:
+    steps.open_panel(page, server.url, task)
+    steps.press_sample(page)
+    steps.wait_for_answer(page, task)
+    assert steps.text(page, ".picture:not(.seen) figcaption").startswith("As sent: ")
+    steps.wait_for_seen(page)
+    assert steps.text(page, ".seen figcaption") == f"As the model saw it: {size} pixels."
+    assert keeps_people_out(page) == []
+
+
 @pytest.mark.parametrize("task", ["image-captioning", "image-segmentation"])
 def test_a_licence_that_restricts_use_is_said_before_asking(server: Server, page: Page, task: str) -> None:
     steps.open_panel(page, server.url, task)
