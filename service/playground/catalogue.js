@@ -81,7 +81,7 @@ function field(document, name, about, description = "", required = false) {
 export function choicesOf(models, task) {
   const choices = [];
   for (const model of models.filter((model) => model.task === task).sort((a, b) => b.is_default - a.is_default)) {
-    const ready = model.versions.filter((version) => version.state === "ready");
+    const ready = model.versions.filter(({ state }) => state === "ready" || state === "lazy"); // a lazy one is loaded when asked
     ready.sort((a, b) => (b.version === model.default_version) - (a.version === model.default_version));
     for (const version of ready) {
       const usual = version.version === model.default_version;
