@@ -10,6 +10,7 @@ import subprocess
 import sys
 import wave
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -401,8 +402,8 @@ def test_a_tune_sounds_note_by_note_and_can_be_saved_and_gone_on_from(server: Se
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_calls_that_are_shown_answer_as_the_page_did(server: Server, page: Page) -> None:
-    expected = {"image-classification": '"label":"cat"', "music-composition": '"seed":7'}
-    for task, words in expected.items():
+    expected = {"image-classification": ('"label":"cat"', "'label': 'cat'"), "music-composition": ('"seed":7',) * 2}
+    for task, (words, python_words) in expected.items():
         steps.open_panel(page, server.url, task)
         steps.press_sample(page)
         steps.wait_for_answer(page, task)
@@ -412,7 +413,7 @@ def test_the_calls_that_are_shown_answer_as_the_page_did(server: Server, page: P
         steps.press(page, "Python")
         shown = page.evaluate("document.querySelector('.calls pre').textContent")
         printed = subprocess.run([sys.executable, "-c", shown], **options).stdout
-        assert words.replace(":", ": ").replace('"', "'") in printed
+        assert python_words in printed
 
 
 def test_an_error_is_the_services_own_sentence(server: Server, page: Page) -> None:
@@ -488,6 +489,101 @@ def test_a_series_is_read_from_what_people_paste(
     assert [column["name"] for column in read["columns"]] == names
     assert read["columns"][-1]["values"] == values
     assert read["timestamps"] == stamps
+
+
+# --- part by part
+
+WATCHED = (
+    "window.watched = []; new MutationObserver(() => { const t = document.querySelector({selector})?.textContent;"
+    " if (t && t !== watched.at(-1)) watched.push(t); {then} })"
+    ".observe(document.querySelector('main'), {childList: true, subtree: true, characterData: true})"
+)
+
+
+def watch(page: Page, selector: str, then: str = "") -> None:
+    """From now on, keep every text that an element has in turn, and do something each time."""
+    page.evaluate(WATCHED.replace("{selector}", json.dumps(selector)).replace("{then}", then))
+
+
+def test_a_tune_grows_bar_by_bar_and_its_call_reads_events(server: Server, page: Page) -> None:
+    steps.open_panel(page, server.url, "music-composition")
+    watch(page, "[aria-label='ABC notation']")
+    page.evaluate("document.querySelector('input[name=bars]').value = 64")
+    steps.press(page, "Ask")
+    steps.wait_for_answer(page, "music-composition")
+    page.wait_for("document.querySelector('.status').textContent.includes('answered in')")
+    grown = page.evaluate("watched")
+    assert len(grown) > 1
+    assert all(later.startswith(sooner) for sooner, later in pairwise(grown))
+    assert steps.text(page, ".calls pre").startswith("curl -N ")
+    assert "-H 'Accept: text/event-stream'" in steps.text(page, ".calls pre")
+    assert {"decode", "queue", "infer", "encode"} <= set(steps.text(page, ".timing").split())
+
+
+def test_an_answer_can_be_stopped_and_what_has_come_stays(server: Server, page: Page) -> None:
+    steps.open_panel(page, server.url, "music-composition")
+    stop = "[...document.querySelectorAll('.column button')].find(b => b.textContent === 'Stop here')?.click()"
+    watch(page, "[aria-label='ABC notation']", then=stop)
+    page.evaluate("document.querySelector('input[name=bars]').value = 64")
+    steps.press(page, "Ask")
+    page.wait_for("/^Stopped after \\d+ parts?[.]$/.test(document.querySelector('.status')?.textContent)")
+    assert "X:1" in page.evaluate("watched").pop()
+    assert steps.text(page, ".calls pre").startswith("curl -N ")
+    assert page.evaluate("document.querySelector('.column').ariaBusy") == "false"
+    assert keeps_people_out(page) == []
+
+
+def test_several_words_are_asked_for_part_by_part_and_one_is_not(server: Server, page: Page) -> None:
+    steps.open_panel(page, server.url, "next-word-prediction")
+    page.evaluate("document.querySelector('textarea').focus()")
+    page.type("How are ")
+    page.wait_for("document.querySelector('.status')?.textContent.includes(': next you')")
+    assert "event-stream" not in steps.text(page, ".calls pre")
+    page.evaluate("document.querySelector('input[name=words]').value = 3")
+    steps.press(page, "Ask")
+    page.wait_for("document.querySelector('.status')?.textContent.includes('next you going to')")
+    assert steps.text(page, ".calls pre").startswith("curl -N ")
+
+
+PARTS = {
+    "words": [{"place": 0, "word": "you"}, {"place": 1, "word": "going"}],
+    "heard": [{"recording": 0, "place": 0, "word": "four"}, {"recording": 0, "place": 1, "word": "two"}],
+    "caption": [
+        {"image": 0, "place": 0, "word": "a", "probability": 0.9, "heatmap": {"values": [[0, 1]]}},
+        {"image": 0, "place": 1, "word": "dog", "probability": 0.5, "heatmap": {"values": [[1, 0]]}},
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "selector"), [("words", ".next"), ("heard", ".said"), ("caption", ".captions")])
+def test_words_are_shown_as_they_come(server: Server, page: Page, kind: str, selector: str) -> None:
+    """The view is found by the first part, and shows those that are there."""
+    parts = [{"name": "word", "data": data} for data in PARTS[kind]]
+    script = (
+        f"(parts => {{ const view = new (m.viewForPart(parts[0]))(); document.querySelector('main').append(view.element);"
+        f" const file = {{name: 'sent', blob: new Blob(), url: '{server.url}/playground/samples/house.png'}};"
+        " return [1, 2].map(count => { view.showParts(parts.slice(0, count), {file});"
+        f" return view.element.querySelector('{selector}').innerText.trim(); }}); }})({json.dumps(parts)})"
+    )
+    first, second = module(page, server, "views/index.js", script)
+    assert [first.strip("“ …"), second.strip("“ …")] == [
+        " ".join(data["word"] for data in PARTS[kind][:count]) for count in (1, 2)
+    ]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("task", ["music-composition", "speech-recognition"])
+def test_the_calls_that_read_events_end_in_the_whole_answer(server: Server, page: Page, task: str) -> None:
+    steps.open_panel(page, server.url, task)
+    steps.press_sample(page)
+    steps.wait_for_answer(page, task)
+    calls = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"]}
+    for language, run in calls.items():
+        steps.press(page, language)
+        shown = page.evaluate("document.querySelector('.calls pre').textContent").replace("curl -N", "curl -sN")
+        printed = subprocess.run([*run, shown], cwd=FOLDER / "samples", capture_output=True, text=True, check=True)
+        assert printed.stdout.count("event: ") > 1
+        assert "event: done" in printed.stdout
 
 
 # --- a task that nobody knows, behind a prefix and a key

@@ -89,6 +89,9 @@ export class TextInput {
     return { path: this.task.path, json };
   }
 
+  // One word is there as soon as the answer is.
+  inParts = ({ json }) => json.words > 1;
+
   answered(column, request, answer) {
     const { kept, whole } = column.memory;
     const before = request.json.state ? kept.find(({ state }) => state === request.json.state) : null;

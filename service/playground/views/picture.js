@@ -14,14 +14,27 @@ export class Picture {
     this.element = h("div", { class: "pictures" }, this.sent, this.seen);
   }
 
-  show(result, context) {
-    const { file } = context;
-    const { width, height } = result;
-    if (this.image.src !== file.url) this.image.src = file.url;
+  // What can be shown before there is an answer.
+  open(file) {
+    if (this.image.src === file.url) return;
+    this.image.src = file.url;
     this.image.alt = `The picture as sent: ${file.name}`;
+    this.image.onload = () => this.#fit(this.image.naturalWidth, this.image.naturalHeight);
     this.image.onerror = () => (this.caption.textContent = `Your browser cannot show ${file.name}; the service can read it.`);
+    this.caption.textContent = `As sent: ${file.name}.`;
+    this.seen.hidden = true;
+    replace(this.over);
+  }
+
+  #fit(width, height) {
     this.sent.querySelector(".frame").style.setProperty("aspect-ratio", `${width} / ${height}`);
     this.sent.classList.toggle("tiny", width < 128);
+  }
+
+  show({ width, height }, context) {
+    const { file } = context;
+    this.open(file);
+    this.#fit(width, height);
     this.caption.textContent = `As sent: ${file.name}, ${width} × ${height} pixels, ${size(file.blob.size)}.`;
     replace(this.over);
     this.#showSeen(context);

@@ -6,6 +6,7 @@ import { colour, onTheme } from "../theme.js";
 
 export class SpeechView {
   static fits = (answer, result) => typeof result.text === "string" && "duration_s" in result && Array.isArray(result.alternatives);
+  static fitsPart = ({ data }) => "recording" in data && "word" in data;
 
   constructor() {
     this.player = h("audio", { controls: true, "aria-label": "The recording as sent" });
@@ -21,10 +22,7 @@ export class SpeechView {
   show({ results: [result] }, { file }) {
     const { text, words, alternatives, score, duration_s: duration } = result;
     this.words = words ?? [];
-    if (this.player.src !== file.url) {
-      this.player.src = file.url;
-      this.#listen(file.blob);
-    }
+    this.#load(file);
     replace(this.text, text ? `“${text}”` : "Nothing was said.", h("small", {}, ` ${percent(score)} sure`));
     const place = (seconds) => `${(100 * seconds) / duration}%`;
     replace(
@@ -45,6 +43,19 @@ export class SpeechView {
         : null,
       alternatives.length > 1 ? [h("h3", {}, "It may also have been"), h("ol", {}, alternatives.slice(1).map((other) => h("li", {}, `“${other.text}” ${percent(other.score)}`)))] : null,
     );
+  }
+
+  showParts(parts, { file }) {
+    this.#load(file);
+    replace(this.text, `“${parts.map(({ data }) => data.word).join(" ")} …`);
+    replace(this.track);
+    replace(this.rest);
+  }
+
+  #load(file) {
+    if (this.player.src === file.url) return;
+    this.player.src = file.url;
+    this.#listen(file.blob);
   }
 
   #play(start) {

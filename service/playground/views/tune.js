@@ -5,11 +5,13 @@
 
 import { ask } from "../api.js";
 import { downloadLink, h, library, replace } from "../dom.js";
+import { plural } from "../numbers.js";
 
 const NARROW = 560; // pixels
 
 export class TuneView {
   static fits = (answer) => typeof answer.abc === "string" && answer.abc.includes("K:");
+  static fitsPart = ({ data }) => typeof data.abc === "string";
 
   constructor() {
     this.sheet = h("div", { class: "sheet" });
@@ -23,15 +25,28 @@ export class TuneView {
 
   async show({ abc, bars, seed, surprisal }, { request, column }) {
     this.leave();
-    this.source.textContent = abc;
     this.facts.textContent = `${bars} bars, seed ${seed}. ${surprisal.toFixed(2)} bits of surprise a note.`;
     const midi = h("button", { type: "button", class: "small" }, "Save as MIDI");
     midi.addEventListener("click", () => this.#midi(midi, request, seed, column));
     replace(this.files, downloadLink(new Blob([abc], { type: "text/vnd.abc" }), `tune-${seed}.abc`, "Save as ABC"), takesMidi(column) ? midi : null);
-    this.library = await library("abcjs-basic-min.js", "ABCJS");
+    await this.#write(abc, bars);
+  }
+
+  // The tune so far: the abc of all parts, one after another.
+  async showParts(parts) {
+    this.leave();
+    replace(this.files);
+    const bars = parts.length - 1; // the first part is the head
+    this.facts.textContent = `${plural(bars, "bar")} so far.`;
+    await this.#write(parts.map(({ data }) => data.abc).join(""), bars);
+  }
+
+  async #write(abc, bars) {
+    this.source.textContent = abc;
     this.abc = abc;
-    this.label = `Sheet music of ${bars} bars`;
-    this.#draw();
+    this.label = `Sheet music of ${plural(bars, "bar")}`;
+    this.library = await library("abcjs-basic-min.js", "ABCJS");
+    if (this.abc === abc) this.#draw();
   }
 
   // Two bars a line on a phone, four on a desk; drawn again when that changes, but not while it sounds.
@@ -53,7 +68,7 @@ export class TuneView {
   async #midi(button, request, seed, column) {
     button.disabled = true;
     try {
-      const { blob } = await ask({ ...request, json: { ...request.json, seed, format: "midi" } });
+      const { blob } = await ask({ ...request, events: false, json: { ...request.json, seed, format: "midi" } });
       const link = downloadLink(blob, `tune-${seed}.mid`, "Save as MIDI");
       button.replaceWith(link);
       link.click();
