@@ -269,19 +269,70 @@ def test_a_label_shows_its_mask_alone(server: Server, page: Page) -> None:
     assert page.evaluate(covered) == pytest.approx(share, abs=0.001)
 
 
-def test_two_versions_answer_side_by_side(server: Server, page: Page) -> None:
+def choose_beside(page: Page, model: str) -> None:
+    page.evaluate(
+        f"(select => {{ select.value = '{model}'; select.dispatchEvent(new Event('change')); }})"
+        "(document.querySelectorAll('.pickers select')[1])"
+    )
+
+
+def test_two_versions_answer_side_by_side_to_one_call(server: Server, page: Page) -> None:
     steps.open_panel(page, server.url, "image-classification")
     steps.press_sample(page)
     steps.wait_for_answer(page, "image-classification")
-    page.evaluate(
-        "(select => { select.value = 'cifar10-cnn@3'; select.dispatchEvent(new Event('change')); })"
-        "(document.querySelectorAll('.pickers select')[1])"
-    )
+    page.asked.clear()
+    choose_beside(page, "cifar10-cnn@3")
     steps.wait_for_answer(page, "image-classification", columns=2)
     names = page.evaluate("[...document.querySelectorAll('.status')].map(s => s.textContent.split(' ')[0])")
     assert names == ["cifar10-cnn@2", "cifar10-cnn@3"]
-    assert page.evaluate("document.querySelectorAll('.calls pre')[1].textContent").count("cifar10-cnn%403") == 1
+    told = page.wait_for("document.querySelector('.agreement').textContent")
+    assert re.match(r"cifar10-cnn@3 (agrees with|differs from) cifar10-cnn@2", told)
+    assert re.search(r"cifar10-cnn@2 took [\d.]+ ms, cifar10-cnn@3 took [\d.]+ ms[.]$", told)
+    path = "/v1/compare/image-classification?models=cifar10-cnn%2Ccifar10-cnn%403"
+    assert [url for url in page.asked if "/v1/" in url and ":validate" not in url] == [
+        f"{server.url}{path}&explain=true"
+    ]
+    calls = page.evaluate("[...document.querySelectorAll('.calls pre')].map(c => c.textContent)")
+    assert [call.count(path) for call in calls] == [1, 1]
     assert keeps_people_out(page) == []
+
+
+def test_two_models_that_differ_say_where(server: Server, page: Page) -> None:
+    """Of an entry that has no answer, and of an agreement, the same sentence is made."""
+    said = [
+        {"model": {"name": "a", "version": "1"}, "answer": {}, "latency_ms": 4.21, "agrees": None, "difference": None},
+        {"model": {"name": "b", "version": "2"}, "answer": {}, "latency_ms": 2, "agrees": False, "difference": "at x"},
+    ]
+    same = [said[0], {**said[1], "agrees": True, "difference": None}]
+    none = [said[0], {**said[1], "answer": None}]
+    found = module(
+        page, server, "panel.js", f"{json.dumps([said, same, none])}.map(results => m.inWords(results, 0.1))"
+    )
+    times = "a@1 took 4.2 ms, b@2 took 2.0 ms."
+    assert found == [
+        f"b@2 differs from a@1 at x. {times}",
+        f"b@2 agrees with a@1, numbers within 0.1. {times}",
+        "",
+    ]
+
+
+def test_what_is_one_models_alone_is_asked_of_each_by_itself(server: Server, page: Page) -> None:
+    """Models are compared by what both are asked alike: not with a state, nor in another format than JSON."""
+    task = {"isCompared": True}
+    one = {"path": "v1/t", "json": {"model": "a", "x": 1}}
+    cases = [
+        [one, {**one, "json": {"model": "b", "x": 1}}],
+        [one, {**one, "json": {"model": "b", "x": 2}}],
+        [one, one],
+        [one],
+        [{**one, "json": {"model": "a", "state": "s"}}, {**one, "json": {"model": "b", "state": "s"}}],
+        [{**one, "json": {"model": "a", "format": "midi"}}, {**one, "json": {"model": "b", "format": "midi"}}],
+    ]
+    script = f"{json.dumps(cases)}.map(requests => m.compared({json.dumps(task)}, requests))"
+    assert module(page, server, "panel.js", script) == [
+        {"path": "v1/compare/t", "query": {"models": "a,b"}, "json": {"x": 1}},
+        *[None] * 5,
+    ]
 
 
 def test_typing_is_completed_with_tab_and_sends_the_state_with_what_is_new(server: Server, page: Page) -> None:

@@ -26,7 +26,15 @@ function task(document, name, operation) {
   const form = content["multipart/form-data"];
   const json = content["application/json"];
   const [description, filesInWords = ""] = (operation.description ?? "").split("\n\nFiles are parts");
-  const base = { name, path: `v1/${name}`, summary: operation.summary, description, takesFiles: Boolean(form), comesInParts: "text/event-stream" in operation.responses["200"].content };
+  const base = {
+    name,
+    path: `v1/${name}`,
+    summary: operation.summary,
+    description,
+    takesFiles: Boolean(form),
+    comesInParts: "text/event-stream" in operation.responses["200"].content,
+    isCompared: `/v1/compare/${name}` in document.paths,
+  };
   if (form) {
     const items = form.schema.properties.file.items;
     const kinds = [...filesInWords.matchAll(MEDIA)].map(([, kind]) => kind).filter((kind) => kind !== "multipart/form-data");

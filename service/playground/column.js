@@ -51,15 +51,17 @@ export class Column {
     return ++this.asked;
   }
 
-  async ask(request) {
+  // comes: a promise of the answer, where another call than the request's own brings it: `call`.
+  async ask(request, { comes, call } = {}) {
     const { input, task } = this.panel;
-    const events = task.comesInParts && (input.inParts?.(request) ?? true);
+    const events = !comes && task.comesInParts && (input.inParts?.(request) ?? true);
     const turn = this.#begin();
     const { signal } = this.controller;
     this.request = { ...request, events };
+    this.call = call ?? this.request;
     this.element.setAttribute("aria-busy", "true");
     try {
-      const got = await ask(this.request, { signal, onpart: (name, data) => this.#take(turn, { name, data }) });
+      const got = await (comes ?? ask(this.request, { signal, onpart: (name, data) => this.#take(turn, { name, data }) }));
       if (turn !== this.asked) return;
       this.parts = [];
       input.answered?.(this, request, got.answer);
@@ -94,7 +96,7 @@ export class Column {
 
   #stopped() {
     this.status.textContent = `Stopped after ${plural(this.parts.length, "part")}.`;
-    this.calls.show(this.request);
+    this.calls.show(this.call);
     this.#arrange(this.status, this.body, this.callSection);
   }
 
@@ -126,7 +128,7 @@ export class Column {
     this.status.setAttribute("aria-live", this.panel.input.streaming ? "off" : "polite");
     if (this.status.textContent !== says) this.status.textContent = says;
     replace(this.times, timingBar(got));
-    this.calls.show({ ...request, events: got.inParts });
+    this.calls.show({ ...this.call, events: got.inParts });
     this.#writeJson();
     this.#arrange(this.status, this.body, this.#carry(got.answer), this.times, this.callSection, got.answer ? this.jsonSection : null);
   }
@@ -157,7 +159,7 @@ export class Column {
     this.view?.leave?.();
     this.view = null;
     this.status.textContent = "";
-    if (this.request) this.calls.show(this.request);
+    if (this.call) this.calls.show(this.call);
     replace(
       this.element,
       h(
@@ -168,7 +170,7 @@ export class Column {
         problem.places?.length ? h("ul", {}, problem.places.map((place) => h("li", {}, place))) : null,
         problem.requestId ? h("p", { class: "hint" }, `Request ${problem.requestId}`) : null,
       ),
-      this.request ? this.callSection : null,
+      this.call ? this.callSection : null,
     );
   }
 
