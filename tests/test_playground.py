@@ -195,15 +195,29 @@ def test_the_page_says_what_the_service_does_and_lists_every_task(server: Server
     page.prefer("light")
 
 
+EXPLAINED = {
+    "anomaly-detection": (".anomalies li", 2),
+    "forecasting": (".bars li .fill", 10),
+    "image-captioning": (".captions .word", 5),
+    "image-classification": ("canvas.heat", 1),
+    "image-segmentation": ("button[aria-pressed]", 3),
+    "music-composition": (".sheet .shaded title", 30),
+    "speech-recognition": (".frames canvas.heat + ul li", 10),
+}
+"""What explains the answer to a sample, and how many of them there are at least: a CSS selector, a number."""
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_answers_its_sample_after_one_press(server: Server, page: Page, task: str) -> None:
-    """Seen on a desktop and a phone: facts before asking, then the answer drawn, times, and a call in three languages."""
+    """Seen on a desktop and a phone: facts before asking, then the answer drawn and explained, times, three calls."""
     steps.open_panel(page, server.url, task)
     assert "Licence" in steps.text(page, ".facts") or "Restricted use" in steps.text(page, ".facts")
     steps.press_sample(page)
     steps.wait_for_answer(page, task)
     assert re.search(r"@\d+ answered in \d+ ms: \S", steps.text(page, ".status"))
     assert {"decode", "queue", "infer", "encode"} <= set(steps.text(page, ".timing").split())
+    selector, least = EXPLAINED.get(task, (".view", 1))
+    assert steps.count(page, selector) >= least
     for language, words in {"curl": "curl ", "Python": "import httpx", "JavaScript": "await fetch("}.items():
         steps.press(page, language)
         assert words in steps.text(page, ".calls pre")
@@ -255,7 +269,7 @@ def test_a_captions_words_light_up_where_the_model_looked(server: Server, page: 
     assert len(seen) == 3
 
 
-def test_a_label_shows_its_mask_alone(server: Server, page: Page) -> None:
+def test_a_label_shows_its_mask_alone_and_a_button_the_models_doubt(server: Server, page: Page) -> None:
     steps.open_panel(page, server.url, "image-segmentation")
     steps.press_sample(page)
     steps.wait_for_answer(page, "image-segmentation")
@@ -267,6 +281,12 @@ def test_a_label_shows_its_mask_alone(server: Server, page: Page) -> None:
     share = float(steps.text(page, ".found button").split()[-2]) / 100
     page.evaluate("document.querySelector('.found button').click()")
     assert page.evaluate(covered) == pytest.approx(share, abs=0.001)
+    steps.press(page, "Where it is unsure")
+    assert 0 < page.evaluate(covered) < 1
+    pressed = "[...document.querySelectorAll('.view [aria-pressed=true]')].map(b => b.textContent)"
+    assert page.evaluate(pressed) == ["Where it is unsure"]
+    steps.press(page, "Where it is unsure")
+    assert page.evaluate(covered) == 1
 
 
 def choose_beside(page: Page, model: str) -> None:
@@ -378,7 +398,7 @@ def test_a_series_is_streamed_point_by_point_with_its_state(server: Server, page
     page.wait_for("[...document.querySelectorAll('main button')].some(b => b.textContent === 'Stream it')")
     assert "stands for the 23 points before" in steps.text(page, ".sent")
     if task == "anomaly-detection":
-        assert "point 16: 50" in steps.text(page, ".anomalies")
+        assert re.search(r"point 16: 50 .*\(error 0[.]\d+, novelty [01][.]\d+\)", steps.text(page, ".anomalies"))
 
 
 def test_a_table_with_several_columns_is_read_by_the_one_that_is_chosen(server: Server, page: Page) -> None:
@@ -403,6 +423,8 @@ def test_what_is_spoken_becomes_words_while_and_after_it_is_spoken(server: Serve
     steps.press(page, "Stop, and ask")
     steps.wait_for_answer(page, "speech-recognition")
     assert steps.text(page, ".said").startswith("“four two seven”")
+    painted = "(c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 === 3 && v > 200).length)"
+    assert page.evaluate(f"{painted}(document.querySelector('.frames canvas'))") >= 3  # a step or more of each word
     assert "recording.wav" in steps.text(page, ".calls pre")
 
 

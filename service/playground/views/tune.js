@@ -4,10 +4,11 @@
 // instead, which every browser has.
 
 import { ask } from "../api.js";
-import { downloadLink, h, library, replace } from "../dom.js";
+import { downloadLink, h, library, replace, svg } from "../dom.js";
 import { plural } from "../numbers.js";
 
 const NARROW = 560; // pixels
+const MOST_BITS = 8; // as surprising as one note of 256
 
 export class TuneView {
   static fits = (answer) => typeof answer.abc === "string" && answer.abc.includes("K:");
@@ -23,9 +24,10 @@ export class TuneView {
     this.element = h("div", {}, h("div", { class: "row" }, this.play, this.files), this.sheet, this.facts, h("details", {}, h("summary", {}, "ABC notation"), this.source));
   }
 
-  async show({ abc, bars, seed, surprisal }, { request, column }) {
+  async show({ abc, bars, seed, surprisal, surprisals, prompt_surprisals: ofPrompt }, { request, column }) {
     this.leave();
-    this.facts.textContent = `${bars} bars, seed ${seed}. ${surprisal.toFixed(2)} bits of surprise a note.`;
+    this.bits = surprisals ? [...ofPrompt, ...surprisals.flat()] : null;
+    this.facts.textContent = `${bars} bars, seed ${seed}. ${surprisal.toFixed(2)} bits of surprise a note.${this.bits ? " The redder a note, the more surprising it was." : ""}`;
     const midi = h("button", { type: "button", class: "small" }, "Save as MIDI");
     midi.addEventListener("click", () => this.#midi(midi, request, seed, column));
     replace(this.files, downloadLink(new Blob([abc], { type: "text/vnd.abc" }), `tune-${seed}.abc`, "Save as ABC"), takesMidi(column) ? midi : null);
@@ -35,6 +37,7 @@ export class TuneView {
   // The tune so far: the abc of all parts, one after another.
   async showParts(parts) {
     this.leave();
+    this.bits = null;
     replace(this.files);
     const bars = parts.length - 1; // the first part is the head
     this.facts.textContent = `${plural(bars, "bar")} so far.`;
@@ -57,7 +60,19 @@ export class TuneView {
     const options = { responsive: "resize", add_classes: true, staffwidth: narrow ? 340 : 760, wrap, foregroundColor: "currentColor" };
     [this.tune] = underThePolicy(() => this.library.renderAbc(this.sheet, this.abc, options));
     this.sheet.querySelector("svg")?.setAttribute("aria-label", this.label);
+    this.#shade();
     for (const gauge of document.querySelectorAll("body > svg")) gauge.setAttribute("aria-hidden", "true"); // abcjs measures text with it
+  }
+
+  // Each note in the colour of its surprise, where there is one for each: a long note may be written as two that are tied.
+  #shade() {
+    const notes = [...this.sheet.querySelectorAll(".abcjs-note, .abcjs-rest")];
+    if (notes.length !== this.bits?.length) return;
+    notes.forEach((note, index) => {
+      note.classList.add("shaded");
+      note.style.setProperty("--bits", `${Math.min(100, (100 * this.bits[index]) / MOST_BITS)}%`);
+      note.append(svg("title", {}, `${this.bits[index].toFixed(1)} bits`));
+    });
   }
 
   #resized() {
