@@ -69,7 +69,9 @@ export class Column {
       await this.#show(request, got);
     } catch (problem) {
       if (turn !== this.asked) return;
-      if (signal.aborted) this.#stopped();
+      const { length } = this.parts;
+      this.parts = []; // the last of them, if it is not drawn yet, comes too late
+      if (signal.aborted) this.#stopped(length);
       else this.refuse(problem);
     } finally {
       if (turn === this.asked) this.element.setAttribute("aria-busy", "false");
@@ -94,8 +96,8 @@ export class Column {
     this.#arrange(this.status, this.stop, this.body);
   }
 
-  #stopped() {
-    this.status.textContent = `Stopped after ${plural(this.parts.length, "part")}.`;
+  #stopped(count) {
+    this.status.textContent = `Stopped after ${plural(count, "part")}.`;
     this.calls.show(this.call);
     this.#arrange(this.status, this.body, this.callSection);
   }
