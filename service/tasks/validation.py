@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from service.errors import InvalidInput, TooLarge, UnsupportedMedia
 from service.graph import Run, Steps, next_run
 from service.tasks.base import Fact, FileProblem, MediaInput, MediaTask, Task, TaskInput, TaskOutput, Understood
+from service.tasks.picture import MOST_SEEN_PIXELS
 
 MOST_SHOWN = 256
 """Longer lists and texts of a request are not told back, only how long they are (entries, characters)."""
@@ -31,10 +32,9 @@ class ValidatedFile(BaseModel):
     )
     error: FileProblem | None = Field(description="Why it cannot be used; null where it can.", examples=[None])
     seen: str | None = Field(
-        default=None,
         description="Of a picture, what the model is shown: the pixels of the first run as PNG, in base64; upright, "
         "resized, cut out or framed, grey where the model takes grey, not yet normalised. Null for other files, and "
-        "from the file on with which they would be more than 1,048,576 pixels in all.",
+        f"from the file on with which they would be more than {MOST_SEEN_PIXELS:,} pixels in all.",
         examples=["iVBORw0KGgo…"],
     )
 
