@@ -65,6 +65,8 @@ def main() -> None:
             steps.open_panel(page, server.url, task)
             steps.press_sample(page)
             steps.wait_for_answer(page, task)
+            if task.startswith("image-") or task == "object-detection":
+                steps.wait_for_seen(page)
             for width in TALLEST:
                 take(page, task, width)
         page.resize(1280, 900)

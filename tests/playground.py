@@ -49,6 +49,11 @@ def wait_for_answer(page: Page, task: str, columns: int = 1) -> None:
     )
 
 
+def wait_for_seen(page: Page) -> None:
+    """Wait until the picture is shown as the model saw it."""
+    page.wait_for("!!document.querySelector('.seen:not([hidden]) img')")
+
+
 def count(page: Page, selector: str) -> int:
     """How many elements there are."""
     found = page.evaluate(f"document.querySelectorAll({json.dumps(selector)}).length")

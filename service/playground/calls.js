@@ -7,7 +7,8 @@ const quoted = (text) => `'${String(text).replaceAll("'", "'\\''")}'`;
 
 export function curl(request) {
   const url = urlOf(request);
-  const lines = [`curl ${/[?&]/.test(url) ? quoted(url) : url}`];
+  const lines = [`curl ${request.events ? "-N " : ""}${/[?&]/.test(url) ? quoted(url) : url}`];
+  if (request.events) lines.push("-H 'Accept: text/event-stream'");
   if (key.get()) lines.push('-H "Authorization: Bearer $GRIDLOOP_KEY"');
   if (request.file) {
     for (const [name, value] of Object.entries(request.form ?? {})) lines.push(`-F ${quoted(`${name}=${value}`)}`);
@@ -25,11 +26,19 @@ export function python(request) {
     options.push(`files={"file": file}`);
     if (request.form && Object.keys(request.form).length) options.push(`data=${literal(request.form)}`);
   } else options.push(`json=${literal(request.json)}`);
-  if (secured) options.push('headers={"Authorization": f"Bearer {os.environ[\'GRIDLOOP_KEY\']}"}');
-  const indent = request.file ? "    " : "";
+  const headers = [];
+  if (request.events) headers.push('"Accept": "text/event-stream"');
+  if (secured) headers.push('"Authorization": f"Bearer {os.environ[\'GRIDLOOP_KEY\']}"');
+  if (headers.length) options.push(`headers={${headers.join(", ")}}`);
+  let indent = request.file ? "    " : "";
   if (request.file) lines.push(`with open(${JSON.stringify(request.file.name)}, "rb") as file:`);
-  lines.push(`${indent}answer = httpx.post(`, ...options.map((option) => `${indent}    ${option},`), `${indent})`);
-  lines.push("answer.raise_for_status()", "print(answer.json())");
+  if (!request.events) {
+    lines.push(`${indent}answer = httpx.post(`, ...options.map((option) => `${indent}    ${option},`), `${indent})`);
+    return [...lines, "answer.raise_for_status()", "print(answer.json())"].join("\n");
+  }
+  lines.push(`${indent}with httpx.stream(`, ...['"POST"', ...options].map((option) => `${indent}    ${option},`), `${indent}) as answer:`);
+  indent += "    ";
+  lines.push(`${indent}answer.raise_for_status()`, `${indent}for line in answer.iter_lines():`, `${indent}    print(line)`);
   return lines.join("\n");
 }
 
@@ -41,11 +50,14 @@ export function javascript(request) {
     for (const [name, value] of Object.entries(request.form ?? {})) lines.push(`form.append(${JSON.stringify(name)}, ${JSON.stringify(value)});`);
     lines.push('form.append("file", document.querySelector("input[type=file]").files[0]);');
   } else headers.push('"Content-Type": "application/json"');
+  if (request.events) headers.push('Accept: "text/event-stream"');
   if (key.get()) headers.push("Authorization: `Bearer ${key}`");
   lines.push(`const answer = await fetch(${JSON.stringify(urlOf(request))}, {`, '  method: "POST",');
   if (headers.length) lines.push(`  headers: { ${headers.join(", ")} },`);
   lines.push(request.file ? "  body: form," : `  body: JSON.stringify(${JSON.stringify(request.json)}),`, "});");
-  lines.push("if (!answer.ok) throw new Error((await answer.json()).detail);", "console.log(await answer.json());");
+  lines.push("if (!answer.ok) throw new Error((await answer.json()).detail);");
+  if (request.events) lines.push("for await (const text of answer.body.pipeThrough(new TextDecoderStream())) console.log(text);");
+  else lines.push("console.log(await answer.json());");
   return lines.join("\n");
 }
 

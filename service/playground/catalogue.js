@@ -26,7 +26,15 @@ function task(document, name, operation) {
   const form = content["multipart/form-data"];
   const json = content["application/json"];
   const [description, filesInWords = ""] = (operation.description ?? "").split("\n\nFiles are parts");
-  const base = { name, path: `v1/${name}`, summary: operation.summary, description, takesFiles: Boolean(form) };
+  const base = {
+    name,
+    path: `v1/${name}`,
+    summary: operation.summary,
+    description,
+    takesFiles: Boolean(form),
+    comesInParts: "text/event-stream" in operation.responses["200"].content,
+    isCompared: `/v1/compare/${name}` in document.paths,
+  };
   if (form) {
     const items = form.schema.properties.file.items;
     const kinds = [...filesInWords.matchAll(MEDIA)].map(([, kind]) => kind).filter((kind) => kind !== "multipart/form-data");
@@ -81,7 +89,7 @@ function field(document, name, about, description = "", required = false) {
 export function choicesOf(models, task) {
   const choices = [];
   for (const model of models.filter((model) => model.task === task).sort((a, b) => b.is_default - a.is_default)) {
-    const ready = model.versions.filter((version) => version.state === "ready");
+    const ready = model.versions.filter(({ state }) => state === "ready" || state === "lazy"); // a lazy one is loaded when asked
     ready.sort((a, b) => (b.version === model.default_version) - (a.version === model.default_version));
     for (const version of ready) {
       const usual = version.version === model.default_version;

@@ -1,6 +1,6 @@
 // The panel of a task: which model, what it is asked, and an answer for each of one or two models side by side.
 
-import { fileOf, getFile } from "./api.js";
+import { ask, fileOf, getFile, Problem } from "./api.js";
 import { choicesOf } from "./catalogue.js";
 import { Column } from "./column.js";
 import { details, fresh, h, replace } from "./dom.js";
@@ -22,6 +22,7 @@ export class Panel {
     const texts = new Set(fields.map(({ name }) => name).filter((name) => task.examples.some((example) => String(example[name] ?? "").includes("\n"))));
     this.form = new Form(fields, { initial, texts, onchange: () => this.input.live && this.ask() });
     this.initial = initial;
+    this.agreement = h("p", { class: "agreement", role: "status" });
     this.answers = h("div", { class: "columns" });
     this.element = this.#draw(this.#samples(samples));
     this.#arrange();
@@ -66,6 +67,7 @@ export class Panel {
       this.factsOf,
       form,
       h("h2", { class: "visually-hidden" }, "Answer"),
+      this.agreement,
       this.answers,
     );
   }
@@ -84,7 +86,7 @@ export class Panel {
     else if (this.columns[place]) this.columns[place].choose(choice);
     else this.columns[place] = new Column(this, choice);
     this.#arrange();
-    if (hadAnswer && choice) this.#askIn(this.columns[place]);
+    if (hadAnswer && choice) this.ask();
   }
 
   #arrange() {
@@ -131,19 +133,36 @@ export class Panel {
 
   // --- asking
 
-  ask() {
-    return Promise.all(this.columns.map((column) => this.#askIn(column)));
+  async ask() {
+    const requests = this.columns.map((column) => this.#request(column));
+    const together = compared(this.task, requests);
+    this.agreement.textContent = "";
+    this.comparing?.abort();
+    if (together) await this.#compare(together, requests);
+    else await Promise.all(requests.map((request, index) => request && this.columns[index].ask(request)));
   }
 
-  async #askIn(column) {
+  // What a column is to ask; null where there is nothing, or where it says why it cannot.
+  #request(column) {
     try {
       const fields = { ...this.form.read() };
       if (column.carried) fields.state = column.carried;
-      const request = this.input.request(column, fields);
-      if (request) await column.ask(request);
+      return this.input.request(column, fields);
     } catch (problem) {
       column.refuse(problem);
+      return null;
     }
+  }
+
+  // One call for both, so that neither is asked while the other computes.
+  async #compare(call, requests) {
+    this.comparing = new AbortController();
+    const comes = ask(call, this.comparing).then(({ answer }) => answer);
+    const columns = [...this.columns];
+    const shown = columns.map((column, index) => column.ask(requests[index], { call, comes: comes.then(({ results }) => gotFrom(results[index])) }));
+    await Promise.all(shown);
+    const { results, tolerance } = await comes.catch(() => ({ results: [] })); // each column has told why
+    if (this.columns.every((column, index) => column === columns[index] && column.call === call)) this.agreement.textContent = inWords(results, tolerance);
   }
 
   enter() {
@@ -154,4 +173,37 @@ export class Panel {
     this.input.leave?.();
     for (const column of this.columns) column.leave();
   }
+}
+
+// The call of `POST /v1/compare/<task>` that asks what all requests ask; null where they differ in more than the model, go on
+// from a state, which is one model's alone, or want an answer that is no JSON.
+export function compared(task, requests) {
+  if (!task.isCompared || requests.length < 2 || requests.includes(null)) return null;
+  const models = requests.map(({ json, query }) => (json ?? query).model);
+  const [call, ...others] = requests.map(({ path, json, query, file, form }) => {
+    const { model, ...fields } = json ?? query;
+    return { path, fields, inQuery: !json, file, form };
+  });
+  const { fields, inQuery, file, form } = call;
+  const alike = others.every((other) => JSON.stringify(other.fields) === JSON.stringify(fields) && other.file?.blob === file?.blob);
+  if (!alike || new Set(models).size < models.length || "state" in fields || "format" in fields || form) return null;
+  const query = { models: models.join(","), ...(inQuery ? fields : {}) };
+  return { path: call.path.replace("v1/", "v1/compare/"), query, ...(file ? { file } : { json: fields }) };
+}
+
+// An entry of a comparison as the answer to a call of its own.
+function gotFrom({ answer, error, latency_ms, timings }) {
+  if (error) throw new Problem(error.status, error);
+  const { decode, queue, ...others } = timings; // in the order of `Server-Timing`, so that each keeps its colour
+  return { answer, kind: "application/json", total_ms: latency_ms, stages: Object.entries({ decode, queue, ...others }), rest: "between the stages" };
+}
+
+// Whether the second says what the first says, and how long each took; empty where one has not answered.
+export function inWords(results, tolerance) {
+  const told = results.filter(({ answer }) => answer);
+  if (told.length < 2) return "";
+  const name = ({ model }) => `${model.name}@${model.version}`;
+  const [first, second] = told;
+  const says = second.agrees ? `agrees with ${name(first)}, numbers within ${tolerance}.` : `differs from ${name(first)} ${second.difference}.`;
+  return `${name(second)} ${says} ${told.map((entry) => `${name(entry)} took ${entry.latency_ms.toFixed(1)} ms`).join(", ")}.`;
 }

@@ -8,13 +8,15 @@ const MEANING = {
   infer: "the network",
   encode: "writing the answer",
   "way there and back": "network, browser, HTTP",
+  "between the stages": "from one stage to the next",
 };
 
-export function timingBar({ stages, total_ms }) {
+// rest: what the time is called that is in none of the stages.
+export function timingBar({ stages, total_ms, rest = "way there and back" }) {
   const served = stages.reduce((sum, [, ms]) => sum + ms, 0);
-  const rest = Math.max(0, total_ms - served);
-  const parts = [...stages, ["way there and back", rest]];
-  const whole = served + rest || 1;
+  const left = Math.max(0, total_ms - served);
+  const parts = [...stages, [rest, left]];
+  const whole = served + left || 1;
   return h(
     "div",
     { class: "timing" },

@@ -686,6 +686,10 @@ class MediaTask(Task[MediaInputT, OutputT], Generic[MediaInputT, OutputT, Decode
         """The same as `understood`, of one file that can be used."""
         return Understood()
 
+    def seen(self, run: Run) -> Iterator[bytes]:
+        """What the model is shown of each file in a first run, as PNG, in their order; perhaps not of all."""
+        yield from ()
+
     def shown(self, request: MediaInputT, answer: Mapping[str, Any]) -> Iterator[Shown]:
         for result in answer["results"]:
             if "error" in result:

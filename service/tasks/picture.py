@@ -19,8 +19,9 @@ One whose answer can be drawn takes a `DrawablePictureInput`, has `other_answers
 
 from __future__ import annotations
 
+import io
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -58,6 +59,9 @@ _HORSE = (  # CIFAR-10, test picture 13: small enough to be typed, so that the d
 
 MOST_OWN_SIDE = 512
 """Longer side of a picture that is shown to a graph in its own size (pixels); larger ones are made smaller."""
+
+MOST_SEEN_PIXELS = 2**20
+"""Pixels that a validation tells of what the model is shown, of all files of a request together (count)."""
 
 
 class PictureInput(MediaInput):
@@ -288,6 +292,20 @@ class PictureTask(MediaTask[PictureInputT, OutputT, Decoded], Generic[PictureInp
             "seen_height": seen_height,
         }
         return Understood(facts, {"max_image_pixels": found.width * found.height})
+
+    def seen(self, run: Run) -> Iterator[bytes]:
+        """The pixels that the graph is given, before they are normalised: RGB, or grey where it takes grey.
+
+        Up to `MOST_SEEN_PIXELS`, so that neither the answer becomes long nor the model's thread is held up.
+        """
+        pixels = run.tensors.get(self.picture.name)
+        if pixels is None or pixels.dtype != np.uint8:  # a task that makes the graph's own input
+            return
+        count, height, width, channels = pixels.shape
+        for picture in pixels[: min(count, MOST_SEEN_PIXELS // (height * width))]:
+            png = io.BytesIO()
+            Image.fromarray(picture[..., 0] if channels == 1 else picture).save(png, "PNG", compress_level=1)
+            yield png.getvalue()
 
     def displayed(self, file: Upload, what: str = "Image") -> Image.Image:
         """The whole picture as a person sees it, RGB and upright: to draw on. Raises what `decode_file` does."""

@@ -6,6 +6,7 @@ which every task has, a task tells what it understood (`Task.understood`, `Media
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field
 from service.errors import InvalidInput, TooLarge, UnsupportedMedia
 from service.graph import Run, Steps, next_run
 from service.tasks.base import Fact, FileProblem, MediaInput, MediaTask, Task, TaskInput, TaskOutput, Understood
+from service.tasks.picture import MOST_SEEN_PIXELS
 
 MOST_SHOWN = 256
 """Longer lists and texts of a request are not told back, only how long they are (entries, characters)."""
@@ -29,6 +31,12 @@ class ValidatedFile(BaseModel):
         examples=[{"format": "JPEG", "width": 640, "height": 480, "orientation": 1}],
     )
     error: FileProblem | None = Field(description="Why it cannot be used; null where it can.", examples=[None])
+    seen: str | None = Field(
+        description="Of a picture, what the model is shown: the pixels of the first run as PNG, in base64; upright, "
+        "resized, cut out or framed, grey where the model takes grey, not yet normalised. Null for other files, and "
+        f"from the file on with which they would be more than {MOST_SEEN_PIXELS:,} pixels in all.",
+        examples=["iVBORw0KGgo…"],
+    )
 
 
 class ValidatedLimit(BaseModel):
@@ -96,6 +104,9 @@ def validation(task: Task[Any, Any], request: TaskInput) -> Steps[Validation]:
             file, more = _file(task, request, place)
             files.append(file)
             used.update({name: max(amount, used.get(name, 0.0)) for name, amount in more.items()})
+        usable = (file for file in files if file.error is None)
+        for file, png in zip(usable, task.seen(run) if run else (), strict=False):
+            file.seen = base64.b64encode(png).decode()
     fields = request.model_dump(mode="json", exclude={"files", "model"})
     lengths = {name: len(value) for name, value in fields.items() if isinstance(value, str | list)}
     yield from ()  # which makes these the steps of a request
@@ -119,7 +130,9 @@ def _file(task: MediaTask[Any, Any, Any], request: MediaInput, place: int) -> tu
         understood = task.understood_file(file)
     except (InvalidInput, TooLarge, UnsupportedMedia) as problem:
         error = FileProblem(type=problem.type, detail=str(problem))
-    told = ValidatedFile(filename=file.filename, size_bytes=len(file.data), facts=dict(understood.facts), error=error)
+    told = ValidatedFile(
+        filename=file.filename, size_bytes=len(file.data), facts=dict(understood.facts), error=error, seen=None
+    )
     return told, understood.used
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from PIL import Image
 
 from service.tasks.next_word_prediction import NextWordInput
 from tests import graphs
 from tests.conftest import running
 from tests.counting import Counting
+from tests.media.reading import noise
 from tests.tasks.test_music_composition import composer
 from tests.tasks.test_next_word_prediction import Model, bigram
 from tests.tasks.test_speech_recognition import levels, wav
@@ -90,6 +95,72 @@ async def test_a_picture_is_told_as_it_is_displayed(client: httpx.AsyncClient) -
     (tensor,) = found["first_run"]["inputs"]
     assert tensor["shape"][0] == 1
     assert {facts["seen_width"], facts["seen_height"]} < set(tensor["shape"])
+
+
+async def test_a_picture_is_given_back_as_the_model_sees_it(tmp_path: Path) -> None:
+    """The picture of a validation is what a model answers that gives its pixels back: turned, and fitted in each way."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    noise(48, 20).save(file, "PNG", exif=exif)
+    asked = {"content": file.getvalue(), "headers": {"Content-Type": "image/png"}}
+    found = {}
+    graphs.pixels_model(tmp_path, "stretch")
+    graphs.pixels_model(tmp_path, "crop", resize="crop", resize_to=18)
+    graphs.pixels_model(tmp_path, "letterbox", resize="letterbox")
+    async with running(tmp_path) as client:
+        for name in ("stretch", "crop", "letterbox"):
+            params = {"model": name, "top_k": 1000}
+            (told,) = (await validate(client, "image-classification", params=params, **asked))["files"]
+            answer = (await client.post("/v1/image-classification", params=params, **asked)).json()
+            found[name] = np.asarray(png_of(told["seen"]))
+            assert np.abs(found[name] - graphs.seen(answer["results"][0])).max() <= 1
+    assert {pixels.shape for pixels in found.values()} == {(16, 16, 3)}
+    assert (found["letterbox"][:, 0] == 114).all()
+    assert not (found["crop"] == found["stretch"]).all()
+
+
+async def test_a_grey_picture_is_given_back_grey(tmp_path: Path) -> None:
+    graphs.write_model(tmp_path / "grey", task="image-classification", graph=brightness)
+    async with running(tmp_path) as client:
+        told = await validate(
+            client, "image-classification", content=graphs.png((255, 0, 0)), headers={"Content-Type": "image/png"}
+        )
+    picture = png_of(told["files"][0]["seen"])
+    assert (picture.mode, picture.size, picture.getextrema()) == ("L", (16, 16), (76, 76))
+
+
+async def test_pictures_are_given_back_beside_their_files_up_to_a_size(tmp_path: Path) -> None:
+    """Of three that fit the model, the second is no picture; one for a model of 1,100 x 1,000 pixels is too large."""
+    graphs.pixels_model(tmp_path)
+    graphs.write_model(tmp_path / "wide", task="image-classification", graph=partial(brightness, size=(1000, 1100)))
+    async with running(tmp_path) as client:
+        files = [("file", ("a", graphs.png((9, 9, 9)))), ("file", ("b", b"x")), ("file", ("c", graphs.png((8, 8, 8))))]
+        told = (await validate(client, "image-classification", files=files, params={"model": "pixels"}))["files"]
+        assert [file["seen"] and png_of(file["seen"]).getpixel((0, 0)) for file in told] == [(9,) * 3, None, (8,) * 3]
+        wide = await validate(client, "image-classification", files=files[:1], params={"model": "wide"})
+        assert wide["files"][0]["seen"] is None
+
+
+def png_of(seen: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(seen)))
+
+
+def brightness(path: Path, size: tuple[int, int] = (16, 16)) -> None:
+    """A classifier with two labels, of grey pictures."""
+    nodes = [
+        helper.make_node("ReduceMean", ["picture"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
+        helper.make_node("Concat", ["column", "column"], ["logits"], axis=1),
+    ]
+    graphs.save(
+        path,
+        nodes,
+        [("picture", onnx.TensorProto.FLOAT, ["batch", *size, 1])],
+        [("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        {"last": np.array([1])},
+    )
+    path.with_name("labels.txt").write_text("dark\nlight\n")
 
 
 async def test_each_of_several_files_is_told_and_one_that_cannot_be_used_says_why(client: httpx.AsyncClient) -> None:

@@ -2,7 +2,8 @@
 //
 // An input has: `element`, `handles` (fields that are not in the form), `request(column, fields)` (a request for `api.js`,
 // or null where there is nothing to ask), `useSample(sample)`; and may have `answered(column, request, answer)`,
-// `context(column)` (what its views want to know), `buttons`, `live` (it asks by itself), `carriesState`, `leave()`.
+// `context(column)` (what its views want to know), `inParts(request)` (whether an answer part by part is worth while),
+// `buttons`, `live` (it asks by itself), `carriesState`, `leave()`.
 
 import { FileInput } from "./file.js";
 import { FieldsInput } from "./fields.js";

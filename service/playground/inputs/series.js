@@ -104,6 +104,9 @@ export class SeriesInput {
     for (const name of ["expected", "lower", "upper", "scores", "is_anomaly"]) {
       if (Array.isArray(answer[name])) memory.joined[name] = (start ? joined[name] : []).concat(answer[name]);
     }
+    for (const [name, list] of Object.entries(answer.causes ?? {})) {
+      memory.joined.causes = { ...memory.joined.causes, [name]: (start ? joined.causes[name] : []).concat(list) };
+    }
     if (answer.anomalies) memory.joined.anomalies = (start ? joined.anomalies : []).concat(answer.anomalies.map((index) => index + start));
     Object.assign(memory, { state: answer.state, end: nextEnd, run: this.run });
   }

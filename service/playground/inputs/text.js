@@ -80,6 +80,7 @@ export class TextInput {
   request(column, fields) {
     const text = this.area.value;
     const kept = (column.memory.kept ??= []);
+    if (this.panel.columns.length > 1) kept.length = 0; // models are compared by the whole text: a state is one model's alone
     while (kept.length && !text.startsWith(kept.at(-1).text)) kept.pop();
     const last = kept.at(-1);
     if (!last && !text) return null;
@@ -88,6 +89,9 @@ export class TextInput {
     column.memory.whole = text;
     return { path: this.task.path, json };
   }
+
+  // One word is there as soon as the answer is.
+  inParts = ({ json }) => json.words > 1;
 
   answered(column, request, answer) {
     const { kept, whole } = column.memory;

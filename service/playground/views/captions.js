@@ -6,6 +6,7 @@ import { Picture } from "./picture.js";
 
 export class CaptionsView {
   static fits = (answer, result) => Array.isArray(result.captions);
+  static fitsPart = ({ data }) => "image" in data && "word" in data;
 
   constructor() {
     this.picture = new Picture();
@@ -22,6 +23,14 @@ export class CaptionsView {
     );
     const words = [...this.side.querySelectorAll("button")];
     this.#light(words.find((button) => button.dataset.peak === "1"));
+  }
+
+  showParts(parts, { file }) {
+    this.picture.open(file);
+    const words = parts.map(({ data }) => data);
+    const caption = { text: words.map(({ word }) => word).join(" "), words: words.every(({ heatmap }) => heatmap) ? words : null };
+    replace(this.side, h("ol", { class: "captions" }, h("li", {}, this.#sentence(caption))));
+    this.#light([...this.side.querySelectorAll("button")].at(-1));
   }
 
   #sentence({ text, words }) {

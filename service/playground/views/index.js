@@ -18,3 +18,6 @@ export function viewFor({ answer }) {
   if (!answer) return FileView;
   return VIEWS.find((View) => View.fits(answer, answer.results?.[0] ?? {})) ?? FieldsView;
 }
+
+// Which view shows an answer that is still coming, by its first part: { name, data } of an event.
+export const viewForPart = (part) => VIEWS.find((View) => View.fitsPart?.(part));

@@ -31,11 +31,11 @@ export class LabelsView {
   }
 }
 
-// [["cat", 0.9], …] as a list whose bars are as long as the scores.
+// [["cat", 0.9], …] as a list whose bars are as long as the scores; a third entry says it in other words than percent.
 export function bars(rows) {
   return h(
     "ol",
     { class: "bars" },
-    rows.map(([name, score]) => h("li", {}, h("span", { class: "fill", "aria-hidden": "true", style: { width: `${100 * score}%` } }), h("span", {}, name), h("span", { class: "number" }, percent(score)))),
+    rows.map(([name, score, words = percent(score)]) => h("li", {}, h("span", { class: "fill", "aria-hidden": "true", style: { width: `${100 * score}%` } }), h("span", {}, name), h("span", { class: "number" }, words))),
   );
 }

@@ -1,5 +1,6 @@
-// The picture as it was sent, with something laid over it.
+// The picture as it was sent, with something laid over it, and beside it the picture as the model saw it.
 
+import { ask } from "../api.js";
 import { h, replace, svg } from "../dom.js";
 import { size } from "../numbers.js";
 
@@ -8,19 +9,52 @@ export class Picture {
     this.image = h("img", { alt: "" });
     this.over = h("div", { class: "over", "aria-hidden": "true" });
     this.caption = h("figcaption", { class: "hint" });
-    this.element = h("figure", { class: "picture" }, h("div", { class: "frame" }, this.image, this.over), this.caption);
+    this.sent = h("figure", { class: "picture" }, h("div", { class: "frame" }, this.image, this.over), this.caption);
+    this.seen = h("figure", { class: "picture seen", hidden: true });
+    this.element = h("div", { class: "pictures" }, this.sent, this.seen);
   }
 
-  show(result, { file, column }) {
-    const { width, height } = result;
-    if (this.image.src !== file.url) this.image.src = file.url;
+  // What can be shown before there is an answer.
+  open(file) {
+    if (this.image.src === file.url) return;
+    this.image.src = file.url;
     this.image.alt = `The picture as sent: ${file.name}`;
+    this.image.onload = () => this.#fit(this.image.naturalWidth, this.image.naturalHeight);
     this.image.onerror = () => (this.caption.textContent = `Your browser cannot show ${file.name}; the service can read it.`);
-    this.element.querySelector(".frame").style.setProperty("aspect-ratio", `${width} / ${height}`);
-    this.element.classList.toggle("tiny", width < 128);
-    const seen = inputSize(column.choice.version);
-    this.caption.textContent = `As sent: ${file.name}, ${width} × ${height} pixels, ${size(file.blob.size)}.${seen ? ` The network reads ${seen[0]} × ${seen[1]}.` : ""}`;
+    this.caption.textContent = `As sent: ${file.name}.`;
+    this.seen.hidden = true;
     replace(this.over);
+  }
+
+  #fit(width, height) {
+    this.sent.querySelector(".frame").style.setProperty("aspect-ratio", `${width} / ${height}`);
+    this.sent.classList.toggle("tiny", width < 128);
+  }
+
+  show({ width, height }, context) {
+    const { file } = context;
+    this.open(file);
+    this.#fit(width, height);
+    this.caption.textContent = `As sent: ${file.name}, ${width} × ${height} pixels, ${size(file.blob.size)}.`;
+    replace(this.over);
+    this.#showSeen(context);
+  }
+
+  // What the graph was given: validation tells its pixels.
+  async #showSeen({ file, column, request }) {
+    const shown = `${file.url} ${column.choice.value}`;
+    if (this.shown === shown) return;
+    this.shown = shown;
+    this.seen.hidden = true;
+    const { path, query } = request;
+    const { answer } = await ask({ path: `${path}:validate`, query, file }).catch(() => ({})); // it is an extra
+    const png = answer?.files[0].seen;
+    if (!png || this.shown !== shown) return;
+    const image = h("img", { src: `data:image/png;base64,${png}`, alt: "The picture as the model saw it" });
+    await image.decode();
+    const caption = h("figcaption", { class: "hint" }, `As the model saw it: ${image.naturalWidth} × ${image.naturalHeight} pixels.`);
+    replace(this.seen, image, caption);
+    this.seen.hidden = false;
   }
 
   // rows: numbers 0..1 over the whole picture; the warmer, the more.
@@ -44,14 +78,6 @@ export class Picture {
   lay(element) {
     replace(this.over, element);
   }
-}
-
-// Width and height of a graph's picture, where they are fixed.
-function inputSize({ inputs = [] }) {
-  const shape = inputs.find((input) => input.shape.length === 4)?.shape;
-  if (!shape) return null;
-  const [height, width] = shape[3] === 3 || shape[3] === 1 ? [shape[1], shape[2]] : [shape[2], shape[3]];
-  return typeof width === "number" && typeof height === "number" ? [width, height] : null;
 }
 
 // A switch that lays a heatmap over the picture and takes it off.

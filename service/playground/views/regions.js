@@ -23,6 +23,7 @@ export class RegionsView {
     this.map = map;
     this.#mask(null);
     this.picture.lay(this.canvas);
+    const doubt = result.certainty_map ? await this.#doubtButton(result.certainty_map) : null;
     const id = fresh("opacity");
     const strength = h("input", { id, type: "range", min: 0, max: 1, step: 0.05, value: 0.6 });
     const fade = () => this.canvas.style.setProperty("opacity", strength.value);
@@ -36,18 +37,41 @@ export class RegionsView {
         result.segments.map(({ label, index, score, fraction }) => {
           const css = `rgb(${colours[index].join(" ")})`;
           const button = h("button", { type: "button", class: "small", "aria-pressed": "false" }, h("i", { class: "dot", "aria-hidden": "true", style: { background: css } }), `${label} ${percent(fraction)}`);
-          button.addEventListener("click", () => {
-            const on = button.getAttribute("aria-pressed") !== "true";
-            for (const other of this.side.querySelectorAll("[aria-pressed]")) other.setAttribute("aria-pressed", "false");
-            button.setAttribute("aria-pressed", String(on));
-            this.#mask(on ? colours[index] : null);
-          });
+          button.addEventListener("click", () => this.#mask(this.#press(button) ? colours[index] : null));
           return h("li", {}, button, h("small", {}, ` sure by ${percent(score)}`));
         }),
       ),
       h("p", { class: "hint" }, "Press a label to see its mask alone."),
+      doubt ? h("p", {}, doubt) : null,
       h("div", { class: "field" }, h("label", { for: id }, "Strength of the colours"), strength),
     );
+  }
+
+  // Of all buttons at most one is pressed; tells whether this one is now.
+  #press(button) {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    for (const other of this.side.querySelectorAll("[aria-pressed]")) other.setAttribute("aria-pressed", "false");
+    button.setAttribute("aria-pressed", String(on));
+    return on;
+  }
+
+  async #doubtButton(base64) {
+    const certainty = h("img", { src: `data:image/png;base64,${base64}`, alt: "" });
+    await certainty.decode();
+    const button = h("button", { type: "button", class: "small", "aria-pressed": "false" }, "Where it is unsure");
+    button.addEventListener("click", () => (this.#press(button) ? this.#doubt(certainty) : this.#mask(null)));
+    return button;
+  }
+
+  // Paint the doubt, the stronger the less certain a pixel's label is: grey 255 is certain.
+  #doubt(certainty) {
+    const { width, height } = this.canvas;
+    this.paint.clearRect(0, 0, width, height);
+    this.paint.drawImage(certainty, 0, 0, width, height);
+    const pixels = this.paint.getImageData(0, 0, width, height);
+    const { data } = pixels;
+    for (let at = 0; at < data.length; at += 4) data.set([255, 40, 20, 255 - data[at]], at);
+    this.paint.putImageData(pixels, 0, 0);
   }
 
   // Paint the map, or of it the pixels of one colour.

@@ -3,6 +3,7 @@
 import { Chart } from "../chart.js";
 import { h, replace } from "../dom.js";
 import { plural, short } from "../numbers.js";
+import { bars } from "./labels.js";
 
 const SHOWN = 400; // latest points of a long series
 
@@ -23,9 +24,10 @@ export class SeriesView {
     await (isBand(answer) ? this.#band(joined, values.slice(from), x, isTime, from) : this.#fan(answer, values.slice(from), x, isTime, timestamps));
   }
 
-  async #band({ expected, lower, upper, is_anomaly: flags, scores, anomalies }, values, x, isTime, from) {
+  async #band({ expected, lower, upper, is_anomaly: flags, scores, anomalies, causes }, values, x, isTime, from) {
     const cut = (list) => list.slice(from);
-    const strange = values.map((value, index) => (flags[from + index] ? value : null));
+    const isNew = (at) => causes && causes.novelty[at] > causes.error[at];
+    const strange = (test) => values.map((value, index) => (flags[from + index] && test(from + index) ? value : null));
     this.chart.describe(`Chart of ${plural(values.length, "point")} with the band of normal values; ${plural(anomalies.length, "anomaly").replace("anomalys", "anomalies")}.`);
     await this.chart.show({
       x,
@@ -35,16 +37,18 @@ export class SeriesView {
         { label: "lower", values: cut(lower), colour: "line", width: 0.5, edge: true },
         { label: "expected", values: cut(expected), colour: "accent", width: 1.2, dash: [5, 4] },
         { label: "sent", values, colour: "ink", width: 1.5, dots: values.length < 40 },
-        { label: "anomaly", values: strange, colour: "bad-line", points: true },
+        { label: causes ? "anomaly: far from expected" : "anomaly", values: strange((at) => !isNew(at)), colour: "bad-line", points: true },
+        ...(causes ? [{ label: "anomaly: new together", values: strange(isNew), colour: "warn-line", points: true }] : []),
       ],
       bands: [[0, 1, "band"]],
       span: span(values, cut(expected)),
     });
-    const rows = anomalies.slice(-8).map((index) => h("li", {}, `point ${index}: ${short(values[index - from] ?? null)} where ${short(expected[index])} was expected, score ${scores[index].toFixed(2)}`));
+    const why = (at) => (causes ? `: ${isNew(at) ? "the latest points are new together" : "far from what was expected"} (error ${causes.error[at].toFixed(2)}, novelty ${causes.novelty[at].toFixed(2)})` : "");
+    const rows = anomalies.slice(-8).map((index) => h("li", {}, `point ${index}: ${short(values[index - from] ?? null)} where ${short(expected[index])} was expected, score ${scores[index].toFixed(2)}${why(index)}`));
     replace(this.notes, anomalies.length ? [h("h3", {}, anomalies.length > 8 ? `The last 8 of ${anomalies.length} anomalies` : "Anomalies"), h("ul", { class: "anomalies" }, rows)] : h("p", {}, "No anomaly: every point is inside the band."));
   }
 
-  async #fan({ mean, quantiles, horizon, timestamps: coming }, values, x, isTime) {
+  async #fan({ mean, quantiles, horizon, timestamps: coming, influences }, values, x, isTime, timestamps) {
     const levels = Object.keys(quantiles);
     const past = values.map(() => null);
     // The fan begins at the last point, so that it hangs on the series.
@@ -70,7 +74,15 @@ export class SeriesView {
         h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "quantile"), [0, Math.floor(horizon / 2), horizon - 1].map((at) => h("th", { scope: "col" }, String(when(at)))))),
         h("tbody", {}, levels.map((level) => column(level, quantiles[level])), column("mean", mean)),
       ),
+      influences?.length ? [h("h3", {}, "What it rests on"), this.#influences(influences, timestamps), h("p", { class: "hint" }, "By how much the median moves, in the series' own unit, had these points been missing.")] : null,
     );
+  }
+
+  // Blocks of earlier points, the latest first, each as long as its change.
+  #influences(influences, timestamps) {
+    const most = Math.max(...influences.map(({ change }) => change)) || 1;
+    const name = (at) => timestamps?.at(at) ?? String(at).replace("-", "−");
+    return bars(influences.map(({ first, last, change }) => [first === last ? name(first) : `${name(first)} to ${name(last)}`, change / most, short(change)]));
   }
 
   say(answer) {

@@ -4,12 +4,15 @@
 // instead, which every browser has.
 
 import { ask } from "../api.js";
-import { downloadLink, h, library, replace } from "../dom.js";
+import { downloadLink, h, library, replace, svg } from "../dom.js";
+import { plural } from "../numbers.js";
 
 const NARROW = 560; // pixels
+const MOST_BITS = 8; // as surprising as one note of 256
 
 export class TuneView {
   static fits = (answer) => typeof answer.abc === "string" && answer.abc.includes("K:");
+  static fitsPart = ({ data }) => typeof data.abc === "string";
 
   constructor() {
     this.sheet = h("div", { class: "sheet" });
@@ -21,17 +24,32 @@ export class TuneView {
     this.element = h("div", {}, h("div", { class: "row" }, this.play, this.files), this.sheet, this.facts, h("details", {}, h("summary", {}, "ABC notation"), this.source));
   }
 
-  async show({ abc, bars, seed, surprisal }, { request, column }) {
+  async show({ abc, bars, seed, surprisal, surprisals, prompt_surprisals: ofPrompt }, { request, column }) {
     this.leave();
-    this.source.textContent = abc;
-    this.facts.textContent = `${bars} bars, seed ${seed}. ${surprisal.toFixed(2)} bits of surprise a note.`;
+    this.bits = surprisals ? [...ofPrompt, ...surprisals.flat()] : null;
+    this.facts.textContent = `${bars} bars, seed ${seed}. ${surprisal.toFixed(2)} bits of surprise a note.${this.bits ? " The redder a note, the more surprising it was." : ""}`;
     const midi = h("button", { type: "button", class: "small" }, "Save as MIDI");
     midi.addEventListener("click", () => this.#midi(midi, request, seed, column));
     replace(this.files, downloadLink(new Blob([abc], { type: "text/vnd.abc" }), `tune-${seed}.abc`, "Save as ABC"), takesMidi(column) ? midi : null);
-    this.library = await library("abcjs-basic-min.js", "ABCJS");
+    await this.#write(abc, bars);
+  }
+
+  // The tune so far: the abc of all parts, one after another.
+  async showParts(parts) {
+    this.leave();
+    this.bits = null;
+    replace(this.files);
+    const bars = parts.length - 1; // the first part is the head
+    this.facts.textContent = `${plural(bars, "bar")} so far.`;
+    await this.#write(parts.map(({ data }) => data.abc).join(""), bars);
+  }
+
+  async #write(abc, bars) {
+    this.source.textContent = abc;
     this.abc = abc;
-    this.label = `Sheet music of ${bars} bars`;
-    this.#draw();
+    this.label = `Sheet music of ${plural(bars, "bar")}`;
+    this.library = await library("abcjs-basic-min.js", "ABCJS");
+    if (this.abc === abc) this.#draw();
   }
 
   // Two bars a line on a phone, four on a desk; drawn again when that changes, but not while it sounds.
@@ -42,7 +60,19 @@ export class TuneView {
     const options = { responsive: "resize", add_classes: true, staffwidth: narrow ? 340 : 760, wrap, foregroundColor: "currentColor" };
     [this.tune] = underThePolicy(() => this.library.renderAbc(this.sheet, this.abc, options));
     this.sheet.querySelector("svg")?.setAttribute("aria-label", this.label);
+    this.#shade();
     for (const gauge of document.querySelectorAll("body > svg")) gauge.setAttribute("aria-hidden", "true"); // abcjs measures text with it
+  }
+
+  // Each note in the colour of its surprise, where there is one for each: a long note may be written as two that are tied.
+  #shade() {
+    const notes = [...this.sheet.querySelectorAll(".abcjs-note, .abcjs-rest")];
+    if (notes.length !== this.bits?.length) return;
+    notes.forEach((note, index) => {
+      note.classList.add("shaded");
+      note.style.setProperty("--bits", `${Math.min(100, (100 * this.bits[index]) / MOST_BITS)}%`);
+      note.append(svg("title", {}, `${this.bits[index].toFixed(1)} bits`));
+    });
   }
 
   #resized() {
@@ -53,7 +83,7 @@ export class TuneView {
   async #midi(button, request, seed, column) {
     button.disabled = true;
     try {
-      const { blob } = await ask({ ...request, json: { ...request.json, seed, format: "midi" } });
+      const { blob } = await ask({ ...request, events: false, json: { ...request.json, seed, format: "midi" } });
       const link = downloadLink(blob, `tune-${seed}.mid`, "Save as MIDI");
       button.replaceWith(link);
       link.click();

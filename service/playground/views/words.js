@@ -8,6 +8,7 @@ const MOST_BITS = 16; // as surprising as one word of 65,536
 
 export class WordsView {
   static fits = (answer) => Array.isArray(answer.predictions) && "state" in answer && "completing" in answer;
+  static fitsPart = ({ data }) => "word" in data && Object.keys(data).every((name) => name === "word" || name === "place");
 
   constructor() {
     this.words = h("ol", { class: "bars next", "aria-label": "Next words" });
@@ -34,6 +35,10 @@ export class WordsView {
       tokens.map(({ token, surprisal }) => h("li", { style: { "--bits": `${Math.min(100, (100 * surprisal) / MOST_BITS)}%` } }, h("span", {}, token), h("small", {}, surprisal.toFixed(1)))),
     );
     this.sent.textContent = sent;
+  }
+
+  showParts(parts) {
+    replace(this.words, h("li", {}, h("span", {}, parts.map(({ data }) => data.word).join(" "))));
   }
 
   say({ predictions, completing }) {
