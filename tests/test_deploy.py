@@ -24,6 +24,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+RAY_DOCKERFILE = (ROOT / "deploy/ray/Dockerfile").read_text("utf-8")
 COMPOSE = (ROOT / "docker-compose.yml").read_text("utf-8")
 PROMETHEUS = (ROOT / "deploy/prometheus/prometheus.yml").read_text("utf-8")
 ALERTS = (ROOT / "deploy/prometheus/alerts.yml").read_text("utf-8")
@@ -310,11 +311,12 @@ def test_the_settings_of_the_image_are_valid(monkeypatch: pytest.MonkeyPatch) ->
     assert "- ./models:/models:ro" in compose_service("gridloop")
 
 
-def test_the_service_runs_as_a_number_that_is_not_root() -> None:
+@pytest.mark.parametrize("dockerfile", [DOCKERFILE, RAY_DOCKERFILE], ids=["", "ray"])
+def test_the_service_runs_as_a_number_that_is_not_root(dockerfile: str) -> None:
     """Kubernetes' `runAsNonRoot` can judge a number only."""
-    (user,) = re.findall(r"^USER (\d+):\d+$", DOCKERFILE, re.MULTILINE)
+    (user,) = re.findall(r"^USER (\d+):\d+$", dockerfile, re.MULTILINE)
     assert int(user) > 0
-    assert DOCKERFILE.rindex("USER ") > DOCKERFILE.rindex("RUN ")
+    assert dockerfile.rindex("USER ") > dockerfile.rindex("RUN ")
 
 
 def test_nothing_at_run_time_needs_a_shell() -> None:
@@ -384,6 +386,7 @@ def is_sent(path: str) -> bool:
         "Makefile",
         "benchmarks/load.py",
         "docs/operations.md",
+        "models/some-cnn/drawn/street.png",
         "models/some-cnn/evaluate.py",
         "models/some-cnn/plots/reliability.png",
         "models/some-cnn/graph.py",
@@ -419,14 +422,19 @@ def test_the_build_sees(path: str) -> None:
     assert is_sent(path)
 
 
-def test_every_file_the_dockerfile_copies_exists_and_enters_the_build() -> None:
+@pytest.mark.parametrize(
+    ("dockerfile", "pins"),
+    [(DOCKERFILE, "requirements.txt"), (RAY_DOCKERFILE, "requirements-ray.txt")],
+    ids=["", "ray"],
+)
+def test_every_file_a_dockerfile_copies_exists_and_enters_the_build(dockerfile: str, pins: str) -> None:
     copied = [
         source
-        for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE)
+        for line in re.findall(r"^COPY (?!--from)(.*)$", dockerfile, re.MULTILINE)
         for source in line.split()[:-1]
     ]
     assert set(copied) == {
-        "requirements.txt",
+        pins,
         "pyproject.toml",
         "README.md",
         "LICENSE",

@@ -8,6 +8,7 @@ import signal
 import site
 import subprocess
 import sys
+import tarfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -107,9 +108,25 @@ def test_the_wheels_code_is_what_runs(both: Installed) -> None:
     assert str(ROOT) not in shown.stdout
 
 
+def test_the_wheel_and_the_source_archive_hold_every_file_of_the_packages(
+    wheels: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The playground's pages, and whatever else is no Python, too."""
+    packages = [path for name in ("service", "gridloop") for path in (ROOT / name).rglob("*")]
+    files = {
+        path.relative_to(ROOT).as_posix() for path in packages if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "service/playground/index.html" in files
+    with ZipFile(wheels[0]) as archive:
+        assert files <= set(archive.namelist())
+    build(ROOT, tmp_path, "-t", "sdist")
+    with tarfile.open(tmp_path / f"gridloop-{__version__}.tar.gz") as archive:
+        assert files <= {name.partition("/")[2] for name in archive.getnames()}
+
+
 @pytest.mark.parametrize("command", ["serve", "models"])
 def test_without_models_a_sentence_says_where_they_come_from(alone: Installed, command: str) -> None:
-    ended = alone.run("gridloop", command)
+    ended = alone.run("gridloop", command, GRIDLOOP_PORT="0")
     assert ended.returncode != 0
     assert "set GRIDLOOP_MODELS to your model repository" in " ".join(ended.stderr.split())
     assert "pip install gridloop-models" in " ".join(ended.stderr.split())
@@ -173,7 +190,8 @@ def test_an_installed_server_answers_and_says_which_models_it_serves(
     assert lines[-1]["models"].endswith("gridloop_models/models")
     answer = httpx.post(f"{url}/v1/next-word-prediction", json={"text": "How are", "top_k": 1}, timeout=60)
     assert answer.json()["predictions"][0]["text"] == "you"
-    assert httpx.get(f"{url}/docs").status_code == 200
+    for page in ("/", "/docs", "/playground/app.js"):
+        assert httpx.get(url + page).status_code == 200
 
 
 def test_the_models_wheel_holds_every_default_version_and_nothing_for_research_only() -> None:
