@@ -269,11 +269,11 @@ def main(config: Config) -> None:
         print(f"{kind}: {count:,} weights beside the table of {len(corpus.vocabulary):,} words", flush=True)
         model, log = train(config, kind, corpus)
         if config.only == "both":
-            if kind == "cnn":
-                export(config, model, corpus)
             own = {"weights beside the table": count, "MACs a word beside the comparison": macs(model.network)}
             story["networks"][kind] = own | test_figures(model, corpus) | {"validation": log}
             print(kind, story["networks"][kind], flush=True)
+            if kind == "cnn":  # after its figures: an export reorders the model's words, not the corpus
+                export(config, model, corpus)
     if config.only == "both":
         (config.out / "training.json").write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
         write_block(config.out / "card.md", "metrics", [*lines(story), "", *data_table(config.data, *SOURCES)])
