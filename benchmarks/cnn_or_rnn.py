@@ -64,7 +64,7 @@ from service.text.tokeniser import END, tokenise  # noqa: E402
 from service.text.vocabulary import UNKNOWN  # noqa: E402
 
 MODELS = ROOT / "models"
-EVIDENCE = ROOT / "service" / "cli" / "evidence.json"
+EVIDENCE = ROOT / "service" / "playground" / "evidence.json"
 RESULTS = ROOT / "benchmarks" / "results" / "cnn_or_rnn.json"
 PLOTS = ROOT / "docs" / "plots"
 PAGE = ROOT / "docs" / "cnn-or-rnn.md"

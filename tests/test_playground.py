@@ -207,6 +207,24 @@ EXPLAINED = {
 """What explains the answer to a sample, and how many of them there are at least: a CSS selector, a number."""
 
 
+def test_cnn_or_rnn_is_answered_with_what_was_measured_and_both_can_be_asked(server: Server, page: Page) -> None:
+    measured = json.loads((FOLDER / "evidence.json").read_bytes())
+    page.open(f"{server.url}/#/cnn-or-rnn")
+    text = page.wait_for("document.querySelector('[data-page=cnn-or-rnn] table') && main.innerText")
+    for contender in measured["contenders"]:
+        assert f"{contender['model']}@{contender['version']}" in text
+        assert f"{contender['weights']:,}" in text
+    for training in measured["trainings"]:
+        assert training["name"] in text
+    assert keeps_people_out(page) == []
+    page.evaluate("document.querySelector('[data-page=cnn-or-rnn] button').click()")
+    chosen = "[...document.querySelectorAll('[data-panel] .pickers select')].map(s => s.value)"
+    page.wait_for("!!document.querySelector('[data-panel=image-classification]')")
+    assert page.evaluate(chosen) == ["cifar10-cnn", "cifar10-rnn"]
+    steps.press_sample(page)
+    steps.wait_for_answer(page, "image-classification", columns=2)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_answers_its_sample_after_one_press(server: Server, page: Page, task: str) -> None:
     """Seen on a desktop and a phone: facts before asking, then the answer drawn and explained, times, three calls."""

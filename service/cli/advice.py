@@ -1,7 +1,7 @@
 """What files are, which kind of network and which served models fit them, and what was measured of these.
 
-The figures are those of `evidence.json` beside this file, which `benchmarks/cnn_or_rnn.py` writes: none is written
-here. What was not measured is left out of the advice, not guessed.
+The figures are those of `service/playground/evidence.json`, which `benchmarks/cnn_or_rnn.py` writes and the playground
+shows, too: none is written here. What was not measured is left out of the advice, not guessed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Seen:
 
 def evidence() -> dict[str, Any]:
     """What was measured."""
-    found: dict[str, Any] = orjson.loads((resources.files("service.cli") / "evidence.json").read_bytes())
+    found: dict[str, Any] = orjson.loads((resources.files("service") / "playground" / "evidence.json").read_bytes())
     return found
 
 

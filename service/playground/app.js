@@ -3,6 +3,7 @@
 import { BASE, getJson, key } from "./api.js";
 import { choicesOf, tasksOf } from "./catalogue.js";
 import { fresh, h, replace } from "./dom.js";
+import { kindsPage } from "./kinds.js";
 import { plural } from "./numbers.js";
 import { Panel } from "./panel.js";
 import { themeSwitch } from "./theme.js";
@@ -11,6 +12,7 @@ const header = document.getElementById("header");
 const nav = document.getElementById("tasks");
 const main = document.getElementById("main");
 
+const KINDS = "cnn-or-rnn";
 const panels = new Map();
 let shown = null;
 let service = null; // { document, tasks, models, samples }
@@ -63,7 +65,7 @@ function drawHeader(document, secured) {
 
 function drawTasks() {
   const link = (href, words, name) => h("li", {}, h("a", { href, "data-task": name }, words));
-  replace(nav, h("ul", {}, link("#/", "What is this?", ""), service.tasks.map((task) => link(`#/${task.name}`, spaced(task.name), task.name))));
+  replace(nav, h("ul", {}, link("#/", "What is this?", ""), link(`#/${KINDS}`, "CNN or RNN?", KINDS), service.tasks.map((task) => link(`#/${task.name}`, spaced(task.name), task.name))));
 }
 
 const spaced = (name) => (name[0].toUpperCase() + name.slice(1)).replaceAll("-", " ");
@@ -77,12 +79,24 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   nav.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  shown = panelOf(name);
+  document.title = shown ? `${spaced(name)} · Gridloop playground` : name === KINDS ? "CNN or RNN? · Gridloop playground" : "Gridloop playground";
+  replace(main, shown ? shown.element : name === KINDS ? kindsPage(taskOf, askBoth) : overview());
+  shown?.enter();
+}
+
+function panelOf(name) {
   const task = service.tasks.find((task) => task.name === name);
   if (task && !panels.has(name)) panels.set(name, new Panel(task, service.models, service.samples));
-  shown = task ? panels.get(name) : null;
-  document.title = task ? `${spaced(name)} · Gridloop playground` : "Gridloop playground";
-  replace(main, task ? shown.element : overview());
-  shown?.enter();
+  return task ? panels.get(name) : null;
+}
+
+// The task that a model of this name serves.
+const taskOf = (model) => service.models.find(({ name }) => name === model)?.task;
+
+function askBoth(task, pair) {
+  panelOf(task)?.pair(...pair);
+  location.hash = `#/${task}`;
 }
 
 function overview() {
@@ -99,7 +113,8 @@ function overview() {
       "p",
       { class: "lead" },
       "This service looks at pictures, reads text and series, listens and composes, with convolutional (CNN) and recurrent (RNN) networks that run on its own machine. Each task is one HTTP endpoint. ",
-      "Here you can try them, see why they answered so, and copy the call into your own code.",
+      "Here you can try them, see why they answered so, and copy the call into your own code. Which kind for what? ",
+      h("a", { href: `#/${KINDS}` }, "CNN or RNN?"),
     ),
     h("ol", { class: "steps" }, ["Choose a question below.", "Press a sample, or bring your own picture, text, series or recording.", "Copy the call: curl, Python or JavaScript."].map((step) => h("li", {}, step))),
     h(

@@ -89,6 +89,16 @@ export class Panel {
     if (hadAnswer && choice) this.ask();
   }
 
+  // Two models side by side: { model, version } each, where it is served.
+  pair(...wanted) {
+    for (const [place, { model, version }] of wanted.entries()) {
+      const choice = this.choices.find((choice) => choice.model.name === model && choice.version?.version === version) ?? this.choices.find((choice) => choice.model.name === model);
+      if (!choice) return;
+      [this.firstPicker, this.secondPicker][place].value = choice.value;
+      this.#choose(place, choice);
+    }
+  }
+
   #arrange() {
     if (!this.columns.length) return;
     replace(this.factsOf, this.columns.map((column) => column.facts));
