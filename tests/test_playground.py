@@ -97,6 +97,13 @@ async def test_nothing_else_is_served_beside_the_files(client: httpx.AsyncClient
     assert (await client.get(f"/playground/{path}")).status_code == 404
 
 
+async def test_the_folder_of_the_page_leads_to_the_page(client: httpx.AsyncClient) -> None:
+    for path in ("/playground", "/playground/"):
+        answer = await client.get(path, follow_redirects=True)
+        assert (answer.status_code, answer.url.path) == (200, "/")
+        assert "text/html" in answer.headers["content-type"]
+
+
 @pytest.mark.parametrize("path", ["/ml", "/ml/"])
 async def test_links_lead_below_the_prefix_with_and_without_its_last_slash(models: Path, path: str) -> None:
     async with running(models, root_path="/ml") as client:

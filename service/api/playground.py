@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from importlib.resources import files
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from starlette.exceptions import HTTPException
 
 from service.api.pages import SECURITY_HEADERS
@@ -75,7 +75,9 @@ def home(request: Request) -> Response:
 
 @router.get("/playground/{path:path}")
 def file(request: Request, path: str) -> Response:
-    """A file of the page."""
+    """A file of the page; of `/playground/` itself the page, which is above it."""
+    if not path:
+        return RedirectResponse("..", 308)  # as it is: behind a proxy nobody here knows what stands before it
     found = _files().get(path)
     if found is None:
         raise HTTPException(404)
