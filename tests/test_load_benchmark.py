@@ -125,6 +125,13 @@ def test_the_limit_answers_a_batch_as_it_answers_each_alone(models):
     assert [answer["anomalies"] for answer in together] == [[2], [0], [1]]
 
 
+def test_the_limit_passes_over_what_is_settled_between_the_runs(real_models):
+    direct = limit.Direct.open(real_models / "folk-gru" / "1", "application/json")
+    first, again = direct.answer([json.dumps({"bars": 2, "meter": "4/4", "seed": 1}).encode()] * 2)
+    assert first == again
+    assert json.loads(first)["bars"] == 2
+
+
 def test_the_limit_takes_pictures(models):
     direct = limit.Direct.open(models / "colours" / "1", "image/png")
     (answer,) = direct.answer([graphs.png((0, 200, 0))])

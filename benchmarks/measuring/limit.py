@@ -17,7 +17,7 @@ from typing import Any
 from measuring import BenchmarkFailed
 from measuring.workloads import Workload
 from service.client.load import percentile
-from service.graph import Run, Signature
+from service.graph import Run, Signature, next_run
 from service.registry.manifest import read_manifest
 from service.runtime.eight_bits import keep_sums_exact
 from service.runtime.memory import keep_freed_memory
@@ -76,7 +76,7 @@ class Direct:
 
         def advance(index: int, outputs: Mapping[str, Any] | None) -> None:
             try:
-                waiting.append((index, steps[index].send(outputs).chosen(busy=busy)))
+                waiting.append((index, next_run(steps[index], outputs).chosen(busy=busy)))
             except StopIteration as stop:
                 answers[index] = stop.value.to_json()
 
