@@ -20,8 +20,8 @@ class Bridge:
     """Tells Ray of a registry's metrics, by the same names with `ray_` before them.
 
     A histogram becomes the counters that it is made of (`_bucket` with `le`, `_sum`, `_count`), because Ray's own takes
-    single observations: `histogram_quantile` reads them as it reads ours. Ray's counters take no zero, so a series
-    appears with its first event.
+    single observations; as counters they end in `_total`, which Ray adds. `histogram_quantile` reads them as it reads
+    ours. Ray's counters take no zero, so a series appears with its first event.
 
     Args:
         registry: the metrics.
@@ -55,5 +55,6 @@ class Bridge:
     def _metric(self, name: str, metric: Metric, labels: Iterable[str]) -> Any:
         if name not in self._metrics:
             kind = Gauge if metric.type == "gauge" else Counter
-            self._metrics[name] = kind(name, description=metric.documentation, tag_keys=tuple(labels))
+            ours = name.removesuffix("_total")  # which Ray adds to every counter
+            self._metrics[name] = kind(ours, description=metric.documentation, tag_keys=tuple(labels))
         return self._metrics[name]

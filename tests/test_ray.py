@@ -173,7 +173,7 @@ def test_metrics_reach_rays_with_their_labels(monkeypatch: pytest.MonkeyPatch) -
     bridge.tell()
     requests.labels("/v1").inc(5)
     bridge.tell()
-    assert told["gridloop_requests_total"] == [(2, {"route": "/v1"}), (5, {"route": "/v1"})]
+    assert told["gridloop_requests"] == [(2, {"route": "/v1"}), (5, {"route": "/v1"})]
     assert told["gridloop_waiting_rows"] == [(3, {}), (3, {})]
     assert told["gridloop_run_seconds_bucket"] == [(1, {"le": "2.0"}), (1, {"le": "+Inf"})]
     assert told["gridloop_run_seconds_sum"] == [(1.5, {})]
