@@ -2,19 +2,13 @@
 
 import { h, replace, svg } from "../dom.js";
 import { percent, plural } from "../numbers.js";
-import { Picture } from "./picture.js";
+import { BesidePicture } from "./picture.js";
 
 // Told apart on light and on dark pictures; a label keeps its colour.
 const COLOURS = ["#e6194b", "#2a7fff", "#1f9d3a", "#f58231", "#a12ae0", "#00a3a3", "#d4b000", "#f032e6"];
 
-export class BoxesView {
+export class BoxesView extends BesidePicture {
   static fits = (answer, result) => Array.isArray(result.detections);
-
-  constructor() {
-    this.picture = new Picture();
-    this.side = h("div", {});
-    this.element = h("div", { class: "beside" }, this.picture.element, this.side);
-  }
 
   show({ results: [result] }, context) {
     this.picture.show(result, context);

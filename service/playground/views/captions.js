@@ -2,17 +2,11 @@
 
 import { h, replace } from "../dom.js";
 import { percent } from "../numbers.js";
-import { Picture } from "./picture.js";
+import { BesidePicture } from "./picture.js";
 
-export class CaptionsView {
+export class CaptionsView extends BesidePicture {
   static fits = (answer, result) => Array.isArray(result.captions);
   static fitsPart = ({ data }) => "image" in data && "word" in data;
-
-  constructor() {
-    this.picture = new Picture();
-    this.side = h("div", {});
-    this.element = h("div", { class: "beside" }, this.picture.element, this.side);
-  }
 
   show({ results: [result] }, context) {
     this.picture.show(result, context);

@@ -2,16 +2,10 @@
 
 import { h, replace } from "../dom.js";
 import { percent } from "../numbers.js";
-import { heatButton, Picture } from "./picture.js";
+import { BesidePicture, heatButton } from "./picture.js";
 
-export class LabelsView {
+export class LabelsView extends BesidePicture {
   static fits = (answer, result) => Array.isArray(result.predictions) && (result.predictions.length === 0 || "score" in result.predictions[0]);
-
-  constructor() {
-    this.picture = new Picture();
-    this.side = h("div", {});
-    this.element = h("div", { class: "beside" }, this.picture.element, this.side);
-  }
 
   show({ results: [result] }, context) {
     this.picture.show(result, context);

@@ -2,16 +2,10 @@
 
 import { h, replace } from "../dom.js";
 import { short } from "../numbers.js";
-import { heatButton, Picture } from "./picture.js";
+import { BesidePicture, heatButton } from "./picture.js";
 
-export class NumbersView {
+export class NumbersView extends BesidePicture {
   static fits = (answer, result) => Array.isArray(result.values) && "lower" in (result.values[0] ?? {});
-
-  constructor() {
-    this.picture = new Picture();
-    this.side = h("div", {});
-    this.element = h("div", { class: "beside" }, this.picture.element, this.side);
-  }
 
   show({ results: [result] }, context) {
     this.picture.show(result, context);

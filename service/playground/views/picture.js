@@ -93,6 +93,15 @@ export function heatButton(picture, rows, words, on = false) {
   return button;
 }
 
+// A view of a picture with what is said of it beside it: `side` is the view's own.
+export class BesidePicture {
+  constructor() {
+    this.picture = new Picture();
+    this.side = h("div", {});
+    this.element = h("div", { class: "beside" }, this.picture.element, this.side);
+  }
+}
+
 // A file of several that could not be used has an error in place of an answer.
 export function failed(result) {
   return result.error ? h("p", { class: "problem", role: "alert" }, result.error.detail) : null;

@@ -2,16 +2,10 @@
 
 import { fresh, h, replace } from "../dom.js";
 import { percent } from "../numbers.js";
-import { Picture } from "./picture.js";
+import { BesidePicture } from "./picture.js";
 
-export class RegionsView {
+export class RegionsView extends BesidePicture {
   static fits = (answer, result) => typeof result.class_map === "string" && Array.isArray(result.segments);
-
-  constructor() {
-    this.picture = new Picture();
-    this.side = h("div", {});
-    this.element = h("div", { class: "beside" }, this.picture.element, this.side);
-  }
 
   async show({ results: [result] }, context) {
     this.picture.show(result, context);
