@@ -32,13 +32,13 @@ from service.runtime.job import Done, Timings
 from service.settings import Settings
 from service.tasks import AnyTask
 from service.tasks.base import MediaAnswer, ModelRef, ModelReference, TaskInput, TaskOutput
+from service.tasks.comparison import comparable
 
 MOST_MODELS = 16
 """Models that one request may compare (count)."""
 TOLERANCE = 0.1
 """Largest difference of a number between answers that agree, where the request says nothing."""
 
-_NOT_COMPARED = ("model", "state")
 _REFERENCE: TypeAdapter[str] = TypeAdapter(ModelReference)
 
 OutputT = TypeVar("OutputT", bound=TaskOutput)
@@ -189,7 +189,7 @@ class CompareEndpoint:
     def _compare(self, request: TaskInput, entries: list[_Entry], tolerance: float) -> None:
         """Note of every answer whether it says what the first one says."""
         answered = [entry for entry in entries if entry.done]
-        first = {key: value for key, value in answered[0].fields().items() if key not in _NOT_COMPARED}
+        first = comparable(answered[0].fields())
         for entry in answered[1:]:
             assert entry.task is not None  # noqa: S101  it has answered
             entry.difference = entry.task.difference(request, first, entry.fields(), tolerance)

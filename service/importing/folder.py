@@ -28,6 +28,7 @@ from service.runtime.onnx_file import parse_model
 from service.runtime.session import OnnxSession
 from service.tasks import AnyTask
 from service.tasks.base import MediaInput, Upload
+from service.tasks.comparison import comparable
 
 VERSION = "1"
 MOST_GOLDEN_VALUES = 100_000
@@ -185,7 +186,7 @@ def _write_golden(
     else:
         given = next(iter(task.examples()), {})
         answer = _asked(handle, given)
-    expected = {key: value for key, value in answer.items() if key not in ("model", "state")}
+    expected = comparable(answer)
     entry = {"input": given, "output": expected, "tolerance": tolerance}
     (version / FILENAME).write_text(json.dumps([entry], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return answer

@@ -26,6 +26,7 @@ from service.runtime.drive import drive
 from service.runtime.graphs import Conditions, Graphs, Runnable
 from service.runtime.stop import Stop
 from service.tasks.base import MediaAnswer, TaskInput, TaskOutput
+from service.tasks.comparison import comparable
 
 if TYPE_CHECKING:
     from service.registry.handle import ModelHandle
@@ -34,8 +35,6 @@ log = structlog.get_logger(__name__)
 
 REST = 200
 """It rests so many times as long as it has worked: half a percent of a core's time is its share (factor)."""
-NOT_COMPARED = ("model", "state")
-"""Fields of an answer that differ between any two versions."""
 
 
 class Shadow:
@@ -129,8 +128,7 @@ class Shadow:
         steps: Steps[TaskOutput | MediaAnswer] = task.steps(task.widened(request))
         got = orjson.loads(drive(self._graphs, steps, stop=self._stop).to_json())
         self._note(seconds, time.perf_counter() - begun)
-        expected = {name: value for name, value in orjson.loads(answer).items() if name not in NOT_COMPARED}
-        return task.difference(request, expected, got, self.declared.tolerance)
+        return task.difference(request, comparable(orjson.loads(answer)), got, self.declared.tolerance)
 
     def _compare_outputs(self, run: Run, outputs: Mapping[str, Array], seconds: float) -> str | None:
         begun = time.perf_counter()

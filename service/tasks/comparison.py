@@ -11,10 +11,15 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-__all__ = ["difference", "near", "ranking_difference"]
+__all__ = ["comparable", "difference", "near", "ranking_difference"]
 
 INDISTINGUISHABLE = 1e-6
 """Scores that differ by no more are taken for equal: files of samples have six digits."""
+
+
+def comparable(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer without its fields that differ between any two versions of a model: which one it is, and its state."""
+    return {name: value for name, value in answer.items() if name not in ("model", "state")}
 
 
 def difference(expected: Any, got: Any, tolerance: float, place: str = "") -> str | None:
