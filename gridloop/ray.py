@@ -54,12 +54,9 @@ class Replica:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = Settings(**{**settings, "workers": 1})
-        self._settings = self._settings.model_copy(update={"models": located(self._settings.models)})
+        self._settings = _located(settings)
         configure_logging("json", self._settings.log_level)
-        self._registry = make_registry(self._settings, budget=_assigned())
-        self._registry.load()
-        self.check_health()
+        self._registry = _registry(self._settings, _assigned())
         self._ended = threading.Event()
         self._bridge = Bridge(REGISTRY)
         threading.Thread(target=self._tell_metrics, name="gridloop-metrics", daemon=True).start()
@@ -93,6 +90,29 @@ class Replica:
             self._bridge.tell()
 
 
+def _settings(arguments: Mapping[str, Any]) -> Settings:
+    """A replica's settings; a wrong one is told before anything is placed."""
+    return Settings(**{**arguments, "workers": 1})
+
+
+def _located(arguments: Mapping[str, Any]) -> Settings:
+    """The same, with the folder in which the models are."""
+    settings = _settings(arguments)
+    return settings.model_copy(update={"models": located(settings.models)})
+
+
+def _registry(settings: Settings, budget: CpuBudget | None = None) -> Registry:
+    """The registry of a replica, loaded.
+
+    Raises:
+        Unready: a model that must be there cannot be served.
+    """
+    registry = make_registry(settings, budget=budget)
+    registry.load()
+    _check(registry)
+    return registry
+
+
 def _check(registry: Registry) -> None:
     if missing := registry.unready():
         raise Unready(missing)
@@ -110,7 +130,7 @@ def deployment(arguments: Mapping[str, Any]) -> serve.Deployment:
     Args:
         arguments: settings by name, in lower case, such as `models`.
     """
-    settings = Settings(**{**arguments, "workers": 1})  # a wrong one is told before anything is placed
+    settings = _settings(arguments)
     return serve.deployment(
         Replica,
         name="Gridloop",
@@ -136,8 +156,5 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     Raises:
         Unready: a model that must be there cannot be served.
     """
-    settings = Settings(**{**arguments, "workers": 1})
-    registry = make_registry(settings.model_copy(update={"models": located(settings.models)}))
-    registry.load()
-    _check(registry)
+    _registry(_located(arguments))
     return deployment(arguments).bind(dict(arguments))
