@@ -23,7 +23,7 @@ from onnx import TensorProto
 FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "english-lstm")]
 
-from graph import add_comparison, not_explained  # noqa: E402
+from graph import add_blocks, add_comparison, bits_of_chosen, bits_where_asked, not_explained  # noqa: E402
 
 from training.graph import GraphBuilder  # noqa: E402
 
@@ -122,13 +122,7 @@ def surprisal_of_block() -> onnx.GraphProto:
     b.input("vectors_of_block", np.float32, None)
     b.input("tokens_of_block", np.int64, None)
     add_comparison(b, "vectors_of_block", "logits_of_block", "_7")
-    b("LogSoftmax", "logits_of_block", name="log_p", axis=1)
-    b("Unsqueeze", "tokens_of_block", "last", name="chosen")
-    b("GatherElements", "log_p", "chosen", name="log_p_of_chosen", axis=1)
-    b("Squeeze", "log_p_of_chosen", "last", name="nats")
-    b("Div", "nats", "minus_nats_per_bit", name="bits_of_block")
-    b.output("bits_of_block", "bits_of_block", np.float32, None)
-    return b.graph("surprisal_of_16_positions")
+    return bits_of_chosen(b)
 
 
 def explained() -> onnx.GraphProto:
@@ -136,25 +130,9 @@ def explained() -> onnx.GraphProto:
     b = GraphBuilder()
     b("Slice", "vectors", "zero", "last", "one", name="before")  # (B, T, E)
     b("Reshape", "before", "rows_of_embedding", name="before_flat")
-    b("Reshape", "tokens", "last", name="tokens_flat")
-    b("Shape", "tokens_flat", name="count")
-    b("Neg", "count", name="minus_count")
-    b("Mod", "minus_count", "block", name="lacking")
-    b("Concat", "zero", "zero", "lacking", "zero", name="padding", axis=0)
-    b("Concat", "zero", "lacking", name="padding_1d", axis=0)
-    b("Pad", "before_flat", "padding", name="vectors_padded")
-    b("Pad", "tokens_flat", "padding_1d", name="tokens_padded")
-    b("Reshape", "vectors_padded", "blocks_of_vectors", name="vector_blocks")
-    b("Reshape", "tokens_padded", "blocks_of_tokens", name="token_blocks")
+    add_blocks(b, "before_flat")
     b("Scan", "vector_blocks", "token_blocks", name="bit_blocks", body=surprisal_of_block(), num_scan_inputs=2)
-    b("Reshape", "bit_blocks", "last", name="bits_padded")
-    b("Slice", "bits_padded", "zero", "count", "zero", name="bits_flat")
-    b("Shape", "tokens", name="grid")
-    b("Reshape", "bits_flat", "grid", name="bits_of_all")
-    b("Unsqueeze", "explain", "one", name="explain_column")
-    b("Where", "explain_column", "bits_of_all", "zero_f32", name="bits")
-    b.output("bits", "bits", np.float32, None)
-    return b.graph("explained")
+    return bits_where_asked(b)
 
 
 def build_graph(weights: Weights) -> onnx.ModelProto:

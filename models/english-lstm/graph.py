@@ -147,6 +147,43 @@ def add_memory(g: GraphBuilder, a: str, b: str, logits: str, mixed: str) -> None
     g("ScatterElements", logits, name("kept_i64"), name("gain"), name=mixed, axis=1, reduction="add")
 
 
+def bits_of_chosen(b: GraphBuilder) -> onnx.GraphProto:
+    """The end of `surprisal_of_block`: bits of the words that stand there, from the logits of the block."""
+    b("LogSoftmax", "logits_of_block", name="log_p", axis=1)
+    b("Unsqueeze", "tokens_of_block", "last", name="chosen")
+    b("GatherElements", "log_p", "chosen", name="log_p_of_chosen", axis=1)
+    b("Squeeze", "log_p_of_chosen", "last", name="nats")
+    b("Div", "nats", "minus_nats_per_bit", name="bits_of_block")
+    b.output("bits_of_block", "bits_of_block", np.float32, None)
+    return b.graph("surprisal_of_16_positions")
+
+
+def add_blocks(b: GraphBuilder, vectors: str) -> None:
+    """Cut the vectors before all positions, and the words at them, into blocks of 16, the last one padded."""
+    b("Reshape", "tokens", "last", name="tokens_flat")
+    b("Shape", "tokens_flat", name="count")
+    b("Neg", "count", name="minus_count")
+    b("Mod", "minus_count", "block", name="lacking")
+    b("Concat", "zero", "zero", "lacking", "zero", name="padding", axis=0)
+    b("Concat", "zero", "lacking", name="padding_1d", axis=0)
+    b("Pad", vectors, "padding", name="vectors_padded")
+    b("Pad", "tokens_flat", "padding_1d", name="tokens_padded")
+    b("Reshape", "vectors_padded", "blocks_of_vectors", name="vector_blocks")
+    b("Reshape", "tokens_padded", "blocks_of_tokens", name="token_blocks")
+
+
+def bits_where_asked(b: GraphBuilder) -> onnx.GraphProto:
+    """The end of `explained`: bits in rows again, and zeros in the rows that nobody asks about."""
+    b("Reshape", "bit_blocks", "last", name="bits_padded")
+    b("Slice", "bits_padded", "zero", "count", "zero", name="bits_flat")
+    b("Shape", "tokens", name="grid")
+    b("Reshape", "bits_flat", "grid", name="bits_of_all")
+    b("Unsqueeze", "explain", "one", name="explain_column")
+    b("Where", "explain_column", "bits_of_all", "zero_f32", name="bits")
+    b.output("bits", "bits", np.float32, None)
+    return b.graph("explained")
+
+
 def surprisal_of_block() -> onnx.GraphProto:
     """Bits of 16 positions, from their vectors, their words and the two words before each."""
     b = GraphBuilder()
@@ -156,13 +193,7 @@ def surprisal_of_block() -> onnx.GraphProto:
     b.input("b_of_block", np.int32, None)
     add_comparison(b, "vectors_of_block", "lstm_logits_of_block", "_7")
     add_memory(b, "a_of_block", "b_of_block", "lstm_logits_of_block", "logits_of_block")
-    b("LogSoftmax", "logits_of_block", name="log_p", axis=1)
-    b("Unsqueeze", "tokens_of_block", "last", name="chosen")
-    b("GatherElements", "log_p", "chosen", name="log_p_of_chosen", axis=1)
-    b("Squeeze", "log_p_of_chosen", "last", name="nats")
-    b("Div", "nats", "minus_nats_per_bit", name="bits_of_block")
-    b.output("bits_of_block", "bits_of_block", np.float32, None)
-    return b.graph("surprisal_of_16_positions")
+    return bits_of_chosen(b)
 
 
 def explained() -> onnx.GraphProto:
@@ -174,16 +205,7 @@ def explained() -> onnx.GraphProto:
     b("Transpose", "before", name="before_by_row", perm=[1, 0, 2])
     b("Reshape", "before_by_row", "rows_of_hidden", name="before_flat")  # (B T, H)
     b("Gemm", "before_flat", "down", "down_bias", name="vectors", transB=1)
-    b("Reshape", "tokens", "last", name="tokens_flat")
-    b("Shape", "tokens_flat", name="count")
-    b("Neg", "count", name="minus_count")
-    b("Mod", "minus_count", "block", name="lacking")
-    b("Concat", "zero", "zero", "lacking", "zero", name="padding", axis=0)
-    b("Concat", "zero", "lacking", name="padding_1d", axis=0)
-    b("Pad", "vectors", "padding", name="vectors_padded")
-    b("Pad", "tokens_flat", "padding_1d", name="tokens_padded")
-    b("Reshape", "vectors_padded", "blocks_of_vectors", name="vector_blocks")
-    b("Reshape", "tokens_padded", "blocks_of_tokens", name="token_blocks")
+    add_blocks(b, "vectors")
     for which, begin, end in (("a", "zero", "minus_two"), ("b", "one", "last")):
         b("Slice", "words_so_far", begin, end, "one", name=f"{which}_of_all")
         b("Reshape", f"{which}_of_all", "last", name=f"{which}_flat")
@@ -199,14 +221,7 @@ def explained() -> onnx.GraphProto:
         body=surprisal_of_block(),
         num_scan_inputs=4,
     )
-    b("Reshape", "bit_blocks", "last", name="bits_padded")
-    b("Slice", "bits_padded", "zero", "count", "zero", name="bits_flat")
-    b("Shape", "tokens", name="grid")
-    b("Reshape", "bits_flat", "grid", name="bits_of_all")
-    b("Unsqueeze", "explain", "one", name="explain_column")
-    b("Where", "explain_column", "bits_of_all", "zero_f32", name="bits")
-    b.output("bits", "bits", np.float32, None)
-    return b.graph("explained")
+    return bits_where_asked(b)
 
 
 def not_explained() -> onnx.GraphProto:
